@@ -1,0 +1,44 @@
+"""The one family of errors that every refusal of this package belongs to."""
+
+from __future__ import annotations
+
+
+class ConvUNextError(Exception):
+    """Refuse an input: what it was, why it cannot be used, what to do.
+
+    The command line prints it without a traceback and exits with status 2.
+
+    Args:
+        subject: The file or argument that is refused.
+        reason: What must hold, and what came instead.
+        remedy: What the user can do about it.
+    """
+
+    def __init__(self, subject: str, reason: str, remedy: str = "") -> None:
+        self.subject = subject
+        self.reason = reason
+        self.remedy = remedy
+        super().__init__(f"{subject}: {reason}" + (f" {remedy}" if remedy else ""))
+
+
+class ArgumentError(ConvUNextError, ValueError):
+    """Refuse an argument: "`depth` must be at least 2. Received: depth=1."
+
+    Args:
+        name: Name of the argument.
+        rule: What must hold, continuing the sentence that the name opens.
+        value: What came.
+        remedy: What the user can do about it.
+    """
+
+    def __init__(self, name: str, rule: str, value: object, remedy: str = "") -> None:
+        super().__init__(name, f"{rule}. Received: {name}={value!r}.", remedy)
+        self.args = (f"`{name}` {rule}. Received: {name}={value!r}." + (f" {remedy}" if remedy else ""),)
+
+
+class FileError(ConvUNextError):
+    """Refuse a file: its path, what is wrong with it, what to do."""
+
+
+class WeightsError(ConvUNextError, ValueError):
+    """Refuse weights that do not fit a model, naming the first that does not."""

@@ -1,0 +1,116 @@
+"""What the arguments of a ConvUNext must satisfy, checked before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import keras
+
+from dl_techniques.errors import ArgumentError
+from dl_techniques.layers.equivariant import EQUIVARIANT_BLOCKS, HOMOGENEOUS_ACTIVATIONS
+from dl_techniques.layers.resampling import Downsampling2x
+
+# Largest value of each count, far above any use: a hostile config must not take the memory or the time of its reader.
+LARGEST = {
+    "depth": 12,
+    "initial_filters": 2**16,
+    "filter_multiplier": 16,
+    "blocks_per_level": 256,
+    "stem_kernel_size": 255,
+    "block_kernel_size": 255,
+    "output_channels": 2**16,
+}
+LARGEST_PARAMETERS = 2**33  # xlarge has 2**30
+CHOICES = {
+    "convnext_version": ("v1", "v2"),
+    "downsample": Downsampling2x.METHODS,
+    "equivariant_block": tuple(EQUIVARIANT_BLOCKS),
+}
+RATES = ("drop_path_rate", "dropout_rate")
+FLAGS = ("use_bias", "enable_deep_supervision", "include_top", "remat")
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise `ArgumentError`, a `ValueError`, for the first argument of `ConvUNextModel` that is out of its range."""
+    _check_input_shape(arguments["input_shape"])
+    for name, largest in LARGEST.items():
+        least = 2 if name == "depth" else 1
+        value = arguments[name]
+        if value is None and name == "output_channels":
+            continue
+        if not _is_integer(value) or value < least:
+            raise ArgumentError(name, f"must be an integer of at least {least}", value)
+        if value > largest:
+            raise ArgumentError(name, f"must be at most {largest}", value)
+    for name, choices in CHOICES.items():
+        if arguments[name] not in choices:
+            raise ArgumentError(name, f"must be one of {list(choices)}", arguments[name])
+    for name in RATES:
+        value = arguments[name]
+        if not isinstance(value, Real) or not 0 <= value < 1:
+            raise ArgumentError(name, "must be in [0, 1)", value)
+    for name in FLAGS:
+        if not isinstance(arguments[name], bool):
+            raise ArgumentError(name, "must be True or False", arguments[name])
+    scale = arguments["layer_scale_init_value"]
+    if not isinstance(scale, Real) or not math.isfinite(scale):
+        raise ArgumentError("layer_scale_init_value", "must be a finite number", scale)
+    if arguments["seed"] is not None and (not _is_integer(arguments["seed"]) or arguments["seed"] < 0):
+        raise ArgumentError("seed", "must be None or an integer of at least 0", arguments["seed"])
+    _check_final_activation(arguments["final_activation"], arguments["use_bias"])
+    parameters = count_kernel_parameters(arguments)
+    if parameters > LARGEST_PARAMETERS:
+        raise ArgumentError(
+            "initial_filters",
+            f"and depth={arguments['depth']}, filter_multiplier={arguments['filter_multiplier']} make a network of "
+            f"{parameters:.2e} parameters, more than the {LARGEST_PARAMETERS:.1e} that are allowed",
+            arguments["initial_filters"],
+            "Choose fewer filters or levels.",
+        )
+
+
+def filter_sizes(arguments: Mapping[str, Any]) -> list[int]:
+    """Return the channels of every level, finest first, the bottleneck last."""
+    return [
+        int(arguments["initial_filters"]) * int(arguments["filter_multiplier"]) ** level
+        for level in range(arguments["depth"] + 1)
+    ]
+
+
+def count_kernel_parameters(arguments: Mapping[str, Any]) -> int:
+    """Return the number of values in all kernels; biases and norms add about one in a hundred."""
+    sizes = filter_sizes(arguments)
+    blocks = [arguments["blocks_per_level"] * (8 * size**2 + arguments["block_kernel_size"] ** 2 * size) for size in sizes]
+    stem = arguments["stem_kernel_size"] ** 2 * arguments["input_shape"][2] * sizes[0]
+    joints = sum(fine * coarse + (fine + coarse) * fine for fine, coarse in zip(sizes, sizes[1:], strict=False))
+    return stem + 2 * sum(blocks[:-1]) + blocks[-1] + joints
+
+
+def _check_input_shape(shape: Any) -> None:
+    def is_size(value: Any) -> bool:
+        return _is_integer(value) and 1 <= value < 2**31
+
+    rule = "must be (height, width, channels), each at least 1, height and width optionally None"
+    if not isinstance(shape, tuple) or len(shape) != 3:
+        raise ArgumentError("input_shape", rule, shape)
+    height, width, channels = shape
+    if not is_size(channels) or channels > 2**16 or not all(size is None or is_size(size) for size in (height, width)):
+        raise ArgumentError("input_shape", rule, shape)
+
+
+def _check_final_activation(activation: Any, use_bias: bool) -> None:
+    name = getattr(keras.activations.get(activation), "__name__", repr(activation))
+    if not use_bias and name not in HOMOGENEOUS_ACTIVATIONS:
+        raise ArgumentError(
+            "final_activation",
+            f"must be one of {list(HOMOGENEOUS_ACTIVATIONS)} with use_bias=False, which promises f(a·x) = a·f(x)",
+            name,
+            "Choose one of these, or use_bias=True.",
+        )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -1,0 +1,254 @@
+"""ConvUNext: a U-Net of ConvNeXt blocks.
+
+Reference: Ronneberger et al. 2015 (U-Net), Liu et al. 2022 (ConvNeXt), Woo et al. 2023 (ConvNeXt V2), Lee et al. 2015
+(deep supervision), Mohan et al. 2020 (bias-free denoising).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from dl_techniques.errors import ArgumentError, WeightsError
+from dl_techniques.layers.convnext import ConvUNextStem
+from dl_techniques.layers.pointwise import REGISTRY
+from dl_techniques.models.convunext.arguments import check_arguments, filter_sizes
+from dl_techniques.models.convunext.graph import build_graph, head_name
+from dl_techniques.models.convunext.presets import MODEL_VARIANTS
+
+__all__ = [
+    "MODEL_VARIANTS",
+    "ConvUNextModel",
+    "ConvUNextStem",
+    "create_convunext_variant",
+    "create_inference_model_from_training_model",
+]
+
+
+@keras.saving.register_keras_serializable(package=REGISTRY)
+class ConvUNextModel(keras.Model):
+    """U-Net of ConvNeXt V1 or V2 blocks for segmentation, denoising and restoration.
+
+    Any height and width of at least one pixel go in, and the same come out. With `use_bias=False` the model has no
+    additive parameter and is exactly scale-equivariant at inference, `f(a·x) = a·f(x)` for any a > 0: intensities may
+    come in any unit.
+
+    Args:
+        input_shape: `(height, width, channels)`; height and width may be `None`, any size then fits.
+        depth: Number of times the image is halved, at least 2.
+        initial_filters: Channels of the finest level.
+        filter_multiplier: Factor from the channels of one level to those of the next.
+        blocks_per_level: ConvNeXt blocks in each level of the encoder, the bottleneck and the decoder.
+        convnext_version: `"v1"` (layer scale) or `"v2"` (global response normalization).
+        stem_kernel_size: Width of the stem's kernel, in pixels.
+        block_kernel_size: Width of the blocks' depthwise kernels, in pixels.
+        drop_path_rate: Probability, in [0, 1), that a sample skips the last block in training; it grows linearly
+            from 0 at the first block.
+        final_activation: Activation of every output: a Keras name or a function. With `use_bias=False` one of
+            `"linear"`, `"relu"`, `"leaky_relu"`.
+        use_bias: Whether layers have additive parameters. `False` makes the model scale-equivariant.
+        kernel_initializer: Initializer of every kernel, copied afresh for each.
+        kernel_regularizer: Regularizer of every kernel.
+        enable_deep_supervision: Return `depth` outputs, finest first: full size, ½, ¼, …
+        output_channels: Channels of the outputs; as many as the input has if `None`.
+        include_top: Whether to end in the outputs; otherwise the decoder's features are returned.
+        downsample: `"max"` (max pooling and a 1×1 convolution) or `"conv"` (a 2×2 convolution of stride 2).
+        dropout_rate: Probability, in [0, 1), that a value of a block's branch is zeroed in training.
+        equivariant_block: Design of the blocks with `use_bias=False`: `"scale_layernorm"`, `"no_norm"` or
+            `"batchnorm"`; see `ConvNeXtBlock`.
+        layer_scale_init_value: Starting value of V1's layer scale.
+        remat: Recompute the wide half of each block in the backward pass: less memory, more time in training.
+        seed: Seed of drop path and dropout; drawn from Python's generator if `None`.
+        **kwargs: `name`, `trainable`, `dtype` (a policy such as `"mixed_bfloat16"`).
+
+    Call arguments:
+        inputs: `(batch, height, width, channels)`.
+        training: Whether drop path and dropout act.
+
+    Returns:
+        `(batch, height, width, output_channels)`, or with deep supervision a list of `depth` tensors, each half as
+        large as the one before, rounded up. Without top the last axis has the level's filters. Under mixed precision
+        outputs are float32.
+
+    Raises:
+        ValueError: An argument is out of its range; the message says which, what came and what is allowed.
+
+    Example:
+        >>> model = ConvUNextModel(input_shape=(None, None, 1), depth=3, initial_filters=16, use_bias=False)
+        >>> model(image).shape
+    """
+
+    MODEL_VARIANTS = MODEL_VARIANTS
+
+    def __init__(
+        self,
+        input_shape: tuple[int | None, int | None, int] = (None, None, 3),
+        depth: int = 4,
+        initial_filters: int = 64,
+        filter_multiplier: int = 2,
+        blocks_per_level: int = 3,
+        convnext_version: str = "v2",
+        stem_kernel_size: int = 7,
+        block_kernel_size: int = 7,
+        drop_path_rate: float = 0.1,
+        final_activation: Any = "linear",
+        use_bias: bool = True,
+        kernel_initializer: Any = "he_normal",
+        kernel_regularizer: Any = None,
+        enable_deep_supervision: bool = False,
+        output_channels: int | None = None,
+        *,
+        include_top: bool = True,
+        downsample: str = "max",
+        dropout_rate: float = 0.0,
+        equivariant_block: str = "scale_layernorm",
+        layer_scale_init_value: float = 1e-6,
+        remat: bool = False,
+        seed: int | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        arguments = {
+            "input_shape": tuple(input_shape),
+            "depth": depth,
+            "initial_filters": initial_filters,
+            "filter_multiplier": filter_multiplier,
+            "blocks_per_level": blocks_per_level,
+            "convnext_version": convnext_version,
+            "stem_kernel_size": stem_kernel_size,
+            "block_kernel_size": block_kernel_size,
+            "drop_path_rate": drop_path_rate,
+            "final_activation": keras.activations.get(final_activation),
+            "use_bias": use_bias,
+            "kernel_initializer": keras.initializers.get(kernel_initializer),
+            "kernel_regularizer": keras.regularizers.get(kernel_regularizer),
+            "enable_deep_supervision": enable_deep_supervision,
+            "output_channels": output_channels,
+            "include_top": include_top,
+            "downsample": downsample,
+            "dropout_rate": dropout_rate,
+            "equivariant_block": equivariant_block,
+            "layer_scale_init_value": layer_scale_init_value,
+            "remat": remat,
+            "seed": seed,
+        }
+        check_arguments(arguments)
+        policy = keras.dtype_policies.get(dtype if dtype is not None else keras.config.dtype_policy())
+
+        stem, inputs, outputs = build_graph(arguments, policy)
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+
+        # === Config ===
+        self.dtype_policy = policy
+        self.stem = stem
+        self.filter_sizes = filter_sizes(arguments)
+        self.input_channels = arguments["input_shape"][2]
+        self._input_shape = arguments.pop("input_shape")
+        if output_channels is None:
+            arguments["output_channels"] = self.input_channels
+        for name, value in arguments.items():
+            setattr(self, name, value)
+        self._argument_names = ("input_shape", *arguments)
+
+    @property
+    def input_shape(self) -> tuple[int | None, int | None, int]:
+        """`(height, width, channels)` as given to the constructor, without the batch."""
+        return self._input_shape
+
+    @classmethod
+    def from_variant(cls, variant: str, **kwargs: Any) -> ConvUNextModel:
+        """Return the model of a named size; `kwargs` override any constructor argument.
+
+        Raises:
+            ValueError: The variant is unknown; the message lists the known ones.
+        """
+        if variant not in cls.MODEL_VARIANTS:
+            raise ArgumentError("variant", f"must be one of {list(cls.MODEL_VARIANTS)}", variant)
+        return cls(**{**cls.MODEL_VARIANTS[variant], **kwargs})
+
+    def get_config(self) -> dict[str, Any]:
+        config = {name: getattr(self, name) for name in self._argument_names}
+        config["final_activation"] = keras.activations.serialize(self.final_activation)
+        config["kernel_initializer"] = keras.initializers.serialize(self.kernel_initializer)
+        config["kernel_regularizer"] = keras.regularizers.serialize(self.kernel_regularizer)
+        dtype = keras.dtype_policies.serialize(self.dtype_policy)
+        return {**config, "dtype": dtype, "name": self.name, "trainable": self.trainable}
+
+
+def create_convunext_variant(
+    variant: str,
+    input_shape: tuple[int | None, int | None, int] = (None, None, 3),
+    enable_deep_supervision: bool = False,
+    output_channels: int | None = None,
+    use_bias: bool = True,
+    **kwargs: Any,
+) -> ConvUNextModel:
+    """Return a ConvUNext of a named size.
+
+    Args:
+        variant: `"tiny"`, `"small"`, `"base"`, `"large"` or `"xlarge"`.
+        input_shape: `(height, width, channels)`; height and width may be `None`.
+        enable_deep_supervision: Return `depth` outputs, finest first.
+        output_channels: Channels of the outputs; as many as the input has if `None`.
+        use_bias: Whether layers have additive parameters; `False` makes the model scale-equivariant.
+        **kwargs: Any other argument of `ConvUNextModel`; overrides the variant's own.
+
+    Raises:
+        ValueError: The variant is unknown or an argument is out of its range.
+
+    Example:
+        >>> model = create_convunext_variant("tiny", output_channels=1, final_activation="sigmoid")
+    """
+    return ConvUNextModel.from_variant(
+        variant,
+        input_shape=input_shape,
+        enable_deep_supervision=enable_deep_supervision,
+        output_channels=output_channels,
+        use_bias=use_bias,
+        **kwargs,
+    )
+
+
+def create_inference_model_from_training_model(training_model: ConvUNextModel, **kwargs: Any) -> ConvUNextModel:
+    """Return a model of one output that gives bit for bit the first output of a deeply supervised one.
+
+    Args:
+        training_model: The trained model. It is returned as it is if it already has one output and nothing is
+            overridden; otherwise it stays as it was.
+        **kwargs: Constructor arguments to change on the way, such as `input_shape=(None, None, 3)`.
+
+    Raises:
+        WeightsError: A weight finds no place in the new model, or one of its weights no source. The heads that deep
+            supervision alone needs are the only weights left behind.
+
+    Example:
+        >>> inference_model = create_inference_model_from_training_model(training_model)
+    """
+    if not isinstance(training_model, ConvUNextModel):
+        raise ArgumentError("training_model", "must be a ConvUNextModel", type(training_model).__name__)
+    changes = {"enable_deep_supervision": False, **kwargs}
+    config = training_model.get_config()
+    unknown = sorted(set(changes) - set(config))
+    if unknown:
+        raise ArgumentError("kwargs", f"must be among {sorted(config)}", unknown)
+    if not training_model.enable_deep_supervision and not kwargs:
+        return training_model
+    model = ConvUNextModel.from_config({**config, **changes})
+    _transfer_weights(training_model, model)
+    return model
+
+
+def _transfer_weights(source: ConvUNextModel, target: ConvUNextModel) -> None:
+    values = {variable.path: variable for variable in source.variables}
+    missing = [v.path for v in target.variables if v.path not in values or values[v.path].shape != v.shape]
+    if missing:
+        raise WeightsError("training_model", f"has no weight of that shape for {missing[0]!r} of the new model.")
+    layers = {layer.name for layer in target.layers}
+    dropped = {head_name(level) for level in range(source.depth)} - layers
+    kept = {variable.path for variable in target.variables}
+    homeless = [path for path in values if path not in kept and path.split("/")[0] not in dropped]
+    if homeless:
+        raise WeightsError("training_model", f"has the weight {homeless[0]!r}, for which the new model has no place.")
+    for variable in target.variables:
+        variable.assign(values[variable.path])
