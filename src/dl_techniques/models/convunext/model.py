@@ -240,15 +240,15 @@ def create_inference_model_from_training_model(training_model: ConvUNextModel, *
 
 
 def _transfer_weights(source: ConvUNextModel, target: ConvUNextModel) -> None:
-    values = {variable.path: variable for variable in source.variables}
-    missing = [v.path for v in target.variables if v.path not in values or values[v.path].shape != v.shape]
+    values = {weight.path: weight for weight in source.weights}
+    missing = [w.path for w in target.weights if w.path not in values or values[w.path].shape != w.shape]
     if missing:
         raise WeightsError("training_model", f"has no weight of that shape for {missing[0]!r} of the new model.")
     layers = {layer.name for layer in target.layers}
-    dropped = {head_name(level) for level in range(source.depth)} - layers
-    kept = {variable.path for variable in target.variables}
-    homeless = [path for path in values if path not in kept and path.split("/")[0] not in dropped]
+    left_behind = {head_name(level) for level in range(source.depth)} - layers
+    placed = {weight.path for weight in target.weights}
+    homeless = [path for path in values if path not in placed and path.split("/")[0] not in left_behind]
     if homeless:
         raise WeightsError("training_model", f"has the weight {homeless[0]!r}, for which the new model has no place.")
-    for variable in target.variables:
-        variable.assign(values[variable.path])
+    for weight in target.weights:
+        weight.assign(values[weight.path])

@@ -1,0 +1,25 @@
+"""What all tests share: quiet backends, a fixed seed, small models away from their initial weights."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# No deadline: the first call on a new image size compiles. No database: runs are the same everywhere.
+# JAX compiles every operation anew for every size, seconds each, and so tries fewer.
+EXAMPLES = 4 if keras.backend.backend() == "jax" else 12
+settings.register_profile("convunext", deadline=None, database=None, derandomize=True, max_examples=EXAMPLES)
+settings.load_profile("convunext")
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    keras.utils.set_random_seed(7)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)

@@ -1,0 +1,51 @@
+"""Small models for the tests, and weights away from where initializers put them."""
+
+import keras
+import numpy as np
+
+from dl_techniques.models.convunext.model import ConvUNextModel
+
+
+def small_model(**kwargs) -> ConvUNextModel:
+    """Return a ConvUNext that builds and runs in a moment."""
+    defaults = {
+        "input_shape": (None, None, 3),
+        "depth": 3,
+        "initial_filters": 8,
+        "blocks_per_level": 1,
+        "drop_path_rate": 0.0,
+        "layer_scale_init_value": 0.5,
+    }
+    return ConvUNextModel(**{**defaults, **kwargs})
+
+
+def randomize(model: keras.layers.Layer, seed: int = 0) -> None:
+    """Move every weight away from its initial value; scales stay positive and of order one."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        value = keras.ops.convert_to_numpy(variable)
+        if value.ndim > 1:
+            value = value + rng.normal(scale=0.3 * value.std(), size=value.shape)
+        elif variable.path.endswith(("moving_variance", "norm/gamma", "layer_scale/gamma")):
+            value = rng.uniform(0.5, 1.5, size=value.shape)
+        else:
+            value = value + rng.normal(scale=0.3, size=value.shape)
+        variable.assign(value.astype("float32"))
+
+
+def run(model, x) -> list[np.ndarray]:
+    """Return the outputs at inference as NumPy arrays, one or several as a list."""
+    outputs = model(x, training=False)
+    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    return [keras.ops.convert_to_numpy(output) for output in outputs]
+
+
+def image(*shape: int, seed: int = 0) -> np.ndarray:
+    """Return uniform float32 noise in [0, 1]."""
+    return np.random.default_rng(seed).uniform(size=shape).astype("float32")
+
+
+def relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return ‖actual − expected‖ / ‖expected‖."""
+    expected = np.asarray(expected, dtype="float64")
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
