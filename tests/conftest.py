@@ -15,6 +15,7 @@ EXAMPLES = 4 if keras.backend.backend() == "jax" else 12
 settings.register_profile("convunext", deadline=None, database=None, derandomize=True, max_examples=EXAMPLES)
 settings.load_profile("convunext")
 
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     keras.utils.set_random_seed(7)

@@ -25,7 +25,10 @@ def scale_errors(model, height: int, width: int, channels: int = 3) -> np.ndarra
     x = image(1, height, width, channels)
     outputs = run(model, np.concatenate([x, *(alpha * x for alpha in ALPHAS)]))
     return np.array(
-        [[relative_difference(y[i + 1], alpha * y[0].astype("float64")) for i, alpha in enumerate(ALPHAS)] for y in outputs]
+        [
+            [relative_difference(y[i + 1], alpha * y[0].astype("float64")) for i, alpha in enumerate(ALPHAS)]
+            for y in outputs
+        ]
     )
 
 
@@ -67,9 +70,7 @@ def test_every_choice_of_a_bias_free_model_scales(downsample, activation):
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("block", list(EQUIVARIANT_BLOCKS))
 def test_black_image_stays_exactly_black(block, version):
-    model = small_model(
-        use_bias=False, equivariant_block=block, convnext_version=version, enable_deep_supervision=True
-    )
+    model = small_model(use_bias=False, equivariant_block=block, convnext_version=version, enable_deep_supervision=True)
     randomize(model)
     for output in run(model, np.zeros((1, 33, 47, 3), "float32")):
         assert np.all(output == 0.0)

@@ -196,7 +196,9 @@ class ConvNeXtBlock(keras.layers.Layer):
         self.norm = make_norm(use_bias, equivariant_block, self.dtype_policy)
         smooth = use_bias or self.carries_scale
         self.pwconv1 = self._pointwise(expansion * filters, gelu if smooth else "relu", 1, "pwconv1")
-        self.grn = GlobalResponseNormalization(use_bias, dtype=self.dtype_policy, name="grn") if version == "v2" else None
+        self.grn = (
+            GlobalResponseNormalization(use_bias, dtype=self.dtype_policy, name="grn") if version == "v2" else None
+        )
         self.pwconv2 = self._pointwise(filters, None, 2, "pwconv2")
         self.layer_scale = None
         if version == "v1":

@@ -94,9 +94,10 @@ class SkipFusion(keras.layers.Layer):
 
     def call(self, x, skip):
         batch, height, width, skip_channels = ops.shape(skip)
-        _, coarse_height, coarse_width, channels = ops.shape(x)
+        # Every size is used, the coarse batch too: OpenVINO makes an output of a size that leads nowhere.
+        coarse_batch, coarse_height, coarse_width, channels = ops.shape(x)
         coarse = ops.matmul(ops.reshape(x, (-1, channels)), self.kernel[:channels])
-        coarse = ops.reshape(coarse, (batch, coarse_height, coarse_width, self.filters))
+        coarse = ops.reshape(coarse, (coarse_batch, coarse_height, coarse_width, self.filters))
         fine = ops.matmul(ops.reshape(skip, (-1, skip_channels)), self.kernel[channels:])
         if self.bias is not None:
             fine = ops.add(fine, self.bias)

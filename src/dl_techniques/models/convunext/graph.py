@@ -102,5 +102,7 @@ def build_graph(arguments: Mapping[str, Any], policy):
     if arguments["include_top"]:
         # In full precision: a sigmoid or softmax of half-precision logits saturates early.
         activation, dtype = arguments["final_activation"], policy.variable_dtype
-        outputs = [keras.layers.Activation(activation, dtype=dtype, name=f"output_{i}")(x) for i, x in enumerate(outputs)]
+        outputs = [
+            keras.layers.Activation(activation, dtype=dtype, name=f"output_{i}")(x) for i, x in enumerate(outputs)
+        ]
     return stem, inputs, outputs if arguments["enable_deep_supervision"] else outputs[0]

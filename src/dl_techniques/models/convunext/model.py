@@ -10,12 +10,13 @@ from typing import Any
 
 import keras
 
-from dl_techniques.errors import ArgumentError, WeightsError
+from dl_techniques.errors import ArgumentError
 from dl_techniques.layers.convnext import ConvUNextStem
 from dl_techniques.layers.pointwise import REGISTRY
 from dl_techniques.models.convunext.arguments import check_arguments, filter_sizes
 from dl_techniques.models.convunext.graph import build_graph, head_name
 from dl_techniques.models.convunext.presets import MODEL_VARIANTS
+from dl_techniques.models.convunext.weights import check_weights_file, transfer_weights
 
 __all__ = [
     "MODEL_VARIANTS",
@@ -151,6 +152,27 @@ class ConvUNextModel(keras.Model):
             setattr(self, name, value)
         self._argument_names = ("input_shape", *arguments)
 
+    def __call__(self, inputs, *args, **kwargs):
+        if len(getattr(inputs, "shape", ())) == 4 and inputs.shape[0] == 0:
+            raise ArgumentError("inputs", "must hold at least one image", tuple(inputs.shape))
+        return super().__call__(inputs, *args, **kwargs)
+
+    def load_weights(self, filepath, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """Load a `.weights.h5` file whose weights are exactly this model's.
+
+        Args:
+            filepath: The file.
+            skip_mismatch: Load what fits and leave the rest as it is, as Keras does.
+            **kwargs: Further arguments of `keras.Model.load_weights`.
+
+        Raises:
+            WeightsError: The file is broken or holds the weights of another architecture; the message names the first
+                mismatch, and no weight has changed.
+        """
+        if str(filepath).endswith(".weights.h5") and not skip_mismatch:
+            check_weights_file(self, filepath)
+        super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+
     @property
     def input_shape(self) -> tuple[int | None, int | None, int]:
         """`(height, width, channels)` as given to the constructor, without the batch."""
@@ -235,20 +257,6 @@ def create_inference_model_from_training_model(training_model: ConvUNextModel, *
     if not training_model.enable_deep_supervision and not kwargs:
         return training_model
     model = ConvUNextModel.from_config({**config, **changes})
-    _transfer_weights(training_model, model)
+    heads = {head_name(level) for level in range(training_model.depth)} - {layer.name for layer in model.layers}
+    transfer_weights(training_model, model, left_behind=heads)
     return model
-
-
-def _transfer_weights(source: ConvUNextModel, target: ConvUNextModel) -> None:
-    values = {weight.path: weight for weight in source.weights}
-    missing = [w.path for w in target.weights if w.path not in values or values[w.path].shape != w.shape]
-    if missing:
-        raise WeightsError("training_model", f"has no weight of that shape for {missing[0]!r} of the new model.")
-    layers = {layer.name for layer in target.layers}
-    left_behind = {head_name(level) for level in range(source.depth)} - layers
-    placed = {weight.path for weight in target.weights}
-    homeless = [path for path in values if path not in placed and path.split("/")[0] not in left_behind]
-    if homeless:
-        raise WeightsError("training_model", f"has the weight {homeless[0]!r}, for which the new model has no place.")
-    for weight in target.weights:
-        weight.assign(values[weight.path])

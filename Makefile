@@ -1,0 +1,58 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up what they need in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+BACKENDS ?= tensorflow jax torch
+
+.PHONY: help demo test lint bench lock clean
+
+help:
+	@echo "make demo   set up, train on the images that ship with the package, write a report (minutes)"
+	@echo "make test   set up, run the tests on TensorFlow, JAX and PyTorch (BACKENDS=tensorflow for one)"
+	@echo "make lint   set up, run ruff and pyright"
+	@echo "make bench  set up, measure what README says of speed and memory"
+	@echo "make lock   resolve all dependencies anew into constraints.txt"
+	@echo "make clean  remove .venv"
+
+demo: $(VENV)/.installed
+	$(BIN)/convunext demo
+
+test: $(VENV)/.installed-dev
+	@set -e; for backend in $(BACKENDS); do \
+		echo "== tests on $$backend"; \
+		KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2 --dist loadfile; \
+	done
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/forward.py --limit 1.0
+	$(BIN)/python benchmarks/variants.py --markdown README.md
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "convunext needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.12 demo"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+lock:
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,page]' torch==2.13.0
+	{ echo "# Versions that the tests ran with; made by 'make lock'."; \
+		$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) $(VENV)-lock

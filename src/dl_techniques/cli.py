@@ -1,0 +1,100 @@
+"""The `convunext` command: one subcommand, one public function."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from dl_techniques import __version__
+from dl_techniques.errors import ConvUNextError
+from dl_techniques.training.demo import DemoConfig
+
+USAGE, INTERRUPTED, TERMINATED = 2, 130, 143
+
+app = App(
+    name="convunext",
+    version=__version__,
+    help="A modern U-Net of ConvNeXt blocks in Keras 3. Start with `convunext demo`.",
+    help_format="markdown",
+)
+
+
+@app.command
+def demo(
+    config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig(),  # noqa: B008 - frozen
+    *,
+    backend: Literal["tensorflow", "jax", "torch"] | None = None,
+) -> None:
+    """Train a small model on real microscopy images and show what it found.
+
+    Takes a few minutes on two cores and needs no network. Writes an inference model, a log and an HTML report with
+    image, truth, prediction and error side by side; the report's path is the last line printed.
+
+    Args:
+        config: Settings of the run.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    _choose_backend(backend)
+    from rich.console import Console
+
+    from dl_techniques.training.demo import run_demo
+
+    result = run_demo(config, Console(highlight=False, soft_wrap=True))
+    print(result.report)
+
+
+def _choose_backend(backend: str | None) -> None:
+    if backend is not None:
+        os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        with _quiet_stderr():
+            import keras  # noqa: F401
+    except ModuleNotFoundError as error:
+        extra = {"jax": "jax", "torch": "torch"}.get(str(error.name), "")
+        remedy = f"Install it: pip install 'convunext[{extra}]'." if extra else "Reinstall convunext."
+        raise ConvUNextError("backend", f"needs the module {error.name!r}, which is not installed.", remedy) from error
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Hide what C++ code writes while TensorFlow starts: five lines that look like errors and are none."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _terminate(*_: object) -> None:
+    sys.exit(TERMINATED)  # unwinds, so that temporary files go
+
+
+def main(tokens: list[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0 done, 2 refused, 130 interrupted, 143 terminated."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
+    except CycloptsError:
+        return USAGE
+    except ConvUNextError as error:
+        print(f"convunext: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("convunext: interrupted; nothing was written.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Overlap of predicted with true masks, over a whole set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Agreement of two masks, or of two sets of masks pixel by pixel.
+
+    Attributes:
+        both: Pixels in prediction and truth.
+        only_predicted: Pixels in the prediction alone.
+        only_true: Pixels in the truth alone.
+    """
+
+    both: int = 0
+    only_predicted: int = 0
+    only_true: int = 0
+
+    @classmethod
+    def of(cls, prediction: np.ndarray, truth: np.ndarray) -> Overlap:
+        """Count the pixels of two boolean masks of the same shape."""
+        return cls(int(np.sum(prediction & truth)), int(np.sum(prediction & ~truth)), int(np.sum(~prediction & truth)))
+
+    @classmethod
+    def total(cls, overlaps: Iterable[Overlap]) -> Overlap:
+        """Add the counts of many images: the overlap of the whole set."""
+        overlaps = list(overlaps)
+        return cls(
+            sum(one.both for one in overlaps),
+            sum(one.only_predicted for one in overlaps),
+            sum(one.only_true for one in overlaps),
+        )
+
+    @property
+    def dice(self) -> float:
+        """Dice coefficient in [0, 1]; 1 where both masks are empty."""
+        size = 2 * self.both + self.only_predicted + self.only_true
+        return 2 * self.both / size if size else 1.0
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union in [0, 1]; 1 where both masks are empty."""
+        union = self.both + self.only_predicted + self.only_true
+        return self.both / union if union else 1.0

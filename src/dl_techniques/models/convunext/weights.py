@@ -1,0 +1,83 @@
+"""Do the weights in a file, or of another model, belong to this one? Asked before any of them is assigned."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import h5py
+import keras
+
+from dl_techniques.errors import WeightsError
+
+
+def check_weights_file(model: keras.Model, path: str | os.PathLike) -> None:
+    """Raise `WeightsError` unless a `.weights.h5` file holds exactly the weights that the model has.
+
+    Keras ignores what a file has beyond the model and stops in the middle of assigning at what it lacks.
+
+    Args:
+        model: The model that wants the weights.
+        path: The file.
+    """
+    if not os.path.exists(path):
+        raise WeightsError(str(path), "does not exist.", "Check the path.")
+    try:
+        stored = _stored_shapes(path)
+    except OSError as error:
+        raise WeightsError(
+            str(path), f"is not a whole .weights.h5 file: {error}.", "Save the weights again, or take another copy."
+        ) from error
+    remedy = "Build the model with the arguments that the weights were saved with."
+    counts = Counter(stored.values())
+    for weight in model.weights:
+        shape = tuple(weight.shape)
+        counts[shape] -= 1
+        if counts[shape] < 0:
+            raise WeightsError(
+                str(path),
+                f"holds the weights of another architecture; first mismatch: nothing in it fits {weight.path!r} of shape "
+                f"{shape}.",
+                remedy,
+            )
+    for name, shape in stored.items():
+        if counts[shape] > 0:
+            raise WeightsError(
+                str(path),
+                f"holds the weights of another architecture; first mismatch: the model has no place for {name!r} of "
+                f"shape {shape}.",
+                remedy,
+            )
+
+
+def transfer_weights(source: keras.Model, target: keras.Model, left_behind: set[str]) -> None:
+    """Copy every weight by its name.
+
+    Args:
+        source: The model to copy from.
+        target: The model to copy to; nothing is copied unless every weight of both finds its counterpart.
+        left_behind: Names of layers whose weights the target need not have.
+    """
+    values = {weight.path: weight for weight in source.weights}
+    missing = [w.path for w in target.weights if w.path not in values or values[w.path].shape != w.shape]
+    if missing:
+        raise WeightsError("training_model", f"has no weight of that shape for {missing[0]!r} of the new model.")
+    placed = {weight.path for weight in target.weights}
+    homeless = [path for path in values if path not in placed and path.split("/")[0] not in left_behind]
+    if homeless:
+        raise WeightsError("training_model", f"has the weight {homeless[0]!r}, for which the new model has no place.")
+    for weight in target.weights:
+        weight.assign(values[weight.path])
+
+
+def _stored_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight in the file by its name there, without those of optimizer and random state."""
+    shapes = {}
+
+    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and name.startswith("layers/") and "/seed_generator" not in name:
+            shapes[name] = tuple(item.shape)
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return shapes

@@ -1,0 +1,132 @@
+"""A self-contained HTML page: numbers, the curve of the loss, pictures side by side. No network, no scripts."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1d2433; }
+h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+.lead { color: #5a6478; margin-top: .2rem; }
+table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
+th { font-weight: 600; } .big { font-size: 2rem; font-weight: 650; margin-right: 2.5rem; } .big small { font-size: .9rem;
+font-weight: 400; color: #5a6478; display: block; } .numbers { display: flex; margin: 1rem 0; }
+.row { display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: .5rem; margin-bottom: .9rem; }
+figure { margin: 0; } figcaption { font-size: .85rem; color: #5a6478; } img { width: 100%; image-rendering: auto;
+border-radius: 4px; background: #000; } .key i { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; }
+"""
+
+
+@dataclass
+class Report:
+    """What a report shows, top to bottom.
+
+    Attributes:
+        title: Heading.
+        lead: One sentence below it.
+        numbers: Headline figures by name, as text.
+        facts: Table of names and values.
+        losses: Loss of each epoch.
+        key: Meaning of the colours in the pictures, as `(colour, meaning)`.
+        rows: Rows of pictures, each a list of `(caption, image)`; images are uint8, grey or RGB.
+    """
+
+    title: str
+    lead: str
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    losses: Sequence[float] = ()
+    key: Sequence[tuple[str, str]] = ()
+    rows: Sequence[Sequence[tuple[str, np.ndarray]]] = ()
+
+    def write(self, path: Path) -> None:
+        """Write the page to `path`, pictures inside."""
+        path.write_text(self.to_html(), encoding="utf-8")
+
+    def to_html(self) -> str:
+        """Return the page."""
+        escape = html.escape
+        numbers = "".join(
+            f'<div class="big">{escape(v)}<small>{escape(k)}</small></div>' for k, v in self.numbers.items()
+        )
+        facts = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in self.facts.items())
+        key = "".join(f'<i style="background:{escape(colour)}"></i>{escape(meaning)}' for colour, meaning in self.key)
+        rows = "".join(
+            f'<div class="row" style="--columns:{len(row)}">'
+            + "".join(_figure(caption, image) for caption, image in row)
+            + "</div>"
+            for row in self.rows
+        )
+        parts = [
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(self.title)}</title>',
+            f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>',
+            f'<h1>{escape(self.title)}</h1><p class="lead">{escape(self.lead)}</p><div class="numbers">{numbers}</div>',
+            f'<h2>Pictures</h2><p class="key">{key}</p>{rows}' if self.rows else "",
+            f"<h2>Loss</h2>{curve_svg(self.losses)}" if len(self.losses) > 1 else "",
+            f"<h2>Facts</h2><table>{facts}</table></html>\n",
+        ]
+        return "".join(parts)
+
+
+def png_data_url(image: np.ndarray) -> str:
+    """Return an image, uint8, grey or RGB, as a `data:` address that HTML can show."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def curve_svg(values: Sequence[float], width: int = 640, height: int = 220) -> str:
+    """Return a line through `values` over 1, 2, 3 … as SVG, its extremes and ends labelled."""
+    low, high = min(values), max(values)
+    left, top, right, bottom = 64, 12, width - 12, height - 28
+    span = (high - low) or 1.0
+    points = [
+        (left + (right - left) * i / (len(values) - 1), bottom - (bottom - top) * (value - low) / span)
+        for i, value in enumerate(values)
+    ]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    label = '<text x="{:.0f}" y="{:.0f}" font-size="12" fill="#5a6478" text-anchor="{}">{}</text>'
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="loss over epochs">'
+        f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#c3c9d5"/>'
+        f'<polyline points="{path}" fill="none" stroke="#2b6cb0" stroke-width="2"/>'
+        + label.format(left - 6, top + 8, "end", f"{high:.3g}")
+        + label.format(left - 6, bottom, "end", f"{low:.3g}")
+        + label.format(left, height - 8, "start", "epoch 1")
+        + label.format(right, height - 8, "end", f"epoch {len(values)}")
+        + "</svg>"
+    )
+
+
+def error_picture(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return two boolean masks as colours: agreement white, missed pixels blue, false ones orange.
+
+    Args:
+        prediction: `(height, width)`, bool.
+        truth: `(height, width)`, bool.
+
+    Returns:
+        `(height, width, 3)`, uint8.
+    """
+    picture = np.zeros((*truth.shape, 3), np.uint8)
+    picture[prediction & truth] = (235, 235, 235)
+    picture[~prediction & truth] = MISSED
+    picture[prediction & ~truth] = FALSE
+    return picture
+
+
+MISSED = (66, 135, 245)
+FALSE = (245, 140, 40)
+ERROR_KEY = (("#ebebeb", "found"), ("rgb(66,135,245)", "missed"), ("rgb(245,140,40)", "false"))
+
+
+def _figure(caption: str, image: np.ndarray) -> str:
+    return f'<figure><img alt="{html.escape(caption)}" src="{png_data_url(image)}"><figcaption>{html.escape(caption)}</figcaption></figure>'

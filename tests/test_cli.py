@@ -1,0 +1,118 @@
+"""The command: a demo that leaves a model and a report, clear refusals, nothing left behind when interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from dl_techniques.cli import main
+from models import image, run
+
+TINY_DEMO = ["demo", "--epochs", "2", "--steps", "2", "--batch-size", "2", "--crop", "64", "--filters", "4"]
+
+
+def command(*arguments: str, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "dl_techniques.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Run a very short demo as a user would, twice, in an empty folder."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, [command(*TINY_DEMO, cwd=folder) for _ in range(2)]
+
+
+def test_demo_prints_scores_and_ends_with_the_report(demo):
+    folder, (result, _) = demo
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.strip().splitlines()
+    assert lines[-1] == str((folder / "convunext-demo" / "report.html").resolve())
+    assert any(line.startswith("held-out images: Dice 0.") and "IoU 0." in line for line in lines)
+    assert [line for line in lines if line.startswith("epoch ")] and "epoch 2/2" in result.stdout
+    assert "inference model against the training model: largest difference 0" in lines
+    assert "reloaded model.keras against the training model: largest difference 0" in lines
+
+
+def test_demo_overwrites_nothing(demo):
+    folder, (_, again) = demo
+    assert again.stdout.strip().endswith(os.path.join("convunext-demo-2", "report.html"))
+    assert sorted(path.name for path in folder.iterdir()) == ["convunext-demo", "convunext-demo-2"]
+
+
+def test_demo_is_the_same_twice(demo):
+    folder, _ = demo
+    logs = [(folder / name / "log.csv").read_text() for name in ("convunext-demo", "convunext-demo-2")]
+    assert logs[0] == logs[1] and logs[0].count("\n") == 3
+
+
+def test_demo_model_works_on_images_of_any_size(demo):
+    folder, _ = demo
+    import dl_techniques.models.convunext.model  # noqa: F401 - registers the model
+
+    model = keras.saving.load_model(folder / "convunext-demo" / "model.keras", safe_mode=True)
+    (mask,) = run(model, image(1, 33, 47, 1))
+    assert mask.shape == (1, 33, 47, 1) and 0 <= mask.min() and mask.max() <= 1
+
+
+def test_demo_report_is_self_contained(demo):
+    folder, _ = demo
+    page = (folder / "convunext-demo" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 4 * 6  # image, truth, prediction, error of six held-out images
+    assert "http" not in page.replace("http://www.w3.org", "") and "<script" not in page
+    assert "Dice, all held-out pixels" in page and "<polyline" in page
+
+
+def test_existing_output_is_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    result = command("demo", "--output", "mine", cwd=tmp_path)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "mine: exists already. Name a new folder, or move this one away." in result.stderr + result.stdout
+
+
+def test_unwritable_output_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = command("demo", "--output", "file/inside", cwd=tmp_path)
+    assert result.returncode == 2 and "Traceback" not in result.stderr and "cannot be written" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--epochs", "0"], ["demo", "--crop", "999"]])
+def test_wrong_settings_are_refused_with_the_rule(arguments, capfd):
+    assert main(arguments) == 2
+    output = "".join(capfd.readouterr())
+    assert "must be at" in output and "Received" in output
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--epochs", "many"], ["denoice"], ["demo", "--backend", "numpy"]])
+def test_misspelt_commands_are_usage_errors(arguments, capfd):
+    assert main(arguments) == 2
+    assert "Error" in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_demo_leaves_nothing(sent, status, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dl_techniques.cli", "demo", "--crop", "32", "--steps", "2", "--epochs", "5000"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            break
+    time.sleep(0.2)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_losses_of_the_demo_fall(demo):
+    folder, _ = demo
+    losses = np.genfromtxt(folder / "convunext-demo" / "log.csv", delimiter=",", names=True)["loss"]
+    assert losses[-1] < losses[0]

@@ -1,0 +1,95 @@
+"""Shipped images, crops, targets and scores."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dl_techniques.data.files import read_gray
+from dl_techniques.data.pipeline import RandomCrops
+from dl_techniques.data.samples import NUCLEI, load_nuclei
+from dl_techniques.errors import FileError
+from dl_techniques.metrics import Overlap
+from dl_techniques.training.supervision import halve_by_mean, supervision_weights, target_pyramid
+
+
+def test_shipped_nuclei_are_small_whole_and_split():
+    train, held_out = load_nuclei()
+    assert (len(train), len(held_out)) == (18, 6)
+    assert not {sample.name for sample in train} & {sample.name for sample in held_out}
+    for sample in (*train, *held_out):
+        assert sample.image.shape == sample.mask.shape == (256, 256, 1)
+        assert set(np.unique(sample.mask)) == {0.0, 1.0} and 0.03 <= sample.mask.mean() < 0.6
+        assert sample.image.min() >= 0 and 0.9 < sample.image.max()
+        assert sample.image[sample.mask > 0].mean() > 2 * sample.image[sample.mask == 0].mean()
+    assert sum(path.stat().st_size for path in NUCLEI.rglob("*")) < 1_000_000
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "html", "truncated", "colour", "svg"])
+def test_files_that_are_no_grey_image_are_refused_by_name(damage, tmp_path):
+    path = tmp_path / "broken.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "colour":
+        Image.new("RGB", (4, 4)).save(path)
+    else:
+        changed = {"empty": b"", "html": b"<html></html>", "svg": b"<svg/>", "truncated": content[: len(content) // 2]}
+        path.write_bytes(changed[damage])
+    with pytest.raises(FileError, match="broken.png"):
+        read_gray(path)
+
+
+def test_oversized_images_are_refused_before_decoding(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("L", (30_000, 6_000)).save(path)
+    with pytest.raises(FileError, match="bomb.png"):
+        read_gray(path)
+
+
+def crops(seed: int = 1) -> RandomCrops:
+    rng = np.random.default_rng(0)
+    images = [rng.uniform(size=(20, 30, 1)).astype("float32") for _ in range(3)]
+    return RandomCrops(images, [image > 0.5 for image in images], 8, 4, 5, seed, make_targets=lambda masks: masks)
+
+
+def test_crops_keep_image_and_mask_together():
+    images, masks = crops()[0]
+    assert images.shape == masks.shape == (4, 8, 8, 1)
+    assert np.array_equal(images > 0.5, masks)
+
+
+def test_crops_follow_seed_epoch_and_place_alone():
+    first, same, other = crops(), crops(), crops(seed=2)
+    assert np.array_equal(first[3][0], same[3][0])
+    assert not np.array_equal(first[3][0], other[3][0]) and not np.array_equal(first[3][0], first[2][0])
+    same.on_epoch_end()
+    assert not np.array_equal(first[3][0], same[3][0])
+
+
+@given(height=st.integers(1, 9), width=st.integers(1, 9))
+def test_coarse_targets_are_the_mean_of_the_pixels_they_cover(height, width):
+    target = np.random.default_rng(0).uniform(size=(2, height, width, 3))
+    halved = halve_by_mean(target)
+    assert halved.shape == (2, -(-height // 2), -(-width // 2), 3)
+    for i in range(halved.shape[1]):
+        for j in range(halved.shape[2]):
+            covered = target[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean(axis=(1, 2))
+            assert np.allclose(halved[:, i, j], covered)
+
+
+def test_pyramid_and_weights_match_the_outputs():
+    assert [t.shape[1:3] for t in target_pyramid(np.zeros((1, 33, 47, 1)), 3)] == [(33, 47), (17, 24), (9, 12)]
+    assert np.allclose(supervision_weights(3), [4 / 7, 2 / 7, 1 / 7])
+
+
+def test_overlap_counts_over_the_whole_set():
+    a, b = np.array([True, True, False, False]), np.array([True, False, True, False])
+    one = Overlap.of(a, b)
+    assert (one.dice, one.iou) == (0.5, 1 / 3)
+    empty = Overlap.of(a & ~a, a & ~a)
+    assert (empty.dice, empty.iou) == (1.0, 1.0)
+    total = Overlap.total([one, empty, Overlap(both=3)])
+    assert total.dice == 8 / 10

@@ -1,0 +1,100 @@
+"""The house stands: floors, file sizes, imports that cost nothing until they are used."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "dl_techniques"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# A room may import from the floors below it and from itself.
+FLOORS = {
+    "errors": 0,
+    "__init__": 0,
+    "data": 1,
+    "metrics": 1,
+    "layers": 1,
+    "models": 2,
+    "training": 3,
+    "cli": 4,
+}
+
+
+def room_of(module: str) -> str:
+    """Return the room of a module of the package: the first name below it."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def own_imports(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dl_techniques"):
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found.update(name.name for name in node.names if name.name.startswith("dl_techniques"))
+    return found
+
+
+def name_of(path: Path) -> str:
+    parts = ("dl_techniques", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_rooms_import_downwards_only(path):
+    room = room_of(name_of(path))
+    for module in own_imports(path):
+        other = room_of(module)
+        assert other == room or FLOORS[other] < FLOORS[room], f"{path.name} of {room} imports {module}"
+
+
+def test_modules_import_in_no_circle():
+    graph = {name_of(path).removesuffix(".__init__"): own_imports(path) for path in FILES}
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"circle: {' -> '.join((*trail, module))}"
+        for other in graph.get(module, ()):
+            if other != module:
+                visit(other, (*trail, module))
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_stay_readable(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    assert path.stem not in ("utils", "helpers", "common", "misc")
+
+
+def seconds(*command: str) -> float:
+    """Return the shortest of several wall times of a Python process: what it takes, without the machine's noise."""
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+LIST_BACKENDS = "import sys; print([m for m in ('keras', 'tensorflow', 'jax', 'torch', 'numpy') if m in sys.modules])"
+
+
+def test_importing_the_package_loads_no_backend_and_takes_no_time():
+    code = f"import dl_techniques; {LIST_BACKENDS}"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert seconds("-c", "import dl_techniques") - seconds("-c", "pass") <= 0.1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["--version"]])
+def test_help_loads_no_backend_and_answers_at_once(arguments):
+    code = f"from dl_techniques.cli import main; main({arguments!r}); {LIST_BACKENDS}"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip().splitlines()[-1] == "[]"
+    assert seconds("-m", "dl_techniques.cli", *arguments) - seconds("-c", "pass") <= 0.5
