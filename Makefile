@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 BACKENDS ?= tensorflow jax torch
 
+# Holds for what builds the package, too.
+export PIP_CONSTRAINT = constraints.txt
+
 .PHONY: help demo test lint bench lock clean
 
 help:
@@ -39,18 +42,20 @@ $(VENV)/bin/python:
 		rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+lock: PIP_CONSTRAINT =
 lock:
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,page]' torch==2.13.0
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,page]' hatchling torch==2.13.0
 	{ echo "# Versions that the tests ran with; made by 'make lock'."; \
-		$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt.new
+		$(VENV)-lock/bin/python -m pip freeze --all --exclude-editable | grep -v ^pip== | sed 's/+cpu$$//'; } \
+		> constraints.txt.new
 	mv constraints.txt.new constraints.txt
 	rm -rf $(VENV)-lock
 

@@ -69,7 +69,7 @@ def stock_convunext(variant: str, size: int, channels: int = 3) -> keras.Model:
 
 
 def compiled_forward(model: keras.Model):
-    """Return the fastest stock way to call a model on its backend: a graph on TensorFlow, jit on JAX, eager on PyTorch."""
+    """Return the fastest stock way to call a model: a graph on TensorFlow, jit on JAX, eager on PyTorch."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

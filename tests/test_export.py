@@ -1,4 +1,4 @@
-"""Every export gives Keras' numbers in its own runtime, at sizes unknown when it was written, and scales as Keras does."""
+"""Every export gives the numbers of Keras in its own runtime, at sizes unknown when written, and scales alike."""
 
 from collections.abc import Callable
 

@@ -50,7 +50,7 @@ class RandomCrops(keras.utils.PyDataset):
         self.epoch += 1
 
     def _crop(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        index = rng.integers(len(self.images))
+        index = int(rng.integers(len(self.images)))
         height, width, _ = self.images[index].shape
         top, left = (int(rng.integers(0, extent - self.size + 1)) for extent in (height, width))
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))

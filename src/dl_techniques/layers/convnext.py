@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import keras
 from keras import ops
@@ -101,8 +102,8 @@ class LayerScale(keras.layers.Layer):
         return {**super().get_config(), "initial_value": self.initial_value}
 
 
-def make_norm(use_bias: bool, equivariant_block: str, dtype) -> keras.layers.Layer | None:
-    """Return the norm of a block or stem: layer norm, or the one of its bias-free design."""
+def make_norm(use_bias: bool, equivariant_block: str, dtype) -> Any:
+    """Return the norm of a block or stem: layer norm, or that of its bias-free design, `None` where it has none."""
     if use_bias:
         return keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name="norm")
     if equivariant_block not in EQUIVARIANT_BLOCKS:
@@ -200,7 +201,7 @@ class ConvNeXtBlock(keras.layers.Layer):
             GlobalResponseNormalization(use_bias, dtype=self.dtype_policy, name="grn") if version == "v2" else None
         )
         self.pwconv2 = self._pointwise(filters, None, 2, "pwconv2")
-        self.layer_scale = None
+        self.layer_scale: Any = None
         if version == "v1":
             self.layer_scale = LayerScale(layer_scale_init_value, dtype=self.dtype_policy, name="layer_scale")
         self.dropout = self._dropout(dropout_rate, None, 0, "dropout")

@@ -202,10 +202,11 @@ def _write_report(
 ) -> None:
     import keras
     import numpy as np
+    from PIL import Image
 
     from dl_techniques import __version__
     from dl_techniques.metrics import Overlap
-    from dl_techniques.training.report import ERROR_KEY, Report, error_picture
+    from dl_techniques.training.report import ERROR_KEY, Report, contact_sheet, error_picture
 
     rows = []
     for sample, prediction, overlap in zip(samples, predictions, overlaps, strict=True):
@@ -219,6 +220,7 @@ def _write_report(
                 (f"error, IoU {overlap.iou:.3f}", error_picture(prediction, truth)),
             ]
         )
+    Image.fromarray(contact_sheet(rows[:3])).save(path.with_name("preview.png"), optimize=True)
     total = Overlap.total(overlaps)
     Report(
         title="Nuclei found by ConvUNext",
@@ -231,7 +233,7 @@ def _write_report(
             f"{config.crop}×{config.crop} pixels, {seconds:.0f} s",
             "settings": ", ".join(f"{name}={value}" for name, value in asdict(config).items() if name != "output"),
             "versions": f"convunext {__version__}, Keras {keras.__version__} on {keras.backend.backend()}",
-            "files": "model.keras (inference model), log.csv (loss of each epoch)",
+            "files": "model.keras (inference model), log.csv (loss of each epoch), preview.png (some of the pictures)",
         },
         losses=losses,
         key=ERROR_KEY,

@@ -14,14 +14,21 @@ from PIL import Image
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1d2433; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.lead { color: #5a6478; margin-top: .2rem; }
-table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
-th { font-weight: 600; } .big { font-size: 2rem; font-weight: 650; margin-right: 2.5rem; } .big small { font-size: .9rem;
-font-weight: 400; color: #5a6478; display: block; } .numbers { display: flex; margin: 1rem 0; }
+h1 { font-size: 1.6rem; margin-bottom: 0; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+table { border-collapse: collapse; }
+td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
+th { font-weight: 600; }
+img { width: 100%; border-radius: 4px; background: #000; }
+figure { margin: 0; }
+.lead, figcaption, small { color: #5a6478; }
+.lead { margin-top: .2rem; }
+.numbers { display: flex; margin: 1rem 0; }
+.big { font-size: 2rem; font-weight: 650; margin-right: 2.5rem; }
+small { font-size: .9rem; font-weight: 400; display: block; }
+figcaption { font-size: .85rem; }
 .row { display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: .5rem; margin-bottom: .9rem; }
-figure { margin: 0; } figcaption { font-size: .85rem; color: #5a6478; } img { width: 100%; image-rendering: auto;
-border-radius: 4px; background: #000; } .key i { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; }
+.key i { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em; }
 """
 
 
@@ -123,10 +130,21 @@ def error_picture(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return picture
 
 
+def contact_sheet(rows: Sequence[Sequence[tuple[str, np.ndarray]]], gap: int = 4) -> np.ndarray:
+    """Return rows of equally large pictures as one, `(height, width, 3)`, uint8, white between them."""
+
+    def framed(image: np.ndarray) -> np.ndarray:
+        colour = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+        return np.pad(colour, ((gap, gap), (gap, gap), (0, 0)), constant_values=255)
+
+    return np.concatenate([np.concatenate([framed(image) for _, image in row], axis=1) for row in rows])
+
+
 MISSED = (66, 135, 245)
 FALSE = (245, 140, 40)
 ERROR_KEY = (("#ebebeb", "found"), ("rgb(66,135,245)", "missed"), ("rgb(245,140,40)", "false"))
 
 
 def _figure(caption: str, image: np.ndarray) -> str:
-    return f'<figure><img alt="{html.escape(caption)}" src="{png_data_url(image)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="{png_data_url(image)}"><figcaption>{text}</figcaption></figure>'

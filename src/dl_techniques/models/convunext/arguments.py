@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Integral, Real
-from typing import Any
+from numbers import Integral
+from typing import Any, TypeGuard
 
 import keras
 
@@ -41,22 +41,22 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         value = arguments[name]
         if value is None and name == "output_channels":
             continue
-        if not _is_integer(value) or value < least:
+        if not _is_integer(value) or int(value) < least:
             raise ArgumentError(name, f"must be an integer of at least {least}", value)
-        if value > largest:
+        if int(value) > largest:
             raise ArgumentError(name, f"must be at most {largest}", value)
     for name, choices in CHOICES.items():
         if arguments[name] not in choices:
             raise ArgumentError(name, f"must be one of {list(choices)}", arguments[name])
     for name in RATES:
         value = arguments[name]
-        if not isinstance(value, Real) or not 0 <= value < 1:
+        if not isinstance(value, int | float) or not 0 <= value < 1:
             raise ArgumentError(name, "must be in [0, 1)", value)
     for name in FLAGS:
         if not isinstance(arguments[name], bool):
             raise ArgumentError(name, "must be True or False", arguments[name])
     scale = arguments["layer_scale_init_value"]
-    if not isinstance(scale, Real) or not math.isfinite(scale):
+    if not isinstance(scale, int | float) or not math.isfinite(scale):
         raise ArgumentError("layer_scale_init_value", "must be a finite number", scale)
     if arguments["seed"] is not None and (not _is_integer(arguments["seed"]) or arguments["seed"] < 0):
         raise ArgumentError("seed", "must be None or an integer of at least 0", arguments["seed"])
@@ -114,5 +114,5 @@ def _check_final_activation(activation: Any, use_bias: bool) -> None:
         )
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -36,16 +36,16 @@ def check_weights_file(model: keras.Model, path: str | os.PathLike) -> None:
         if counts[shape] < 0:
             raise WeightsError(
                 str(path),
-                f"holds the weights of another architecture; first mismatch: nothing in it fits {weight.path!r} of shape "
-                f"{shape}.",
+                "holds the weights of another architecture; "
+                f"first mismatch: nothing in it fits {weight.path!r} of shape {shape}.",
                 remedy,
             )
     for name, shape in stored.items():
         if counts[shape] > 0:
             raise WeightsError(
                 str(path),
-                f"holds the weights of another architecture; first mismatch: the model has no place for {name!r} of "
-                f"shape {shape}.",
+                "holds the weights of another architecture; "
+                f"first mismatch: the model has no place for {name!r} of shape {shape}.",
                 remedy,
             )
 
