@@ -68,7 +68,7 @@ class PointwiseConv(keras.layers.Layer):
         filters: int,
         use_bias: bool = True,
         activation=None,
-        kernel_initializer="he_normal",
+        kernel_initializer="glorot_uniform",
         kernel_regularizer=None,
         **kwargs,
     ) -> None:

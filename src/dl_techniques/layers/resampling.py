@@ -73,7 +73,7 @@ class SkipFusion(keras.layers.Layer):
     """
 
     def __init__(
-        self, filters: int, use_bias: bool = True, kernel_initializer="he_normal", kernel_regularizer=None, **kwargs
+        self, filters: int, use_bias: bool = True, kernel_initializer="glorot_uniform", kernel_regularizer=None, **kwargs
     ) -> None:
         super().__init__(**kwargs)
         self.filters = filters
@@ -142,7 +142,7 @@ class Downsampling2x(keras.layers.Layer):
         filters: int,
         method: str = "max",
         use_bias: bool = True,
-        kernel_initializer="he_normal",
+        kernel_initializer="glorot_uniform",
         kernel_regularizer=None,
         **kwargs,
     ) -> None:

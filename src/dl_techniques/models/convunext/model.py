@@ -95,7 +95,7 @@ class ConvUNextModel(keras.Model):
         drop_path_rate: float = 0.1,
         final_activation: Any = "linear",
         use_bias: bool = True,
-        kernel_initializer: Any = "he_normal",
+        kernel_initializer: Any = "glorot_uniform",
         kernel_regularizer: Any = None,
         enable_deep_supervision: bool = False,
         output_channels: int | None = None,
