@@ -35,9 +35,9 @@ HEADER = """\
 | --- | ---: | ---: | ---: | ---: |"""
 LEGEND = f"""\
 With 3 input channels and one output. GMAC: 10⁹ multiply-accumulates of the convolutions and matrix products for one
-{SIZE}×{SIZE} image. Training step: peak resident memory of the whole process, Python and TensorFlow on the CPU included,
-in two steps on four {SIZE}×{SIZE} images, float32, Adam. ≈ is extrapolated from fewer or smaller images or, where the
-weights alone are too many, from fewer filters."""
+{SIZE}×{SIZE} image. Training step: peak resident memory of the whole process, Python and TensorFlow on the CPU
+included, in two steps on four {SIZE}×{SIZE} images, float32, Adam. ≈ is extrapolated from fewer or smaller images or,
+where the weights alone are too many, from fewer filters."""
 
 
 def multiply_accumulates(layer: keras.Layer) -> int:

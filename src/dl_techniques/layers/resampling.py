@@ -73,7 +73,12 @@ class SkipFusion(keras.layers.Layer):
     """
 
     def __init__(
-        self, filters: int, use_bias: bool = True, kernel_initializer="glorot_uniform", kernel_regularizer=None, **kwargs
+        self,
+        filters: int,
+        use_bias: bool = True,
+        kernel_initializer="glorot_uniform",
+        kernel_regularizer=None,
+        **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         self.filters = filters
