@@ -1,7 +1,7 @@
 """Tabulate the variants: parameters, multiply-accumulates, and memory of a training step with and without `remat`.
 
-Run: `python benchmarks/variants.py`, a quarter of an hour on two cores. Memory is the peak resident size of a whole
-process, Python and TensorFlow included. What exceeds `--memory-limit` is extrapolated from smaller runs and marked ≈.
+Run: `python benchmarks/variants.py`, an hour on two busy cores; progress is on stderr. No run takes more memory than
+`--memory-limit`: it is stopped, and what it would have shown is extrapolated from smaller runs and marked ≈.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import sys
-import tempfile
 import time
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import keras
 import numpy as np
@@ -33,7 +34,7 @@ BEGIN, END = "<!-- variants:begin -->", "<!-- variants:end -->"
 HEADER = """\
 | variant | parameters (M) | forward (GMAC) | training step (GB) | with `remat=True` (GB) |
 | --- | ---: | ---: | ---: | ---: |"""
-LEGEND = f"""\
+LEGEND = f"""
 With 3 input channels and one output. GMAC: 10⁹ multiply-accumulates of the convolutions and matrix products for one
 {SIZE}×{SIZE} image. Training step: peak resident memory of the whole process, Python and TensorFlow on the CPU
 included, in two steps on four {SIZE}×{SIZE} images, float32, Adam. ≈ is extrapolated from fewer or smaller images or,
@@ -68,7 +69,7 @@ def weightless(variant: str, **changes) -> ConvUNextModel:
 
 def train_two_steps(settings: dict) -> float:
     """Return the peak resident memory of this process in GB after two steps; to be called in a fresh process."""
-    import resource
+    import resource  # not on Windows
 
     batch, size = settings.pop("batch"), settings.pop("size")
     model = create_convunext_variant(**settings, output_channels=1)
@@ -77,29 +78,27 @@ def train_two_steps(settings: dict) -> float:
     image, target = (random.random((batch, size, size, channels), dtype="float32") for channels in (3, 1))
     for _ in range(2):
         model.train_on_batch(image, target)
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def measure(settings: dict, limit: float) -> float | None:
     """Return the peak memory in GB of training in a fresh process, `None` if it exceeds the limit and is stopped."""
-    environment = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1", **os.environ}
+    environment = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
     command = [sys.executable, __file__, "--measure", json.dumps(settings)]
-    with tempfile.TemporaryFile("w+") as log:
-        process = psutil.Popen(command, stdout=log, stderr=log, env=environment)
-        while process.poll() is None:
-            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
-                if process.memory_info().rss > limit * 1e9:
-                    process.kill()
-                    print(f"{settings}: over {limit:.1f} GB", file=sys.stderr, flush=True)
-                    return None
-            time.sleep(0.05)
-        log.seek(0)
-        output = log.read()
-    if process.returncode:
-        raise SystemExit(f"{output}{settings} failed with status {process.returncode}")
-    peak = float(output.splitlines()[-1])
-    print(f"{settings}: {peak:.2f} GB", file=sys.stderr, flush=True)
+    process = psutil.Popen(command, stdout=PIPE, stderr=DEVNULL, text=True, env={**os.environ, **environment})
+    stopped = False
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+            if process.memory_info().rss > limit * 1e9:
+                process.kill()
+                stopped = True
+        time.sleep(0.05)
+    output, _ = process.communicate()
+    if process.returncode and not stopped:
+        raise SystemExit(f"Training failed with status {process.returncode}. To see why, run {shlex.join(command)}")
+    peak = None if stopped else float(output)
+    print(f"{settings}: {f'over {limit:.1f}' if peak is None else f'{peak:.2f}'} GB", file=sys.stderr, flush=True)
     return peak
 
 
@@ -182,10 +181,10 @@ def main() -> None:
     if options.measure:
         print(train_two_steps(options.measure))
         return
-    table = "\n".join([HEADER, *(row(variant, options.memory_limit) for variant in options.variants), "", LEGEND])
-    print(table)
+    lines = [HEADER, *(row(variant, options.memory_limit) for variant in options.variants), LEGEND]
+    print(*lines, sep="\n")
     if options.markdown:
-        replace_between_markers(options.markdown, table)
+        replace_between_markers(options.markdown, "\n".join(lines))
 
 
 if __name__ == "__main__":
