@@ -15,6 +15,7 @@ from dl_techniques.models.convunext.model import (
     create_convunext_variant,
     create_inference_model_from_training_model,
 )
+from dl_techniques.training.supervision import target_pyramid
 from models import image, randomize, relative_difference, run, small_model
 
 SIZES = [(1, 1), (2, 3), (17, 31), (129, 257), (481, 321)]
@@ -26,13 +27,18 @@ SIZES = [(1, 1), (2, 3), (17, 31), (129, 257), (481, 321)]
 @pytest.mark.parametrize("static", [False, True], ids=["unknown", "static"])
 @pytest.mark.parametrize("depth", [3, 4, 5])
 def test_any_size_goes_in_and_comes_out(depth, static):
+    model = None
     for height, width in SIZES:
-        shape = (height, width, 3) if static else (None, None, 3)
-        model = small_model(input_shape=shape, depth=depth, initial_filters=4, output_channels=2)
+        if model is None or static:
+            shape = (height, width, 3) if static else (None, None, 3)
+            model = small_model(
+                input_shape=shape, depth=depth, initial_filters=4, output_channels=2, kernel_initializer="zeros"
+            )
+            randomize(model)
+            assert model.output_shape == (None, *shape[:2], 2)
         (output,) = run(model, image(1, height, width, 3))
         assert output.shape == (1, height, width, 2)
-        assert model.output_shape == (None, *shape[:2], 2)
-        assert np.isfinite(output).all()
+        assert np.isfinite(output).all() and np.ptp(output) > 0
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40))
@@ -102,6 +108,7 @@ def test_attributes_carry_the_names_of_the_constructor():
         "dropout_rate": 0.1,
         "equivariant_block": "no_norm",
         "layer_scale_init_value": 0.1,
+        "residual_learning": False,
         "remat": True,
         "seed": 4,
     }
@@ -137,6 +144,24 @@ def test_without_top_the_features_come_out():
     model = small_model(include_top=False, enable_deep_supervision=True)
     assert [output.shape[-1] for output in run(model, image(1, 16, 16, 3))] == [8, 16, 32]
     assert run(small_model(include_top=False), image(1, 16, 16, 3))[0].shape == (1, 16, 16, 8)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_residual_learning_adds_the_input(use_bias):
+    plain = small_model(enable_deep_supervision=True, use_bias=use_bias)
+    randomize(plain)
+    residual = ConvUNextModel.from_config({**plain.get_config(), "residual_learning": True})
+    residual.set_weights(plain.get_weights())
+    x = image(1, 17, 30, 3)
+    expected = target_pyramid(x, 3)
+    for y, r, pooled in zip(run(residual, x), run(plain, x), expected, strict=True):
+        assert np.allclose(y, pooled + r, atol=1e-5)
+
+
+@pytest.mark.parametrize("arguments", [{"output_channels": 1}, {"include_top": False}])
+def test_residual_learning_needs_the_channels_of_the_input(arguments):
+    with pytest.raises(ValueError, match="`residual_learning` needs include_top=True and output_channels=3"):
+        small_model(residual_learning=True, **arguments)
 
 
 def test_stem_answers_for_itself():
@@ -226,13 +251,24 @@ def test_inference_model_gives_the_first_output_bit_for_bit(use_bias, version):
     model = create_inference_model_from_training_model(training_model)
     for size in ((64, 64), (33, 47)):
         x = image(2, *size, 3)
-        assert np.array_equal(run(model, x)[0], run(training_model, x)[0])
+        assert np.array_equal(run(model, x, compiled=False)[0], run(training_model, x, compiled=False)[0])
     kept = {weight.path: weight for weight in model.weights}
     for weight, old in zip(training_model.weights, before, strict=True):
         assert np.array_equal(ops.convert_to_numpy(weight), old)
         if not weight.path.startswith(("head_1", "head_2")):
             assert np.array_equal(ops.convert_to_numpy(kept.pop(weight.path)), old)
     assert not kept
+
+
+def test_models_live_on_after_one_of_them_predicts_or_trains():
+    training_model = small_model(depth=2, enable_deep_supervision=True, output_channels=1)
+    x = image(2, 16, 16, 3)
+    model = create_inference_model_from_training_model(training_model)
+    before = run(model, x)[0]
+    training_model.compile(optimizer="sgd", loss="mse")
+    training_model.predict(x, verbose=0)
+    training_model.train_on_batch(x, [np.zeros_like(y) for y in run(training_model, x)])
+    assert np.array_equal(run(model, x)[0], before)
 
 
 def test_inference_model_is_returned_as_it_is():

@@ -30,7 +30,7 @@ CHOICES = {
     "equivariant_block": tuple(EQUIVARIANT_BLOCKS),
 }
 RATES = ("drop_path_rate", "dropout_rate")
-FLAGS = ("use_bias", "enable_deep_supervision", "include_top", "remat")
+FLAGS = ("use_bias", "enable_deep_supervision", "include_top", "residual_learning", "remat")
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -55,6 +55,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name in FLAGS:
         if not isinstance(arguments[name], bool):
             raise ArgumentError(name, "must be True or False", arguments[name])
+    if arguments["residual_learning"]:
+        _check_residual_learning(arguments)
     scale = arguments["layer_scale_init_value"]
     if not isinstance(scale, int | float) or not math.isfinite(scale):
         raise ArgumentError("layer_scale_init_value", "must be a finite number", scale)
@@ -101,6 +103,16 @@ def _check_input_shape(shape: Any) -> None:
     height, width, channels = shape
     if not is_size(channels) or channels > 2**16 or not all(size is None or is_size(size) for size in (height, width)):
         raise ArgumentError("input_shape", rule, shape)
+
+
+def _check_residual_learning(arguments: Mapping[str, Any]) -> None:
+    channels = arguments["input_shape"][2]
+    if not arguments["include_top"] or arguments["output_channels"] not in (None, channels):
+        raise ArgumentError(
+            "residual_learning",
+            f"needs include_top=True and output_channels={channels}, as the input has, since it adds the input",
+            True,
+        )
 
 
 def _check_final_activation(activation: Any, use_bias: bool) -> None:

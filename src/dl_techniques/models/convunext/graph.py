@@ -99,6 +99,8 @@ def build_graph(arguments: Mapping[str, Any], policy):
         outputs = [PointwiseConv(channels, name=head_name(i), **common())(x) for i, x in enumerate(outputs)]
     if unit is not None:
         outputs = [RangeRestoration(name=f"range_restoration_{i}")(x, unit) for i, x in enumerate(outputs)]
+    if arguments["residual_learning"]:
+        outputs = _add_input(inputs, outputs, policy.variable_dtype)
     if arguments["include_top"]:
         # In full precision: a sigmoid or softmax of half-precision logits saturates early.
         activation, dtype = arguments["final_activation"], policy.variable_dtype
@@ -106,3 +108,16 @@ def build_graph(arguments: Mapping[str, Any], policy):
             keras.layers.Activation(activation, dtype=dtype, name=f"output_{i}")(x) for i, x in enumerate(outputs)
         ]
     return stem, inputs, outputs if arguments["enable_deep_supervision"] else outputs[0]
+
+
+def _add_input(inputs, outputs: list, dtype: str) -> list:
+    """Add the input, averaged down to each output's size, in full precision."""
+    sums = []
+    for level, x in enumerate(outputs):
+        if level:
+            name = f"input_{level}"
+            inputs = keras.layers.AveragePooling2D(
+                2, padding="same", data_format="channels_last", dtype=dtype, name=name
+            )(inputs)
+        sums.append(keras.layers.Add(dtype=dtype, name=f"residual_{level}")([inputs, x]))
+    return sums

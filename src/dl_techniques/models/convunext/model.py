@@ -59,6 +59,9 @@ class ConvUNextModel(keras.Model):
         equivariant_block: Design of the blocks with `use_bias=False`: `"scale_layernorm"`, `"no_norm"` or
             `"batchnorm"`; see `ConvNeXtBlock`.
         layer_scale_init_value: Starting value of V1's layer scale.
+        residual_learning: Add the input to the output, averaged down for the coarser outputs of deep supervision: the
+            network learns the difference, as denoisers do (Zhang et al. 2017, section III-A). Needs as many output
+            channels as the input has.
         remat: Recompute the wide half of each block in the backward pass: less memory, more time in training.
         seed: Seed of drop path and dropout; drawn from Python's generator if `None`.
         **kwargs: `name`, `trainable`, `dtype` (a policy such as `"mixed_bfloat16"`).
@@ -105,6 +108,7 @@ class ConvUNextModel(keras.Model):
         dropout_rate: float = 0.0,
         equivariant_block: str = "scale_layernorm",
         layer_scale_init_value: float = 1e-6,
+        residual_learning: bool = False,
         remat: bool = False,
         seed: int | None = None,
         dtype: Any = None,
@@ -131,6 +135,7 @@ class ConvUNextModel(keras.Model):
             "dropout_rate": dropout_rate,
             "equivariant_block": equivariant_block,
             "layer_scale_init_value": layer_scale_init_value,
+            "residual_learning": residual_learning,
             "remat": remat,
             "seed": seed,
         }

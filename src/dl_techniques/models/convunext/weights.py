@@ -7,6 +7,7 @@ from collections import Counter
 
 import h5py
 import keras
+import numpy as np
 
 from dl_techniques.errors import WeightsError
 
@@ -67,7 +68,8 @@ def transfer_weights(source: keras.Model, target: keras.Model, left_behind: set[
     if homeless:
         raise WeightsError("training_model", f"has the weight {homeless[0]!r}, for which the new model has no place.")
     for weight in target.weights:
-        weight.assign(values[weight.path])
+        # Through a copy: on JAX both would share one array, and training or predicting with one deletes it for both.
+        weight.assign(np.array(keras.ops.convert_to_numpy(values[weight.path])))
 
 
 def _stored_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
