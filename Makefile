@@ -23,7 +23,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@set -e; for backend in $(BACKENDS); do \
 		echo "== tests on $$backend"; \
-		KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS); \
+		KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 \
+			$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS); \
 	done
 
 lint: $(VENV)/.installed-dev

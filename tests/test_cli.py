@@ -13,9 +13,6 @@ import pytest
 from dl_techniques.cli import main
 from models import image, run
 
-# The command is tried as most users run it; what it does on the other backends, test_training shows there.
-__test__ = keras.backend.backend() == "tensorflow"
-
 TINY_DEMO = ["demo", "--epochs", "2", "--steps", "2", "--batch-size", "2", "--crop", "64", "--filters", "4"]
 
 

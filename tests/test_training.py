@@ -18,7 +18,9 @@ DESIGNS = [{"use_bias": True}, *({"use_bias": False, "equivariant_block": block}
 
 def fit(model, x, steps: int = 3) -> list[float]:
     """Train on one batch against random targets and return the losses."""
-    targets = [image(*output.shape, seed=5) for output in run(model, x)]
+    shapes = model.compute_output_shape(x.shape)
+    shapes = shapes if isinstance(shapes, list) else [shapes]
+    targets = [image(*shape, seed=5) for shape in shapes]
     loss = ["mse"] * len(targets) if len(targets) > 1 else "mse"
     model.compile(optimizer=keras.optimizers.Adam(1e-2), loss=loss, run_eagerly=EAGER)
     history = model.fit(x, targets if len(targets) > 1 else targets[0], batch_size=len(x), epochs=steps, verbose=0)

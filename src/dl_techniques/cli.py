@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from dl_techniques import __version__
 from dl_techniques.errors import ConvUNextError
 from dl_techniques.training.demo import DemoConfig
+from dl_techniques.training.denoising import DenoisingConfig
 
 USAGE, INTERRUPTED, TERMINATED = 2, 130, 143
 
@@ -47,6 +48,41 @@ def demo(
 
     result = run_demo(config, Console(highlight=False, soft_wrap=True))
     print(result.report)
+
+
+train = App(name="train", help="Train a model on your own images.")
+app.command(train)
+
+
+@train.command
+def denoise(
+    config: Annotated[DenoisingConfig, Parameter(name="*")],
+    *,
+    resume: bool = False,
+    backend: Literal["tensorflow", "jax", "torch"] | None = None,
+) -> None:
+    """Train a blind denoiser on clean images; Gaussian noise of every level up to sigma is added on the way.
+
+    Saves its whole state after every epoch: a run that was stopped goes on with --resume as if it had not been.
+    Writes model.keras, the inference model, at the end; its path is the last line printed.
+
+    Args:
+        config: Settings of the run.
+        resume: Go on with the run in --output.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    _choose_backend(backend)
+    from rich.console import Console
+
+    from dl_techniques.training.denoising import train_denoiser
+
+    try:
+        train_denoiser(config, Console(highlight=False, soft_wrap=True), resume)
+    except (KeyboardInterrupt, SystemExit):
+        remedy = "the same command with --resume goes on from the last epoch"
+        print(f"convunext: {config.output}: stopped; {remedy}.", file=sys.stderr)
+        raise
+    print((config.output / "model.keras").resolve())
 
 
 def _choose_backend(backend: str | None) -> None:
@@ -91,7 +127,7 @@ def main(tokens: list[str] | None = None) -> int:
         print(f"convunext: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
-        print("convunext: interrupted; nothing was written.", file=sys.stderr)
+        print("convunext: interrupted.", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -1,4 +1,4 @@
-"""Overlap of predicted with true masks, over a whole set."""
+"""Overlap of predicted with true masks over a whole set, and the distance of images."""
 
 from __future__ import annotations
 
@@ -48,3 +48,9 @@ class Overlap:
         """Intersection over union in [0, 1]; 1 where both masks are empty."""
         union = self.both + self.only_predicted + self.only_true
         return self.both / union if union else 1.0
+
+
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """Return the peak signal-to-noise ratio in dB of two images with values in [0, 1]."""
+    error = float(np.mean(np.square(np.subtract(image, reference, dtype="float64"))))
+    return -10.0 * float(np.log10(error)) if error else float("inf")

@@ -129,6 +129,7 @@ def _train(samples: list[Sample], folder: Path, config: DemoConfig, console: Con
 
     from dl_techniques.data.pipeline import RandomCrops
     from dl_techniques.models.convunext.model import ConvUNextModel
+    from dl_techniques.training.interruption import interruptible
     from dl_techniques.training.progress import TrainingProgress
     from dl_techniques.training.supervision import supervision_weights, target_pyramid
 
@@ -165,7 +166,9 @@ def _train(samples: list[Sample], folder: Path, config: DemoConfig, console: Con
     progress = TrainingProgress(config.epochs, config.steps, console)
     log = keras.callbacks.CSVLogger(str(folder / "log.csv"))
     try:
-        history = model.fit(batches, epochs=config.epochs, shuffle=False, callbacks=[progress, log], verbose=0)
+        with interruptible() as interruption:
+            callbacks = [log, progress, interruption]
+            history = model.fit(batches, epochs=config.epochs, shuffle=False, callbacks=callbacks, verbose=0)
     finally:
         progress.stop()
     return model, history.history["loss"]

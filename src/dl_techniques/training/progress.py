@@ -14,11 +14,12 @@ class TrainingProgress(keras.callbacks.Callback):
         epochs: Epochs of the run.
         steps: Steps of an epoch.
         console: Where to print.
+        done: Steps that an earlier part of the run has done.
     """
 
-    def __init__(self, epochs: int, steps: int, console: Console) -> None:
+    def __init__(self, epochs: int, steps: int, console: Console, done: int = 0) -> None:
         super().__init__()
-        self.epochs, self.steps, self.console = epochs, steps, console
+        self.epochs, self.steps, self.console, self.done = epochs, steps, console, done
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -34,14 +35,16 @@ class TrainingProgress(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None) -> None:
         self.progress.start()
-        self.task = self.progress.add_task("training", total=self.epochs * self.steps, loss="…")
+        self.task = self.progress.add_task("training", total=self.epochs * self.steps, completed=self.done, loss="…")
 
     def on_train_batch_end(self, batch, logs=None) -> None:
         self.progress.update(self.task, advance=1, loss=f"{float((logs or {})['loss']):.4f}")
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         if not self.console.is_terminal:
-            self.console.print(f"epoch {epoch + 1}/{self.epochs}  loss {float((logs or {})['loss']):.4f}")
+            told = {name: value for name, value in (logs or {}).items() if name == "loss" or name.startswith("val_")}
+            numbers = "  ".join(f"{name} {float(value):.4f}" for name, value in told.items())
+            self.console.print(f"epoch {epoch + 1}/{self.epochs}  {numbers}")
 
     def on_train_end(self, logs=None) -> None:
         self.stop()

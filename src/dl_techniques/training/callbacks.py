@@ -1,0 +1,68 @@
+"""What a run does beside its steps: save its state, measure its averaged weights on whole images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.metrics import psnr
+from dl_techniques.training.checkpoint import model_state, save_checkpoint
+
+
+class StateCheckpoint(keras.callbacks.Callback):
+    """Save the whole state after every epoch.
+
+    Args:
+        folder: Where checkpoints lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        save_checkpoint(
+            self.folder, int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)), model_state(self.model)
+        )
+
+
+@contextmanager
+def averaged_weights(model: keras.Model) -> Iterator[None]:
+    """Give the model the moving average of its weights for a while."""
+    trained = [np.array(keras.ops.convert_to_numpy(weight)) for weight in model.trainable_variables]
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    try:
+        yield
+    finally:
+        for weight, value in zip(model.trainable_variables, trained, strict=True):
+            weight.assign(value)
+
+
+class DenoisingValidation(keras.callbacks.Callback):
+    """After every epoch, log the mean PSNR of the averaged weights on noisy images as `val_psnr_<sigma>`.
+
+    Args:
+        images: Clean images, `(height, width, channels)`, of an integer type.
+        sigmas: Standard deviations, in units of 1/255.
+    """
+
+    def __init__(self, images: Sequence[np.ndarray], sigmas: Sequence[float]) -> None:
+        super().__init__()
+        self.images = [np.float32(image) / np.float32(np.iinfo(image.dtype).max) for image in images]
+        self.sigmas = sigmas
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        with averaged_weights(self.model):
+            for sigma in self.sigmas:
+                rng = np.random.default_rng(0)
+                values = []
+                for clean in self.images:
+                    noisy = add_gaussian_noise(clean, sigma / 255, rng)
+                    denoised = keras.ops.convert_to_numpy(self.model(noisy[None], training=False))[0]
+                    values.append(psnr(np.clip(denoised, 0, 1), clean))
+                (logs if logs is not None else {})[f"val_psnr_{sigma:g}"] = float(np.mean(values))

@@ -1,0 +1,136 @@
+"""The whole state of a training run in one file that is either there and right, or not there.
+
+A file is written under a temporary name, forced to disk, and renamed; its name carries the digest of its content. Two
+are kept: if the newer one is torn, the older one still holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dl_techniques.errors import FileError
+
+NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz")
+KEPT = 2
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash either the old content or the new is there, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FileError(
+            str(path), f"cannot be written: {error.strerror}.", "Free some space or change owner."
+        ) from error
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray]) -> Path:
+    """Write the state after a step and delete all but the newest two.
+
+    Args:
+        folder: Where checkpoints lie; it exists.
+        step: Steps done.
+        state: Arrays by name.
+
+    Returns:
+        The file.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(state))
+    content = buffer.getvalue()
+    path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.npz"
+    write_file(path, content)
+    for old in list_checkpoints(folder)[KEPT:]:
+        old.unlink()
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, newest first."""
+    return sorted((path for path in folder.glob("step-*.npz") if NAME.fullmatch(path.name)), reverse=True)
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path]]:
+    """Read the newest checkpoint whose content is whole.
+
+    Returns:
+        Steps done, arrays by name, and the files that were torn and passed over.
+
+    Raises:
+        FileError: There is no checkpoint, or none is whole.
+    """
+    torn: list[Path] = []
+    for path in list_checkpoints(folder):
+        match = NAME.fullmatch(path.name)
+        content = path.read_bytes()
+        if match is None or hashlib.sha256(content).hexdigest()[:16] != match[2]:
+            torn.append(path)
+            continue
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return int(match[1]), dict(arrays), torn
+    if torn:
+        names = ", ".join(path.name for path in torn)
+        raise FileError(str(folder), f"holds no whole checkpoint: {names} are damaged.", "Restore one from a backup.")
+    raise FileError(str(folder), "holds no checkpoint.", "Name the folder of a run that has begun to train.")
+
+
+def save_model(model, path: Path) -> None:
+    """Write an inference model as a `.keras` file that is there whole or not at all."""
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+    inference_model = ConvUNextModel.from_config(model.get_config())  # without the optimizer
+    inference_model.set_weights(model.get_weights())
+    with tempfile.TemporaryDirectory() as folder:
+        inference_model.save(Path(folder) / path.name)
+        write_file(path, (Path(folder) / path.name).read_bytes())
+
+
+def model_state(model) -> dict[str, np.ndarray]:
+    """Return every number that decides how training goes on: weights, optimizer, moving averages, random state."""
+    import keras
+
+    return {name: np.array(keras.ops.convert_to_numpy(value)) for name, value in _variables(model)}
+
+
+def restore_model_state(model, state: Mapping[str, np.ndarray], source: Path) -> None:
+    """Assign what `model_state` returned to a model built and compiled alike.
+
+    Raises:
+        FileError: A name or shape differs; nothing is assigned then.
+    """
+    variables = _variables(model)
+    shapes = {name: tuple(value.shape) for name, value in variables}
+    stored = {name: value.shape for name, value in state.items()}
+    if shapes != stored:
+        first = min(name for name in shapes.keys() | stored.keys() if shapes.get(name) != stored.get(name))
+        raise FileError(
+            str(source),
+            f"is of another run: {first!r} is {stored.get(first)} there and {shapes.get(first)} here.",
+            "Resume with the settings that the run began with.",
+        )
+    for name, variable in variables:
+        variable.assign(state[name])
+
+
+def _variables(model) -> list[tuple[str, object]]:
+    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
+    return [(f"{group}/{i}/{v.path}", v) for group, variables in groups.items() for i, v in enumerate(variables)]

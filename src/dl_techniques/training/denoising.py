@@ -1,0 +1,242 @@
+"""Training of blind denoisers: clean images in, a model that removes Gaussian noise of any level out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from dl_techniques.data.files import read_pixels
+from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.training.checkpoint import write_file
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+VALIDATION_SIGMAS = (15.0, 25.0, 50.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig:
+    """Settings of the training of a denoiser.
+
+    Attributes:
+        images: Folder of clean PNG, JPEG, WebP, TIFF or BMP images.
+        output: Folder of the run.
+        channels: 1 for grey, 3 for colour.
+        sigma: Largest standard deviation of the noise, in units of 1/255; each patch draws its own from 0 to it.
+        steps: Steps of training.
+        cooldown: Share of the steps, at the end, over which the learning rate falls to zero.
+        patch: Height and width of a patch, in pixels.
+        batch_size: Patches in a step.
+        learning_rate: Learning rate after the warm-up.
+        steps_per_epoch: Steps between two checkpoints, each with a line in the log.
+        held_out: Images, the first by name, that are not trained on but measured after every epoch.
+        seed: Seed of weights, patches and noise.
+        depth: Number of times the model halves the image.
+        initial_filters: Channels of the model's finest level.
+        filter_multiplier: Factor from the channels of one level to those of the next.
+        blocks_per_level: ConvNeXt blocks in each level.
+        block_kernel_size: Width of the blocks' depthwise kernels, in pixels.
+        convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
+        use_bias: Whether the model has additive parameters, and with them no scale-equivariance.
+        equivariant_block: Design of the bias-free block.
+    """
+
+    images: Path
+    output: Path
+    channels: int = 1
+    sigma: float = 55.0
+    steps: int = 40_000
+    cooldown: float = 0.3
+    patch: int = 48
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    steps_per_epoch: int = 1000
+    held_out: int = 8
+    seed: int = 0
+    depth: int = 3
+    initial_filters: int = 24
+    filter_multiplier: int = 2
+    blocks_per_level: int = 1
+    block_kernel_size: int = 5
+    convnext_version: Literal["v1", "v2"] = "v1"
+    use_bias: bool = False
+    equivariant_block: Literal["scale_layernorm", "no_norm", "batchnorm"] = "no_norm"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "patch", "batch_size", "steps_per_epoch", "held_out"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(name, "must be at least 1", getattr(self, name))
+        if self.channels not in (1, 3):
+            raise ArgumentError("channels", "must be 1 (grey) or 3 (colour)", self.channels)
+        if not self.sigma > 0:
+            raise ArgumentError("sigma", "must be above 0", self.sigma)
+        if not 0 <= self.cooldown <= 1:
+            raise ArgumentError("cooldown", "must be in [0, 1]", self.cooldown)
+
+
+def build_denoiser(config: DenoisingConfig) -> ConvUNextModel:
+    """Return the untrained model of a run; it learns the difference of clean and noisy image."""
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+    return ConvUNextModel(
+        input_shape=(None, None, config.channels),
+        depth=config.depth,
+        initial_filters=config.initial_filters,
+        filter_multiplier=config.filter_multiplier,
+        blocks_per_level=config.blocks_per_level,
+        block_kernel_size=config.block_kernel_size,
+        convnext_version=config.convnext_version,
+        use_bias=config.use_bias,
+        equivariant_block=config.equivariant_block,
+        layer_scale_init_value=0.2,
+        drop_path_rate=0.0,
+        downsample="conv",
+        residual_learning=True,
+        seed=config.seed,
+    )
+
+
+def train_denoiser(config: DenoisingConfig, console: Console, resume: bool = False) -> ConvUNextModel:
+    """Train a denoiser, or go on with a run that was stopped, and return it with its averaged weights.
+
+    After every epoch the whole state is saved; a run that is stopped at any moment and resumed gives the same weights
+    as one that was not.
+
+    Args:
+        config: Settings; those of the first start when resuming.
+        console: Where to tell what happens.
+        resume: Go on from the newest checkpoint in `config.output`.
+
+    Raises:
+        FileError: An image or checkpoint cannot be read, or the folder cannot be written or holds a run already.
+    """
+    import keras
+
+    from dl_techniques.training.callbacks import DenoisingValidation, StateCheckpoint
+    from dl_techniques.training.checkpoint import load_checkpoint, restore_model_state, save_model
+    from dl_techniques.training.interruption import interruptible
+    from dl_techniques.training.progress import TrainingProgress
+    from dl_techniques.training.schedule import WarmupStableDecay
+
+    images = load_clean_images(config.images, config.channels, config.patch)
+    if len(images) <= config.held_out:
+        count = len(images)
+        reason = f"holds {count} images; {config.held_out} are held out and none is left to train on."
+        raise FileError(str(config.images), reason, "Add images or hold out fewer.")
+    checkpoints = _open_run(config, resume)
+    keras.utils.set_random_seed(config.seed)
+    held_out, training = images[: config.held_out], images[config.held_out :]
+    model = build_denoiser(config)
+    model.compile(
+        optimizer=keras.optimizers.AdamW(
+            WarmupStableDecay(config.learning_rate, config.steps, config.cooldown),
+            weight_decay=1e-4,
+            clipnorm=1.0,
+            use_ema=True,
+            ema_momentum=0.999,
+            ema_overwrite_frequency=None,
+            name="adam_w",
+        ),
+        loss="mae",
+    )
+    model.optimizer.build(model.trainable_variables)
+    step = 0
+    if resume:
+        step, state, torn = load_checkpoint(checkpoints)
+        for path in torn:
+            console.print(f"{path}: damaged, passed over")
+        restore_model_state(model, state, checkpoints)
+    console.print(
+        f"{len(training)} images to train on, {len(held_out)} held out · {model.count_params():,} parameters · "
+        f"Keras {keras.__version__} on {keras.backend.backend()} · step {step} of {config.steps}"
+    )
+    epochs = -(-config.steps // config.steps_per_epoch)
+    progress = TrainingProgress(epochs, config.steps_per_epoch, console, done=step)
+    try:
+        with interruptible() as interruption:
+            model.fit(
+                noisy_patches(training, config, first_step=step),
+                steps_per_epoch=config.steps_per_epoch,
+                initial_epoch=step // config.steps_per_epoch,
+                epochs=epochs,
+                shuffle=False,
+                callbacks=[
+                    DenoisingValidation(held_out, VALIDATION_SIGMAS),
+                    keras.callbacks.CSVLogger(str(config.output / "log.csv"), append=resume),
+                    StateCheckpoint(checkpoints),
+                    progress,
+                    interruption,
+                ],
+                verbose=0,
+            )
+    finally:
+        progress.stop()
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    save_model(model, config.output / "model.keras")
+    return model
+
+
+def _open_run(config: DenoisingConfig, resume: bool) -> Path:
+    checkpoints = config.output / "checkpoints"
+    if not resume and config.output.exists():
+        raise FileError(str(config.output), "exists already.", "Name a new folder, or resume the run in it.")
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            settings = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
+            write_file(config.output / "config.json", json.dumps(settings, indent=2).encode())
+    except OSError as error:
+        raise FileError(
+            str(config.output), f"cannot be written: {error.strerror}.", "Choose another folder."
+        ) from error
+    return checkpoints
+
+
+def load_clean_images(folder: Path, channels: int, least: int) -> list[np.ndarray]:
+    """Return the images of a folder, sorted by name, `(height, width, channels)` of their own integer type.
+
+    Raises:
+        FileError: The folder holds no image, or one that is broken or smaller than `least` pixels.
+    """
+    paths = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in (".png", ".jpg", ".tif", ".webp"))
+    if not paths:
+        raise FileError(str(folder), "holds no images.", "Name a folder of PNG, JPEG, WebP or TIFF files.")
+    images = [read_pixels(path, channels) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if min(image.shape[:2]) < least:
+            raise FileError(
+                str(path), f"is smaller than a patch of {least} pixels.", "Remove it or choose a smaller patch."
+            )
+    return images
+
+
+def noisy_patches(images: Sequence[np.ndarray], config: DenoisingConfig, first_step: int = 0) -> Iterator[tuple]:
+    """Yield the run's remaining batches of noisy and clean patches; batch n depends on the seed and n alone.
+
+    Each is `(batch, patch, patch, channels)`, float32, in [0, 1] before the noise.
+    """
+    import grain.python as grain
+
+    size = config.patch
+
+    class Patch(grain.RandomMapTransform):
+        def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+            image = images[int(rng.integers(len(images)))]
+            top, left = (int(rng.integers(extent - size + 1)) for extent in image.shape[:2])
+            patch = np.rot90(image[top : top + size, left : left + size], int(rng.integers(4)))
+            patch = patch[:, ::-1] if rng.integers(2) else patch
+            clean = np.float32(patch) / np.float32(np.iinfo(image.dtype).max)
+            return add_gaussian_noise(clean, rng.uniform(0.0, config.sigma) / 255, rng), clean
+
+    batches = grain.MapDataset.range(config.steps * config.batch_size).seed(config.seed).random_map(Patch())
+    batches = batches.batch(config.batch_size)[first_step:]
+    yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))

@@ -1,0 +1,156 @@
+"""Training of denoisers: patches from a seed, a state that survives stops and damage, clear refusals."""
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.errors import ConvUNextError, FileError
+from dl_techniques.metrics import psnr
+from dl_techniques.training import checkpoint
+from dl_techniques.training.denoising import DenoisingConfig, build_denoiser, noisy_patches, train_denoiser
+from dl_techniques.training.schedule import WarmupStableDecay
+
+SMALL = {
+    "patch": 16, "batch_size": 2, "steps": 6, "steps_per_epoch": 3, "held_out": 1, "depth": 2, "initial_filters": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        smooth = np.kron(rng.uniform(0, 255, (6, 5)), np.ones((8, 8)))
+        Image.fromarray(np.uint8(smooth)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory):
+    """A short run, from its first step to its last."""
+    config = DenoisingConfig(images=photos, output=tmp_path_factory.mktemp("runs") / "run", **SMALL)
+    return config, train_denoiser(config, Console(quiet=True))
+
+
+def weights(model) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(weight) for weight in model.weights]
+
+
+def test_resumed_run_ends_where_an_uninterrupted_one_does(finished):
+    config, model = finished
+    files = checkpoint.list_checkpoints(config.output / "checkpoints")
+    assert [path.name[:14] for path in files] == ["step-000000006", "step-000000003"]
+    log = (config.output / "log.csv").read_text()
+    files[0].unlink()
+    resumed = train_denoiser(config, Console(quiet=True), resume=True)
+    for actual, expected in zip(weights(resumed), weights(model), strict=True):
+        assert np.array_equal(actual, expected)
+    assert (config.output / "log.csv").read_text().splitlines()[-1] == log.splitlines()[-1]
+    assert all(f"val_psnr_{sigma}" in log for sigma in (15, 25, 50)) and log.count("\n") == 3
+
+
+def test_batches_depend_on_seed_and_position_alone(photos):
+    images = [np.random.default_rng(1).integers(0, 256, (40, 48, 1), dtype="uint8")]
+    config = DenoisingConfig(images=photos, output=photos / "unused", sigma=25.0, **SMALL)
+    batches = list(noisy_patches(images, config))
+    later = next(noisy_patches(images, config, first_step=4))
+    assert len(batches) == 6 and np.array_equal(batches[4][0], later[0])
+    assert not np.array_equal(batches[0][1], batches[1][1])
+    noisy, clean = batches[0]
+    assert noisy.shape == clean.shape == (2, 16, 16, 1) and noisy.dtype == clean.dtype == "float32"
+    assert 0 <= clean.min() and clean.max() <= 1
+    assert ((noisy - clean).std(axis=(1, 2, 3)) < 25.0 / 255 * 1.2).all()
+
+
+def test_noise_has_the_level_asked_for(rng):
+    noise = add_gaussian_noise(np.zeros((200, 200), "float32"), 0.1, rng)
+    assert noise.dtype == "float32" and abs(noise.std() - 0.1) < 0.002 and abs(noise.mean()) < 0.002
+
+
+def test_psnr_of_a_known_error():
+    assert psnr(np.full((4, 4), 0.6), np.full((4, 4), 0.5)) == pytest.approx(20.0)
+    assert psnr(np.ones(3), np.ones(3)) == float("inf")
+
+
+def test_learning_rate_rises_stays_and_falls():
+    schedule = WarmupStableDecay(1.0, steps=100, cooldown=0.5, warmup=10)
+    rates = [float(keras.ops.convert_to_numpy(schedule(step))) for step in (0, 4, 9, 49, 75, 100)]
+    assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_fresh_denoiser_is_equivariant_and_residual(photos):
+    model = build_denoiser(DenoisingConfig(images=photos, output=photos / "unused", **SMALL))
+    assert model.residual_learning and not model.use_bias and model.input_channels == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_damaged_checkpoint_is_passed_over(damage, tmp_path):
+    checkpoint.save_checkpoint(tmp_path, 1, {"a": np.arange(3)})
+    newest = checkpoint.save_checkpoint(tmp_path, 2, {"a": np.arange(4)})
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
+    step, state, torn = checkpoint.load_checkpoint(tmp_path)
+    assert step == 1 and np.array_equal(state["a"], np.arange(3)) and torn == [newest]
+    for path in checkpoint.list_checkpoints(tmp_path):
+        path.write_bytes(b"")
+    with pytest.raises(FileError, match="holds no whole checkpoint: step-000000002-.*backup"):
+        checkpoint.load_checkpoint(tmp_path)
+
+
+def test_only_two_checkpoints_stay(tmp_path):
+    for step in range(4):
+        checkpoint.save_checkpoint(tmp_path, step, {"a": np.array(step)})
+    assert [path.name[:14] for path in checkpoint.list_checkpoints(tmp_path)] == ["step-000000003", "step-000000002"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(FileError, match="cannot be written: No space left on device"):
+        checkpoint.write_file(path, b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
+
+
+def test_checkpoint_of_another_model_is_refused_before_anything_changes(finished, photos, tmp_path):
+    config, _ = finished
+    other = DenoisingConfig(images=photos, output=config.output, **{**SMALL, "initial_filters": 6})
+    with pytest.raises(FileError, match="is of another run: 'model/0/stem/conv/kernel' is .*4.* there and .*6.* here"):
+        train_denoiser(other, Console(quiet=True), resume=True)
+
+
+def test_a_run_is_never_begun_over_another(finished):
+    with pytest.raises(FileError, match="exists already. Name a new folder, or resume"):
+        train_denoiser(finished[0], Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": 0}, "`steps` must be at least 1"),
+        ({"channels": 2}, "`channels` must be 1 .* or 3"),
+        ({"cooldown": 1.5}, r"`cooldown` must be in \[0, 1\]"),
+        ({"sigma": 0.0}, "`sigma` must be above 0"),
+        ({"patch": 64}, "0.png: is smaller than a patch of 64 pixels"),
+        ({"channels": 3}, "0.png: is of mode L, not 8-bit RGB"),
+        ({"held_out": 3}, "holds 3 images; 3 are held out and none is left"),
+    ],
+)
+def test_wrong_settings_are_refused_and_leave_nothing(change, message, photos, tmp_path):
+    with pytest.raises(ConvUNextError, match=message):
+        config = DenoisingConfig(images=photos, output=tmp_path / "run", **{**SMALL, **change})
+        train_denoiser(config, Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_folder_is_named(tmp_path):
+    with pytest.raises(FileError, match="holds no images"):
+        train_denoiser(DenoisingConfig(images=tmp_path, output=tmp_path / "run", **SMALL), Console(quiet=True))
