@@ -49,3 +49,8 @@ def read_pixels(path: str | os.PathLike, channels: int) -> np.ndarray:
         raise FileError(str(path), f"is not an image in one of {', '.join(FORMATS)}.") from error
     except (OSError, SyntaxError) as error:
         raise FileError(str(path), f"cannot be read: {error}.", "Copy or export it again.") from error
+
+
+def unit_range(pixels: np.ndarray) -> np.ndarray:
+    """Return samples of an integer type as float32, its largest value as 1."""
+    return pixels.astype("float32") / np.float32(np.iinfo(pixels.dtype).max)

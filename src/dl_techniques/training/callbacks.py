@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from dl_techniques.data.files import unit_range
 from dl_techniques.data.noise import add_gaussian_noise
 from dl_techniques.metrics import psnr
 from dl_techniques.training.checkpoint import model_state, save_checkpoint
@@ -53,7 +54,7 @@ class DenoisingValidation(keras.callbacks.Callback):
 
     def __init__(self, images: Sequence[np.ndarray], sigmas: Sequence[float]) -> None:
         super().__init__()
-        self.images = [np.float32(image) / np.float32(np.iinfo(image.dtype).max) for image in images]
+        self.images = [unit_range(image) for image in images]
         self.sigmas = sigmas
 
     def on_epoch_end(self, epoch, logs=None) -> None:

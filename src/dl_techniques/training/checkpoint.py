@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray]) ->
         The file.
     """
     buffer = io.BytesIO()
-    np.savez(buffer, **dict(state))
+    np.savez(buffer, allow_pickle=False, **state)
     content = buffer.getvalue()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.npz"
     write_file(path, content)
@@ -131,6 +132,6 @@ def restore_model_state(model, state: Mapping[str, np.ndarray], source: Path) ->
         variable.assign(state[name])
 
 
-def _variables(model) -> list[tuple[str, object]]:
+def _variables(model) -> list[tuple[str, Any]]:
     groups = {"model": model.variables, "optimizer": model.optimizer.variables}
     return [(f"{group}/{i}/{v.path}", v) for group, variables in groups.items() for i, v in enumerate(variables)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dl_techniques.data.files import read_pixels
+from dl_techniques.data.files import read_pixels, unit_range
 from dl_techniques.data.noise import add_gaussian_noise
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.training.checkpoint import write_file
@@ -234,7 +234,7 @@ def noisy_patches(images: Sequence[np.ndarray], config: DenoisingConfig, first_s
             top, left = (int(rng.integers(extent - size + 1)) for extent in image.shape[:2])
             patch = np.rot90(image[top : top + size, left : left + size], int(rng.integers(4)))
             patch = patch[:, ::-1] if rng.integers(2) else patch
-            clean = np.float32(patch) / np.float32(np.iinfo(image.dtype).max)
+            clean = unit_range(patch)
             return add_gaussian_noise(clean, rng.uniform(0.0, config.sigma) / 255, rng), clean
 
     batches = grain.MapDataset.range(config.steps * config.batch_size).seed(config.seed).random_map(Patch())
