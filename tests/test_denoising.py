@@ -6,12 +6,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from dl_techniques.data import files
 from dl_techniques.data.noise import add_gaussian_noise
 from dl_techniques.errors import ConvUNextError, FileError
 from dl_techniques.metrics import psnr
 from dl_techniques.training import checkpoint
-from dl_techniques.training.denoising import DenoisingConfig, build_denoiser, noisy_patches, train_denoiser
+from dl_techniques.training.denoising import build_denoiser, noisy_patches, train_denoiser
 from dl_techniques.training.schedule import WarmupStableDecay
+from dl_techniques.training.settings import DenoisingConfig
 
 SMALL = {
     "patch": 16, "batch_size": 2, "steps": 6, "steps_per_epoch": 3, "held_out": 1, "depth": 2, "initial_filters": 4,
@@ -114,9 +116,9 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(FileError, match="cannot be written: No space left on device"):
-        checkpoint.write_file(path, b"new")
+        files.write_file(path, b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
 
 
@@ -140,7 +142,7 @@ def test_a_run_is_never_begun_over_another(finished):
         ({"cooldown": 1.5}, r"`cooldown` must be in \[0, 1\]"),
         ({"sigma": 0.0}, "`sigma` must be above 0"),
         ({"patch": 64}, "0.png: is smaller than a patch of 64 pixels"),
-        ({"channels": 3}, "0.png: is of mode L, not 8-bit RGB"),
+        ({"channels": 3}, "0.png: is uint8 grey, not 8-bit RGB"),
         ({"held_out": 3}, "holds 3 images; 3 are held out and none is left"),
     ],
 )
@@ -152,5 +154,5 @@ def test_wrong_settings_are_refused_and_leave_nothing(change, message, photos, t
 
 
 def test_empty_folder_is_named(tmp_path):
-    with pytest.raises(FileError, match="holds no images"):
+    with pytest.raises(FileError, match="holds no image file"):
         train_denoiser(DenoisingConfig(images=tmp_path, output=tmp_path / "run", **SMALL), Console(quiet=True))

@@ -6,8 +6,12 @@ import keras
 import numpy as np
 import pytest
 
+from dl_techniques.card import read_card
+from dl_techniques.certify import certify, save_certificate
+from dl_techniques.errors import FileError
+from dl_techniques.inference.engines import load_engine
 from dl_techniques.models.convunext.model import ConvUNextModel
-from models import image, randomize, run, small_model
+from models import image, randomize, relative_difference, run, small_model
 
 # Exporting in a TensorFlow process is the dependable road, whatever backend trained: this module has tests there alone.
 __test__ = keras.backend.backend() == "tensorflow"
@@ -131,3 +135,34 @@ def test_deeply_supervised_onnx_matches_keras(tmp_path):
         x = image(2, height, width, 3)
         for actual, expected in zip(forward(x), run(model, x), strict=True):  # finest first
             assert range_difference(actual, expected) <= TOLERANCE, (height, width)
+
+
+@pytest.mark.parametrize(
+    "form, suffix",
+    [
+        pytest.param("onnx", ".onnx", marks=QUIET["onnx"]),
+        ("openvino", ".xml"),
+        ("litert", ".tflite"),
+        ("tf_saved_model", ""),
+    ],
+)
+def test_exported_models_are_loaded_and_certified(form, suffix, tmp_path):
+    model = small_model(input_shape=(None, None, 1), convnext_version="v1", use_bias=False, residual_learning=True)
+    randomize(model)
+    x = image(2, 21, 30, 1)
+    (expected,) = run(model, x)
+    path = tmp_path / f"model{suffix}"
+    model.export(str(path), format=form, verbose=False)
+    exported = load_engine(path)
+    assert relative_difference(exported.function(x), expected) <= 1e-5
+    certificate = certify(exported)
+    assert certificate.holds, certificate.errors
+    save_certificate(certificate, exported)
+    assert read_card(path)["certificate"]["holds"]
+
+
+@pytest.mark.parametrize("name", ["broken.onnx", "broken.xml", "broken.tflite"])
+def test_broken_exports_are_refused_by_name(name, tmp_path):
+    (tmp_path / name).write_bytes(b"nothing of the kind")
+    with pytest.raises(FileError, match=name):
+        load_engine(tmp_path / name)

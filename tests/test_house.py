@@ -16,11 +16,14 @@ FLOORS = {
     "errors": 0,
     "__init__": 0,
     "data": 1,
-    "metrics": 1,
     "layers": 1,
-    "models": 2,
-    "training": 3,
-    "cli": 4,
+    "metrics": 1,
+    "card": 2,
+    "models": 3,
+    "inference": 4,
+    "training": 4,
+    "certify": 5,
+    "cli": 6,
 }
 
 

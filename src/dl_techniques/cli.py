@@ -7,16 +7,24 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from dl_techniques import __version__
 from dl_techniques.errors import ConvUNextError
+from dl_techniques.inference.settings import DenoisingOptions
 from dl_techniques.training.demo import DemoConfig
-from dl_techniques.training.denoising import DenoisingConfig
+from dl_techniques.training.settings import DenoisingConfig
 
-USAGE, INTERRUPTED, TERMINATED = 2, 130, 143
+FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+Backend = Literal["tensorflow", "jax", "torch"] | None
+
+
+class PartialFailure(Exception):
+    """Something was done and something was not; what, has been told."""
+
 
 app = App(
     name="convunext",
@@ -30,7 +38,7 @@ app = App(
 def demo(
     config: Annotated[DemoConfig, Parameter(name="*")] = DemoConfig(),  # noqa: B008 - frozen
     *,
-    backend: Literal["tensorflow", "jax", "torch"] | None = None,
+    backend: Backend = None,
 ) -> None:
     """Train a small model on real microscopy images and show what it found.
 
@@ -50,16 +58,72 @@ def demo(
     print(result.report)
 
 
+@app.command
+def denoise(
+    inputs: Annotated[list[Path], Parameter(consume_multiple=True)],
+    /,
+    *,
+    options: Annotated[DenoisingOptions, Parameter(name="*")],
+    backend: Backend = None,
+) -> None:
+    """Take Gaussian noise of any level out of images: grey or colour, 8 or 16 bits or floats, any size.
+
+    Nothing is to be set: the model is blind to the level of the noise and to the unit of the intensities. Type, depth,
+    alpha and colour profile are kept. An image that cannot be read is named and the others go on; the exit status is
+    then 1.
+
+    Args:
+        inputs: Image files and folders of them.
+        options: Settings.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    _choose_backend(backend)
+    from rich.console import Console
+
+    from dl_techniques.inference.denoising import denoise_files
+
+    results = denoise_files(inputs, options, Console(highlight=False, soft_wrap=True))
+    refused = sum(bool(result.error) for result in results)
+    if refused:
+        raise PartialFailure(f"{refused} of {len(results)} images refused")
+
+
+@app.command(name="certify")
+def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) -> None:
+    """Measure that f(a*x) = a*f(x), for a from 0.001 to 1000 and several sizes, and write it into the model's card.
+
+    The exit status is 1 if the promise is broken.
+
+    Args:
+        model: A `.keras` file, a preset's name or folder, or an exported `.onnx`, `.xml`, `.tflite` file or SavedModel.
+        save: Write the certificate into the model's card.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    _choose_backend(backend)
+    from rich.console import Console
+
+    from dl_techniques.certify import certify, print_certificate, save_certificate
+    from dl_techniques.inference.engines import load_engine
+
+    engine = load_engine(model)
+    certificate = certify(engine)
+    print_certificate(certificate, engine, Console(highlight=False, soft_wrap=True))
+    if save:
+        print(f"written to the card: {save_certificate(certificate, engine)}")
+    if not certificate.holds:
+        raise PartialFailure(f"{engine.source}: f(a*x) = a*f(x) does not hold to {certificate.limit:g}")
+
+
 train = App(name="train", help="Train a model on your own images.")
 app.command(train)
 
 
-@train.command
-def denoise(
+@train.command(name="denoise")
+def train_denoise(
     config: Annotated[DenoisingConfig, Parameter(name="*")],
     *,
     resume: bool = False,
-    backend: Literal["tensorflow", "jax", "torch"] | None = None,
+    backend: Backend = None,
 ) -> None:
     """Train a blind denoiser on clean images; Gaussian noise of every level up to sigma is added on the way.
 
@@ -117,7 +181,7 @@ def _terminate(*_: object) -> None:
 
 
 def main(tokens: list[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0 done, 2 refused, 130 interrupted, 143 terminated."""
+    """Run the command line and return the exit status: 0 done, 1 partly, 2 refused, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
@@ -126,6 +190,9 @@ def main(tokens: list[str] | None = None) -> int:
     except ConvUNextError as error:
         print(f"convunext: {error}", file=sys.stderr)
         return USAGE
+    except PartialFailure as failure:
+        print(f"convunext: {failure}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("convunext: interrupted.", file=sys.stderr)
         return INTERRUPTED

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -17,31 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from dl_techniques.data.files import write_file
 from dl_techniques.errors import FileError
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz")
 KEPT = 2
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash either the old content or the new is there, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise FileError(
-            str(path), f"cannot be written: {error.strerror}.", "Free some space or change owner."
-        ) from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray]) -> Path:

@@ -208,8 +208,9 @@ def _write_report(
     from PIL import Image
 
     from dl_techniques import __version__
+    from dl_techniques.data.pictures import contact_sheet
     from dl_techniques.metrics import Overlap
-    from dl_techniques.training.report import ERROR_KEY, Report, contact_sheet, error_picture
+    from dl_techniques.training.report import ERROR_KEY, Report, error_picture
 
     rows = []
     for sample, prediction, overlap in zip(samples, predictions, overlaps, strict=True):

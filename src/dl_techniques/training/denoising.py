@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.files import read_pixels, unit_range
+from dl_techniques.data.files import find_images, read_pixels, unit_range, write_file
 from dl_techniques.data.noise import add_gaussian_noise
-from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.training.checkpoint import write_file
+from dl_techniques.errors import FileError
+from dl_techniques.training.settings import DenoisingConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,66 +21,6 @@ if TYPE_CHECKING:
     from dl_techniques.models.convunext.model import ConvUNextModel
 
 VALIDATION_SIGMAS = (15.0, 25.0, 50.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoisingConfig:
-    """Settings of the training of a denoiser.
-
-    Attributes:
-        images: Folder of clean PNG, JPEG, WebP, TIFF or BMP images.
-        output: Folder of the run.
-        channels: 1 for grey, 3 for colour.
-        sigma: Largest standard deviation of the noise, in units of 1/255; each patch draws its own from 0 to it.
-        steps: Steps of training.
-        cooldown: Share of the steps, at the end, over which the learning rate falls to zero.
-        patch: Height and width of a patch, in pixels.
-        batch_size: Patches in a step.
-        learning_rate: Learning rate after the warm-up.
-        steps_per_epoch: Steps between two checkpoints, each with a line in the log.
-        held_out: Images, the first by name, that are not trained on but measured after every epoch.
-        seed: Seed of weights, patches and noise.
-        depth: Number of times the model halves the image.
-        initial_filters: Channels of the model's finest level.
-        filter_multiplier: Factor from the channels of one level to those of the next.
-        blocks_per_level: ConvNeXt blocks in each level.
-        block_kernel_size: Width of the blocks' depthwise kernels, in pixels.
-        convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
-        use_bias: Whether the model has additive parameters, and with them no scale-equivariance.
-        equivariant_block: Design of the bias-free block.
-    """
-
-    images: Path
-    output: Path
-    channels: int = 1
-    sigma: float = 55.0
-    steps: int = 40_000
-    cooldown: float = 0.3
-    patch: int = 48
-    batch_size: int = 8
-    learning_rate: float = 2e-3
-    steps_per_epoch: int = 1000
-    held_out: int = 8
-    seed: int = 0
-    depth: int = 3
-    initial_filters: int = 24
-    filter_multiplier: int = 2
-    blocks_per_level: int = 1
-    block_kernel_size: int = 5
-    convnext_version: Literal["v1", "v2"] = "v1"
-    use_bias: bool = False
-    equivariant_block: Literal["scale_layernorm", "no_norm", "batchnorm"] = "no_norm"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "patch", "batch_size", "steps_per_epoch", "held_out"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(name, "must be at least 1", getattr(self, name))
-        if self.channels not in (1, 3):
-            raise ArgumentError("channels", "must be 1 (grey) or 3 (colour)", self.channels)
-        if not self.sigma > 0:
-            raise ArgumentError("sigma", "must be above 0", self.sigma)
-        if not 0 <= self.cooldown <= 1:
-            raise ArgumentError("cooldown", "must be in [0, 1]", self.cooldown)
 
 
 def build_denoiser(config: DenoisingConfig) -> ConvUNextModel:
@@ -207,9 +147,7 @@ def load_clean_images(folder: Path, channels: int, least: int) -> list[np.ndarra
     Raises:
         FileError: The folder holds no image, or one that is broken or smaller than `least` pixels.
     """
-    paths = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in (".png", ".jpg", ".tif", ".webp"))
-    if not paths:
-        raise FileError(str(folder), "holds no images.", "Name a folder of PNG, JPEG, WebP or TIFF files.")
+    paths = find_images([folder])
     images = [read_pixels(path, channels) for path in paths]
     for path, image in zip(paths, images, strict=True):
         if min(image.shape[:2]) < least:

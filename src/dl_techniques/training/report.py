@@ -130,16 +130,6 @@ def error_picture(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return picture
 
 
-def contact_sheet(rows: Sequence[Sequence[tuple[str, np.ndarray]]], gap: int = 4) -> np.ndarray:
-    """Return rows of equally large pictures as one, `(height, width, 3)`, uint8, white between them."""
-
-    def framed(image: np.ndarray) -> np.ndarray:
-        colour = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
-        return np.pad(colour, ((gap, gap), (gap, gap), (0, 0)), constant_values=255)
-
-    return np.concatenate([np.concatenate([framed(image) for _, image in row], axis=1) for row in rows])
-
-
 MISSED = (66, 135, 245)
 FALSE = (245, 140, 40)
 ERROR_KEY = (("#ebebeb", "found"), ("rgb(66,135,245)", "missed"), ("rgb(245,140,40)", "false"))

@@ -6,6 +6,8 @@ Reference: Ronneberger et al. 2015 (U-Net), Liu et al. 2022 (ConvNeXt), Woo et a
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,8 +17,9 @@ from dl_techniques.layers.convnext import ConvUNextStem
 from dl_techniques.layers.pointwise import REGISTRY
 from dl_techniques.models.convunext.arguments import check_arguments, filter_sizes
 from dl_techniques.models.convunext.graph import build_graph, head_name
-from dl_techniques.models.convunext.presets import MODEL_VARIANTS
-from dl_techniques.models.convunext.weights import check_weights_file, transfer_weights
+from dl_techniques.models.convunext.presets import read_preset, save_preset
+from dl_techniques.models.convunext.variants import MODEL_VARIANTS
+from dl_techniques.models.convunext.weights import assign_weights, check_weights_file, transfer_weights
 
 __all__ = [
     "MODEL_VARIANTS",
@@ -193,6 +196,41 @@ class ConvUNextModel(keras.Model):
         if variant not in cls.MODEL_VARIANTS:
             raise ArgumentError("variant", f"must be one of {list(cls.MODEL_VARIANTS)}", variant)
         return cls(**{**cls.MODEL_VARIANTS[variant], **kwargs})
+
+    @classmethod
+    def from_preset(cls, preset: str | os.PathLike, **kwargs: Any) -> ConvUNextModel:
+        """Return a trained model.
+
+        Args:
+            preset: Name of a preset that ships with the package, such as `"denoise-gray"`, or a preset's folder.
+            **kwargs: Constructor arguments that change no weight, such as `dtype`.
+
+        Raises:
+            ValueError: There is no such preset, or its weights do not fit.
+            ConvUNextError: A file of it is damaged; loading checks the SHA-256 of the weights.
+
+        Example:
+            >>> model = ConvUNextModel.from_preset("denoise-gray")
+        """
+        arguments, arrays = read_preset(preset)
+        model = cls(**{"kernel_initializer": "zeros", **arguments, **kwargs})
+        assign_weights(model, arrays, source=str(preset))
+        return model
+
+    def save_to_preset(
+        self, folder: str | os.PathLike, card: dict[str, Any] | None = None, dtype: str = "float32"
+    ) -> None:
+        """Write configuration, weights with their SHA-256 and card to a new folder that `from_preset` reads.
+
+        Args:
+            folder: Where to; it must not exist.
+            card: What the model is for, how it was trained and measured.
+            dtype: Type in which the weights are stored: `"float32"`, or `"float16"` for half the size.
+
+        Raises:
+            ConvUNextError: The folder exists or cannot be written.
+        """
+        save_preset(self, Path(folder), card or {}, dtype)
 
     def get_config(self) -> dict[str, Any]:
         config = {name: getattr(self, name) for name in self._argument_names}

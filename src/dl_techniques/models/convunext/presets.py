@@ -1,15 +1,135 @@
-"""The named sizes of ConvUNext, as plain data."""
+"""Trained models in folders: the presets.
 
-# Constructor arguments of each variant; every one can be overridden by keyword.
-MODEL_VARIANTS: dict[str, dict] = {
-    # mobile, real-time video
-    "tiny": {"depth": 3, "initial_filters": 32, "blocks_per_level": 2, "drop_path_rate": 0.0},
-    # lightweight edge devices
-    "small": {"depth": 3, "initial_filters": 48, "blocks_per_level": 2, "drop_path_rate": 0.1},
-    # general purpose
-    "base": {"depth": 4, "initial_filters": 64, "blocks_per_level": 3, "drop_path_rate": 0.1},
-    # high-fidelity segmentation
-    "large": {"depth": 4, "initial_filters": 96, "blocks_per_level": 4, "drop_path_rate": 0.2},
-    # the largest: 1.15 billion parameters
-    "xlarge": {"depth": 5, "initial_filters": 128, "blocks_per_level": 5, "drop_path_rate": 0.3},
-}
+A preset is a folder in the layout of keras-hub's, without anything that could run code: `config.json` (constructor
+arguments, plain values only), `model.weights.safetensors`, `metadata.json` (versions and the digest of the weights) and
+`card.json` (what the model is for, how it was trained and measured).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from dl_techniques import __version__
+from dl_techniques.card import read_card, write_card
+from dl_techniques.data.files import write_file
+from dl_techniques.errors import ArgumentError, FileError
+
+SHIPPED = Path(__file__).parent / "shipped"
+FORMAT = 1
+CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.safetensors", "metadata.json"
+# Arguments that only training needs; a preset does without them.
+NOT_KEPT = ("name", "trainable", "dtype", "kernel_initializer", "kernel_regularizer", "final_activation")
+
+
+def shipped_presets() -> list[str]:
+    """Return the names of the presets that ship with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+
+
+def preset_folder(preset: str | os.PathLike) -> Path:
+    """Return the folder of a preset, given its name or the folder itself.
+
+    Raises:
+        ArgumentError: There is no such preset; the message lists those that ship.
+    """
+    for folder in (SHIPPED / str(preset), Path(preset)):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise ArgumentError("preset", f"must be a preset's folder or one of {shipped_presets()}", str(preset))
+
+
+def save_preset(model, folder: Path, card: dict[str, Any], dtype: str = "float32") -> None:
+    """Write a model as a preset.
+
+    Args:
+        model: A `ConvUNextModel`.
+        folder: Where to; it must not exist.
+        card: What the model is for, how it was trained and measured.
+        dtype: Type in which the weights are stored: `"float32"`, or `"float16"` for half the size.
+
+    Raises:
+        FileError: The folder exists or cannot be written.
+    """
+    from safetensors.numpy import save
+
+    if folder.exists():
+        raise FileError(str(folder), "exists already.", "Name a new folder.")
+    config = {name: value for name, value in model.get_config().items() if name not in NOT_KEPT}
+    config["final_activation"] = keras.activations.serialize(model.final_activation)
+    if not isinstance(config["final_activation"], str):
+        raise ArgumentError("final_activation", "must be one of Keras' own, by name", config["final_activation"])
+    arrays = {weight.path: np.array(keras.ops.convert_to_numpy(weight)).astype(dtype) for weight in model.weights}
+    weights = save(arrays)
+    metadata = {
+        "format": FORMAT,
+        "convunext_version": __version__,
+        "keras_version": keras.__version__,
+        "parameter_count": model.count_params(),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise FileError(str(folder), f"cannot be written: {error.strerror}.", "Choose another folder.") from error
+    write_file(folder / WEIGHTS, weights)
+    write_file(folder / METADATA, json.dumps(metadata, indent=2).encode())
+    write_card(folder, card)
+    kept = {"class_name": "ConvUNextModel", "config": config}
+    write_file(folder / CONFIG, json.dumps(kept, indent=2).encode())  # last: a folder with it is whole
+
+
+def read_preset(preset: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return a preset's constructor arguments and its weights by path.
+
+    Args:
+        preset: Name of a preset that ships, or a preset's folder.
+
+    Raises:
+        ArgumentError: There is no such preset.
+        FileError: A file of it is damaged or of a newer format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    folder = preset_folder(preset)
+    metadata, config = (_read_json(folder / name) for name in (METADATA, CONFIG))
+    if metadata.get("format") != FORMAT:
+        reason = f"is of format {metadata.get('format')!r}; this version reads {FORMAT}."
+        raise FileError(str(folder / METADATA), reason, "Update convunext.")
+    try:
+        content = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise FileError(str(folder / WEIGHTS), f"cannot be read: {error.strerror}.", "Get the preset again.") from error
+    if hashlib.sha256(content).hexdigest() != metadata.get("sha256"):
+        raise FileError(str(folder / WEIGHTS), "is damaged: its SHA-256 is not that in metadata.json.", "Get it again.")
+    try:
+        arrays = load(content)
+    except SafetensorError as error:
+        raise FileError(str(folder / WEIGHTS), f"is no safetensors file: {error}.", "Get it again.") from error
+    arguments = config.get("config")
+    plain = (bool, int, float, str, type(None), list)
+    if not isinstance(arguments, dict) or not all(isinstance(value, plain) for value in arguments.values()):
+        raise FileError(str(folder / CONFIG), "does not hold plain constructor arguments.", "Get it again.")
+    return arguments, arrays
+
+
+def preset_card(preset: str | os.PathLike) -> dict[str, Any]:
+    """Return the card of a preset: what it is for, how it was trained and measured."""
+    return read_card(preset_folder(preset))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileError(str(path), f"cannot be read: {error}.", "Get the preset again.") from error
+    if not isinstance(content, dict):
+        raise FileError(str(path), "does not hold a JSON object.", "Get the preset again.")
+    return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 
 import h5py
 import keras
@@ -70,6 +71,22 @@ def transfer_weights(source: keras.Model, target: keras.Model, left_behind: set[
     for weight in target.weights:
         # Through a copy: on JAX both would share one array, and training or predicting with one deletes it for both.
         weight.assign(np.array(keras.ops.convert_to_numpy(values[weight.path])))
+
+
+def assign_weights(model: keras.Model, arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """Assign arrays to the weights of the same paths.
+
+    Raises:
+        WeightsError: A name or shape differs, the first that does is named; nothing is assigned then.
+    """
+    shapes = {weight.path: tuple(weight.shape) for weight in model.weights}
+    stored = {name: tuple(array.shape) for name, array in arrays.items()}
+    if shapes != stored:
+        first = min(name for name in shapes.keys() | stored.keys() if shapes.get(name) != stored.get(name))
+        reason = f"holds weights that do not fit: {first!r} is {stored.get(first)}, not {shapes.get(first)}."
+        raise WeightsError(source, reason, "Leave out the arguments that change the architecture.")
+    for weight in model.weights:
+        weight.assign(arrays[weight.path].astype("float32"))
 
 
 def _stored_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,24 @@
+"""Arrays side by side, to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def contact_sheet(rows: Sequence[Sequence[tuple[str, np.ndarray]]], gap: int = 4) -> np.ndarray:
+    """Return rows of equally large pictures as one, `(height, width, 3)`, uint8, white between them."""
+
+    def framed(image: np.ndarray) -> np.ndarray:
+        colour = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+        return np.pad(colour, ((gap, gap), (gap, gap), (0, 0)), constant_values=255)
+
+    return np.concatenate([np.concatenate([framed(image) for _, image in row], axis=1) for row in rows])
+
+
+def to_display(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return an image as uint8, `low` and below as black, `high` and above as white; one channel becomes none."""
+    share = np.clip((image.astype("float64") - low) / max(high - low, 1e-30), 0, 1)
+    shown = np.rint(255 * share).astype("uint8")
+    return shown[..., 0] if shown.shape[-1] == 1 else shown

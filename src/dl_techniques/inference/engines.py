@@ -1,0 +1,158 @@
+"""A model of any kind as one function from array to array."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dl_techniques.errors import ArgumentError, FileError
+
+if TYPE_CHECKING:
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded model.
+
+    Attributes:
+        function: Maps `(batch, height, width, channels)` float32 to its first output, float32.
+        channels: Channels of the input.
+        source: What was loaded.
+        path: The file or folder, where the card lies in or beside.
+        model: The Keras model, `None` for exported files.
+    """
+
+    function: Function
+    channels: int
+    source: str
+    path: Path
+    model: ConvUNextModel | None = None
+
+
+def load_engine(source: str | os.PathLike) -> Engine:
+    """Load a model.
+
+    Args:
+        source: A `.keras` file, a preset's name or folder, or an exported `.onnx`, `.xml` (OpenVINO), `.tflite` file or
+            SavedModel folder.
+
+    Raises:
+        FileError: The file is broken or holds another kind of model.
+        ArgumentError: There is no such file or preset.
+    """
+    from dl_techniques.models.convunext.model import ConvUNextModel
+    from dl_techniques.models.convunext.presets import preset_folder, shipped_presets
+
+    path = Path(source)
+    loaders = {".keras": _load_keras, ".onnx": _load_onnx, ".xml": _load_openvino, ".tflite": _load_litert}
+    if path.suffix in loaders and path.is_file():
+        try:
+            return loaders[path.suffix](path)
+        except ModuleNotFoundError as error:
+            extra = {".onnx": "onnx", ".xml": "openvino"}.get(path.suffix, "")
+            remedy = f"pip install 'convunext[{extra}]'"
+            raise FileError(str(path), f"needs the module {error.name!r}, which is not installed.", remedy) from error
+        except (ValueError, OSError, RuntimeError, TypeError, KeyError) as error:
+            if isinstance(error, FileError | ArgumentError):
+                raise
+            raise FileError(str(path), f"cannot be loaded: {error}".split("\n")[0] + ".", "Export it again.") from error
+    if (path / "saved_model.pb").is_file():
+        return _load_saved_model(path)
+    if path.suffix in loaders:
+        raise FileError(str(path), "does not exist.", "Check the path.")
+    try:
+        folder = preset_folder(str(source))
+    except ArgumentError as error:
+        rule = f"must be a file (.keras, .onnx, .xml, .tflite), an exported folder or one of {shipped_presets()}"
+        raise ArgumentError("model", rule, str(source)) from error
+    model = ConvUNextModel.from_preset(folder)
+    return Engine(keras_function(model), model.input_channels, f"preset {folder.name}", folder, model)
+
+
+def keras_function(model: ConvUNextModel) -> Function:
+    """Return a Keras model as a function; on JAX compiled whole, once per image size."""
+    import keras
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        if keras.backend.backend() == "jax":
+            outputs = model.predict(batch, batch_size=len(batch), verbose=0)
+        else:
+            outputs = model(batch, training=False)
+        first = outputs[0] if isinstance(outputs, list | tuple) else outputs
+        return keras.ops.convert_to_numpy(first)
+
+    return call
+
+
+def _load_keras(path: Path) -> Engine:
+    import keras
+
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+    model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    if not isinstance(model, ConvUNextModel):
+        raise FileError(str(path), f"holds a {type(model).__name__}, not a ConvUNextModel.", "Name another file.")
+    return Engine(keras_function(model), model.input_channels, path.name, path, model)
+
+
+def _load_onnx(path: Path) -> Engine:
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's errors have no class in common
+        raise ValueError(error) from error
+    (first,) = session.get_inputs()
+    output = session.get_outputs()[0].name
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run([output], {first.name: batch})[0])
+
+    return Engine(call, int(first.shape[-1]), path.name, path)
+
+
+def _load_openvino(path: Path) -> Engine:
+    import openvino
+
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}  # on processors with bfloat16 it would be used otherwise
+    compiled = openvino.Core().compile_model(str(path), "CPU", hints)
+    channels = compiled.inputs[0].get_partial_shape()[3].get_length()
+    return Engine(lambda batch: np.asarray(compiled(batch)[0]), int(channels), path.name, path)
+
+
+def _load_litert(path: Path) -> Engine:
+    import tensorflow as tf
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it will move to a package of its own
+        interpreter = tf.lite.Interpreter(str(path))
+    forward = interpreter.get_signature_runner()  # fits its tensors to the size of each input
+    ((name, details),) = forward.get_input_details().items()
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        outputs = forward(**{name: batch})
+        return np.array(outputs[min(outputs)])
+
+    return Engine(call, int(details["shape_signature"][-1]), path.name, path)
+
+
+def _load_saved_model(path: Path) -> Engine:
+    import tensorflow as tf
+
+    serve = tf.saved_model.load(str(path)).signatures["serve"]
+    (name, spec), *_ = serve.structured_input_signature[1].items()
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        outputs = serve(**{name: tf.constant(batch)})
+        return next(iter(outputs.values())).numpy()
+
+    return Engine(call, int(spec.shape[-1]), path.name, path)

@@ -1,0 +1,353 @@
+"""Denoising of files and certificates: exact tiles, any unit and type, every bad file named, nothing overwritten."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from dl_techniques.card import read_card, write_card
+from dl_techniques.certify import certify
+from dl_techniques.cli import main
+from dl_techniques.data.files import Picture, read_image, write_image
+from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
+from dl_techniques.inference.denoising import denoise_files, denoise_pixels
+from dl_techniques.inference.engines import Engine, load_engine
+from dl_techniques.inference.quality import estimate_sigma, inspect_noise
+from dl_techniques.inference.settings import DenoisingOptions
+from dl_techniques.inference.tiling import apply_tiled, plan_tiles
+from dl_techniques.models.convunext.model import ConvUNextModel
+from dl_techniques.models.convunext.receptive import receptive_radius
+from models import image, randomize, relative_difference, run, small_model
+
+DENOISER = {
+    "depth": 2, "initial_filters": 4, "convnext_version": "v1", "use_bias": False, "block_kernel_size": 3,
+    "stem_kernel_size": 3, "residual_learning": True, "equivariant_block": "no_norm", "downsample": "conv",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """A small random denoiser for grey images, saved as a preset."""
+    model = small_model(input_shape=(None, None, 1), **DENOISER)
+    randomize(model)
+    folder = tmp_path_factory.mktemp("presets") / "small"
+    model.save_to_preset(folder, {"task": "denoise"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(preset) -> Engine:
+    return load_engine(preset)
+
+
+def smoothing_engine() -> Engine:
+    """A denoiser whose effect is known: the mean of each pixel and its eight neighbours."""
+
+    def mean(batch: np.ndarray) -> np.ndarray:
+        padded = np.pad(batch, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+        shifts = [padded[:, i : i + batch.shape[1], j : j + batch.shape[2]] for i in range(3) for j in range(3)]
+        return np.mean(shifts, axis=0, dtype="float32")
+
+    return Engine(mean, 1, "mean of neighbours", None)
+
+
+# === tiles ===
+
+
+@given(height=st.integers(1, 200), width=st.integers(1, 200), tile=st.integers(40, 90), halo=st.integers(0, 15))
+def test_tiles_cover_every_pixel_once_with_its_halo(height, width, tile, halo):
+    seen = np.zeros((height, width), int)
+    for part in plan_tiles(height, width, tile, halo, multiple=4):
+        seen[part.write] += 1
+        for read, write, keep, extent in zip(part.read, part.write, part.keep, (height, width), strict=True):
+            assert read.start % 4 == 0 and read.stop - read.start <= tile
+            assert read.start <= max(write.start - halo, 0) and read.stop >= min(write.stop + halo, extent)
+            assert (write.start - read.start, write.stop - read.start) == (keep.start, keep.stop)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("downsample", ["conv", "max"])
+@pytest.mark.parametrize("depth, blocks, kernel", [(2, 1, 3), (3, 1, 5), (2, 2, 7)])
+def test_tiled_result_is_that_of_the_whole_image(depth, blocks, kernel, downsample):
+    design = {"depth": depth, "blocks_per_level": blocks, "block_kernel_size": kernel, "downsample": downsample}
+    model = small_model(input_shape=(None, None, 1), **{**DENOISER, **design, "stem_kernel_size": 7})
+    randomize(model)
+    radius, multiple = receptive_radius(model), 2**depth
+    x = image(2 * radius + 61, 2 * radius + 90, 1)
+
+    def function(crop: np.ndarray) -> np.ndarray:
+        return run(model, crop[None])[0][0]
+
+    whole = function(x)
+    tiled = apply_tiled(function, x, 2 * radius + 48, radius, multiple)
+    assert np.abs(tiled - whole).max() <= 1e-5 * np.abs(whole).max()
+    short = apply_tiled(function, x, 2 * radius + 48, multiple, multiple)
+    assert np.abs(short - whole).max() > 1e-4 * np.abs(whole).max()
+
+
+def test_no_input_beyond_the_radius_counts():
+    model = small_model(input_shape=(None, None, 1), **DENOISER)
+    randomize(model)
+    radius = receptive_radius(model)
+    x = image(1, 8, 4 * radius, 1)
+    changed = x.copy()
+    changed[:, :, 2 * radius :] += 1
+    before, after = run(model, x)[0], run(model, changed)[0]
+    assert np.array_equal(before[:, :, : radius - 1], after[:, :, : radius - 1])
+    assert not np.array_equal(before, after)
+    assert receptive_radius(small_model()) is None
+
+
+def test_tile_without_room_for_its_halo_is_refused():
+    with pytest.raises(ArgumentError, match="`tile` must be at least 84 for a halo of 40 pixels. Received: tile=80"):
+        list(plan_tiles(500, 500, 80, 40, 4))
+
+
+# === any unit, type and value ===
+
+
+def test_the_unit_of_intensities_does_not_matter(engine):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 1), dtype="uint8")
+    exact = denoise_pixels(pixels.astype("float64"), engine)
+    assert np.array_equal(denoise_pixels(pixels, engine), np.clip(np.rint(exact), 0, 255))
+    wide = denoise_pixels(pixels.astype("uint16") * 257, engine)
+    assert np.abs(wide - np.clip(257 * exact, 0, 65535)).max() <= 1
+    for unit in (1 / 255, 4095 / 255, 1e-30, 1e25):
+        scaled = denoise_pixels(pixels * np.float64(unit), engine)
+        assert relative_difference(scaled, unit * exact) <= 1e-5
+
+
+def test_colours_go_through_a_grey_model_one_by_one(engine):
+    pixels = image(20, 30, 3)
+    result = denoise_pixels(pixels, engine)
+    for c in range(3):
+        assert np.array_equal(result[..., c : c + 1], denoise_pixels(pixels[..., c : c + 1], engine))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 500, 1), (2, 3, 3)])
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_flat_images_of_any_size_are_finite_and_black_stays_black(shape, value, engine):
+    result = denoise_pixels(np.full(shape, value, "float32"), engine)
+    assert result.shape == shape and np.isfinite(result).all()
+    assert value or not result.any()
+
+
+def test_samples_that_are_no_numbers_stay_and_spoil_nothing(engine):
+    pixels = image(30, 40, 1)
+    pixels[3, 4], pixels[5, 6] = np.nan, np.inf
+    result = denoise_pixels(pixels, engine)
+    assert np.isnan(result[3, 4]) and np.isinf(result[5, 6]) and np.isfinite(result).sum() == result.size - 2
+    with pytest.raises(ArgumentError, match="must have a finite sample"):
+        denoise_pixels(np.full((2, 2, 1), np.nan), engine)
+
+
+def test_model_of_other_channels_is_refused(engine):
+    with pytest.raises(ArgumentError, match="`pixels` must have 3 channels for colour"):
+        denoise_pixels(image(4, 4, 1), Engine(engine.function, 3, "colour", engine.path))
+
+
+# === what is said of the noise ===
+
+
+def scene(sigma: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth image with values in [0, 1] and the same with noise."""
+    y, x = np.mgrid[:512, :512] / 512
+    clean = (0.5 + 0.3 * np.sin(5 * x + 2 * y))[..., None].astype("float32")
+    return clean, add_gaussian_noise(clean, sigma, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.05, 0.2])
+def test_level_and_gain_are_estimated_without_the_truth(sigma):
+    clean, noisy = scene(sigma)
+    engine = smoothing_engine()
+
+    def function(x: np.ndarray) -> np.ndarray:
+        return engine.function(x[None])[0]
+
+    denoised = function(noisy)
+    report = inspect_noise(noisy, denoised, function)
+    gain = 10 * np.log10(np.mean((noisy - clean) ** 2) / np.mean((denoised - clean) ** 2))
+    assert report.sigma == pytest.approx(sigma, rel=0.1)
+    assert report.gain == pytest.approx(gain, abs=0.7)
+    assert report.warnings == ()
+
+
+def test_noise_that_is_not_white_gaussian_raises_a_warning(tmp_path):
+    engine = smoothing_engine()
+
+    def function(x: np.ndarray) -> np.ndarray:
+        return engine.function(x[None])[0]
+
+    def warnings(noisy: np.ndarray) -> str:
+        return " ".join(inspect_noise(noisy, function(noisy), function).warnings)
+
+    clean, noisy = scene(0.05)
+    assert "not white" in warnings(clean + np.repeat((noisy - clean)[::2], 2, axis=0))
+    assert "clipped" in warnings(np.clip(scene(0.5)[1], 0, 1))
+    rough = np.uint8(np.clip(255 * noisy, 0, 255))[..., 0]
+    Image.fromarray(rough).save(tmp_path / "a.jpg", quality=5)
+    assert "JPEG" in warnings(read_image(tmp_path / "a.jpg").pixels.astype("float32"))
+
+
+def test_images_too_small_to_judge_are_not_judged():
+    assert estimate_sigma(np.ones((1, 5, 1))) == 0.0
+    report = inspect_noise(np.ones((3, 3, 1), "float32"), np.ones((3, 3, 1), "float32"), lambda x: x)
+    assert report.gain is None and report.warnings == ()
+
+
+# === files ===
+
+
+def options(output, preset, **kwargs) -> DenoisingOptions:
+    return DenoisingOptions(output=output, model=str(preset), **kwargs)
+
+
+def test_a_folder_goes_through_and_bad_files_are_named(preset, tmp_path, capfd):
+    photos, output = tmp_path / "photos", tmp_path / "clean"
+    photos.mkdir()
+    write_image(photos / "grey.png", Picture(np.uint8(255 * image(40, 50, 1))))
+    write_image(photos / "deep.png", Picture(np.uint16(65535 * image(20, 30, 3)), np.uint16(65535 * image(20, 30))))
+    write_image(photos / "float.tif", Picture(image(20, 30, 1)))
+    Image.fromarray(np.uint8(255 * image(20, 30, 3))).save(photos / "photo.jpg")
+    (photos / "broken.png").write_bytes(b"<html>")
+    assert main(["denoise", str(photos), "--output", str(output), "--model", str(preset), "--compare"]) == 1
+    out, err = capfd.readouterr()
+    assert "refused" in out and "broken.png" in out and "1 of 5 images refused" in err
+    names = sorted(path.name for path in output.iterdir())
+    results = ["deep.png", "float.tif", "grey.png", "photo.png"]
+    assert names == sorted(results + [f"{name.rsplit('.', 1)[0]}-compare.png" for name in results])
+    deep, source = read_image(output / "deep.png"), read_image(photos / "deep.png")
+    assert deep.pixels.dtype == np.uint16 and np.array_equal(deep.alpha, source.alpha)
+    assert not np.array_equal(deep.pixels, source.pixels)
+    assert read_image(output / "float.tif").pixels.dtype == np.float32
+    assert read_image(output / "grey-compare.png").pixels.shape == (48, 3 * 58, 3)
+
+
+def test_results_are_never_overwritten_unless_asked(preset, tmp_path):
+    photo, output = tmp_path / "photo.png", tmp_path / "clean.png"
+    write_image(photo, Picture(np.uint8(255 * image(20, 20, 1))))
+    console = Console(quiet=True)
+    (first,) = denoise_files([photo], options(output, preset), console)
+    assert first.error == "" and first.output == output
+    with pytest.raises(FileError, match="clean.png: exists already. Choose another --output, or add --overwrite"):
+        denoise_files([photo], options(output, preset), console)
+    denoise_files([photo], options(output, preset, overwrite=True), console)
+    with pytest.raises(FileError, match="photo.png: exists already. Choose another --output."):
+        denoise_files([photo], options(tmp_path, preset, overwrite=True), console)
+
+
+def test_two_inputs_never_become_one_output(preset, tmp_path):
+    for suffix in ("png", "jpg"):
+        Image.new("L", (8, 8)).save(tmp_path / f"same.{suffix}")
+    with pytest.raises(FileError, match="same.jpg: and same.png would both become same.png"):
+        denoise_files([tmp_path], options(tmp_path / "out", preset), Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere.png", "--output", "out"], "nowhere.png: does not exist"),
+        (["photo.png", "--output", "out", "--model", "denoise-purple"], "`model` must be a file"),
+        (["photo.png", "--output", "out", "--model", "lost.keras"], "lost.keras: does not exist"),
+    ],
+)
+def test_wrong_paths_and_models_are_refused(arguments, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8)).save("photo.png")
+    assert main(["denoise", *arguments]) in (1, 2)
+    assert message in "".join(capfd.readouterr())
+
+
+# === presets ===
+
+
+def test_preset_gives_the_same_model(preset):
+    model = ConvUNextModel.from_preset(preset)
+    again = ConvUNextModel.from_preset(str(preset), dtype="mixed_bfloat16")
+    assert model.residual_learning and again.dtype_policy.name == "mixed_bfloat16"
+    x = image(1, 20, 30, 1)
+    assert np.array_equal(run(model, x)[0], load_engine(preset).function(x))
+    with pytest.raises(FileError, match="exists already"):
+        model.save_to_preset(preset)
+
+
+def test_half_precision_preset_is_half_as_large(preset, tmp_path):
+    model = ConvUNextModel.from_preset(preset)
+    model.save_to_preset(tmp_path / "half", dtype="float16")
+    x = image(1, 20, 30, 1)
+    assert relative_difference(run(ConvUNextModel.from_preset(tmp_path / "half"), x)[0], run(model, x)[0]) < 5e-3
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "missing", "newer", "nested", "architecture"])
+def test_damaged_presets_are_refused_by_name(damage, tmp_path):
+    model = small_model(input_shape=(None, None, 1), **DENOISER)
+    folder = tmp_path / "preset"
+    model.save_to_preset(folder)
+    weights, config, metadata = (folder / n for n in ("model.weights.safetensors", "config.json", "metadata.json"))
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "newer":
+        metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "format": 2}))
+    elif damage in ("nested", "architecture"):
+        content = json.loads(config.read_text())
+        content["config"] |= {"final_activation": {"module": "os"}} if damage == "nested" else {"initial_filters": 5}
+        config.write_text(json.dumps(content))
+    else:
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content if damage == "bit" else content[:-10])
+    with pytest.raises(ConvUNextError, match=str(folder)):
+        ConvUNextModel.from_preset(folder)
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match="`preset` must be a preset's folder or one of"):
+        ConvUNextModel.from_preset("denoise-purple")
+
+
+# === certificates ===
+
+
+def test_certificate_holds_without_bias_and_fails_with(preset, tmp_path, capfd):
+    assert main(["certify", str(preset)]) == 0
+    assert "scale-equivariance holds" in capfd.readouterr().out
+    card = read_card(preset)
+    assert card["task"] == "denoise" and card["certificate"]["holds"] and card["certificate"]["largest_error"] <= 1e-5
+
+    model = small_model(input_shape=(None, None, 1))
+    randomize(model)
+    model.save(tmp_path / "biased.keras")
+    assert main(["certify", str(tmp_path / "biased.keras")]) == 1
+    assert "BROKEN" in capfd.readouterr().out
+    assert not read_card(tmp_path / "biased.keras")["certificate"]["holds"]
+    loaded = keras.saving.load_model(tmp_path / "biased.keras", safe_mode=True)  # the card inside does no harm
+    x = image(1, 9, 9, 1)
+    assert np.array_equal(run(loaded, x)[0], run(model, x)[0])
+
+
+def test_certificate_sees_what_is_not_finite():
+    broken = Engine(lambda x: x * np.nan, 1, "broken", None)
+    assert not certify(broken).holds
+
+
+def test_broken_model_is_refused_by_name(tmp_path):
+    (tmp_path / "broken.keras").write_bytes(b"nothing of the kind")
+    with pytest.raises(FileError, match="broken.keras"):
+        load_engine(tmp_path / "broken.keras")
+
+
+def test_broken_card_is_named(tmp_path):
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"")
+    assert read_card(model) == {}
+    write_card(model, {"a": 1})
+    assert read_card(model) == {"a": 1}
+    (tmp_path / "model.onnx.card.json").write_text("{")
+    with pytest.raises(FileError, match="model.onnx.card.json: holds a card that cannot be read"):
+        read_card(model)
