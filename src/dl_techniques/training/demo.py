@@ -35,7 +35,7 @@ class DemoConfig:
     """
 
     output: Path | None = None
-    epochs: int = 6
+    epochs: int = 10
     steps: int = 20
     batch_size: int = 8
     crop: int = 128
