@@ -34,7 +34,7 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/forward.py --limit 1.0
-	$(BIN)/python benchmarks/variants.py --markdown README.md
+	$(BIN)/python benchmarks/variants.py --quick --markdown README.md
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -38,7 +38,7 @@ LEGEND = f"""
 With 3 input channels and one output. GMAC: 10⁹ multiply-accumulates of the convolutions and matrix products for one
 {SIZE}×{SIZE} image. Training step: peak resident memory of the whole process, Python and TensorFlow on the CPU
 included, in two steps on four {SIZE}×{SIZE} images, float32, Adam. ≈ is extrapolated from fewer or smaller images or,
-where the weights alone are too many, from fewer filters."""
+where the weights alone are too many, from fewer filters; over: more than the machine that measured could give."""
 
 
 def multiply_accumulates(layer: keras.Layer) -> int:
@@ -143,21 +143,24 @@ def from_fewer_filters(settings: dict, parameters: int, limit: float) -> float |
     return extrapolate(fixed, parameters) + TARGET * extrapolate(per_image, filters)
 
 
-def memory_cell(settings: dict, parameters: int, limit: float) -> str:
+def memory_cell(settings: dict, parameters: int, limit: float, quick: bool) -> str:
     """Return the GB at `TARGET`: measured, extrapolated and marked, or only that they exceed the limit."""
+    least = max(limit, BYTES_PER_PARAMETER * parameters / 1e9)
     points = climb(settings, parameters, limit)
     if points and points[-1][0] == TARGET:
         return f"{points[-1][1]:.1f}"
-    gigabytes = extrapolate(points, TARGET) if len(points) >= 2 else from_fewer_filters(settings, parameters, limit)
-    return f"over {limit:.0f}" if gigabytes is None else f"≈ {gigabytes:.0f}"
+    if len(points) >= 2:
+        return f"≈ {extrapolate(points, TARGET):.0f}"
+    gigabytes = None if quick else from_fewer_filters(settings, parameters, limit)
+    return f"over {least:.0f}" if gigabytes is None else f"≈ {gigabytes:.0f}"
 
 
-def row(variant: str, limit: float) -> str:
+def row(variant: str, limit: float, quick: bool) -> str:
     """Return a variant's line of the table."""
     model = weightless(variant)
     parameters = model.count_params()
     products = sum(multiply_accumulates(layer) for layer in model.layers)
-    memory = [memory_cell({"variant": variant, "remat": remat}, parameters, limit) for remat in (False, True)]
+    memory = [memory_cell({"variant": variant, "remat": remat}, parameters, limit, quick) for remat in (False, True)]
     return f"| {variant} | {parameters / 1e6:.1f} | {products / 1e9:.1f} | {memory[0]} | {memory[1]} |"
 
 
@@ -175,13 +178,14 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(MODEL_VARIANTS), choices=list(MODEL_VARIANTS))
     memory = 0.8 * psutil.virtual_memory().total / 1e9
     parser.add_argument("--memory-limit", type=float, default=memory, help="GB a run may take; default: 80 %% of all")
+    parser.add_argument("--quick", action="store_true", help="never train smaller models to extrapolate from")
     parser.add_argument("--markdown", type=Path, help=f"file whose text between {BEGIN} and {END} to replace")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(train_two_steps(options.measure))
         return
-    lines = [HEADER, *(row(variant, options.memory_limit) for variant in options.variants), LEGEND]
+    lines = [HEADER, *(row(variant, options.memory_limit, options.quick) for variant in options.variants), LEGEND]
     print(*lines, sep="\n")
     if options.markdown:
         replace_between_markers(options.markdown, "\n".join(lines))

@@ -13,10 +13,11 @@ from dl_techniques.metrics import psnr
 from dl_techniques.training import checkpoint
 from dl_techniques.training.denoising import build_denoiser, noisy_patches, train_denoiser
 from dl_techniques.training.schedule import WarmupStableDecay
-from dl_techniques.training.settings import DenoisingConfig
+from dl_techniques.training.settings import DenoisingConfig, Phase
 
 SMALL = {
-    "patch": 16, "batch_size": 2, "steps": 6, "steps_per_epoch": 3, "held_out": 1, "depth": 2, "initial_filters": 4,
+    "patch": 12, "final_patch": 16, "batch_size": 2, "steps": 6, "steps_per_epoch": 3, "held_out": 1,
+    "depth": 2, "initial_filters": 4,
 }  # fmt: skip
 
 
@@ -54,17 +55,23 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(finished):
     assert all(f"val_psnr_{sigma}" in log for sigma in (15, 25, 50)) and log.count("\n") == 3
 
 
-def test_batches_depend_on_seed_and_position_alone(photos):
+def test_batches_depend_on_seed_and_position_alone():
     images = [np.random.default_rng(1).integers(0, 256, (40, 48, 1), dtype="uint8")]
-    config = DenoisingConfig(images=photos, output=photos / "unused", sigma=25.0, **SMALL)
-    batches = list(noisy_patches(images, config))
-    later = next(noisy_patches(images, config, first_step=4))
+    phase = Phase(first=10, last=16, patch=16, batch_size=2)
+    batches = list(noisy_patches(images, phase, (0, 0), 25.0))
+    later = next(noisy_patches(images, phase, (0, 0), 25.0, done=4))
     assert len(batches) == 6 and np.array_equal(batches[4][0], later[0])
     assert not np.array_equal(batches[0][1], batches[1][1])
+    assert not np.array_equal(batches[0][1], next(noisy_patches(images, phase, (0, 1), 25.0))[1])
     noisy, clean = batches[0]
     assert noisy.shape == clean.shape == (2, 16, 16, 1) and noisy.dtype == clean.dtype == "float32"
     assert 0 <= clean.min() and clean.max() <= 1
     assert ((noisy - clean).std(axis=(1, 2, 3)) < 25.0 / 255 * 1.2).all()
+
+
+def test_patches_grow_when_the_learning_rate_begins_to_fall(photos):
+    config = DenoisingConfig(images=photos, output=photos / "unused", steps=20_000, cooldown=0.56)
+    assert config.phases == (Phase(0, 9_000, 48, 8), Phase(9_000, 20_000, 96, 2))
 
 
 def test_noise_has_the_level_asked_for(rng):
@@ -138,6 +145,7 @@ def test_a_run_is_never_begun_over_another(finished):
     "change, message",
     [
         ({"steps": 0}, "`steps` must be at least 1"),
+        ({"steps": 7}, "`steps` must be a multiple of steps_per_epoch=3"),
         ({"channels": 2}, "`channels` must be 1 .* or 3"),
         ({"cooldown": 1.5}, r"`cooldown` must be in \[0, 1\]"),
         ({"sigma": 0.0}, "`sigma` must be above 0"),

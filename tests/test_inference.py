@@ -21,7 +21,9 @@ from dl_techniques.inference.engines import Engine, load_engine
 from dl_techniques.inference.quality import estimate_sigma, inspect_noise
 from dl_techniques.inference.settings import DenoisingOptions
 from dl_techniques.inference.tiling import apply_tiled, plan_tiles
+from dl_techniques.metrics import psnr
 from dl_techniques.models.convunext.model import ConvUNextModel
+from dl_techniques.models.convunext.presets import shipped_presets
 from dl_techniques.models.convunext.receptive import receptive_radius
 from models import image, randomize, relative_difference, run, small_model
 
@@ -216,7 +218,7 @@ def test_a_folder_goes_through_and_bad_files_are_named(preset, tmp_path, capfd):
     write_image(photos / "float.tif", Picture(image(20, 30, 1)))
     Image.fromarray(np.uint8(255 * image(20, 30, 3))).save(photos / "photo.jpg")
     (photos / "broken.png").write_bytes(b"<html>")
-    assert main(["denoise", str(photos), "--output", str(output), "--model", str(preset), "--compare"]) == 1
+    assert main(["denoise", str(photos), "-o", str(output), "--model", str(preset), "--compare"]) == 1
     out, err = capfd.readouterr()
     assert "refused" in out and "broken.png" in out and "1 of 5 images refused" in err
     names = sorted(path.name for path in output.iterdir())
@@ -304,6 +306,21 @@ def test_damaged_presets_are_refused_by_name(damage, tmp_path):
         weights.write_bytes(content if damage == "bit" else content[:-10])
     with pytest.raises(ConvUNextError, match=str(folder)):
         ConvUNextModel.from_preset(folder)
+
+
+@pytest.mark.parametrize("name", shipped_presets())
+def test_shipped_presets_keep_their_promise(name):
+    engine = load_engine(name)
+    assert sum(path.stat().st_size for path in engine.path.iterdir()) <= 4e6
+    card = read_card(engine.path)
+    assert card["task"] == "denoise" and "non-commercial" in card["training"]["terms"]
+    assert card["certificate"]["holds"] and card["metrics"]["psnr_db"]
+    certificate = certify(engine, sizes=((97, 61),))
+    assert certificate.holds and certificate.errors.max() <= 1e-5
+    for sigma in (5, 25, 50):
+        clean, noisy = scene(sigma / 255)
+        clean, noisy = (np.repeat(x[:128, :128], engine.channels, axis=2) for x in (clean, noisy))
+        assert psnr(denoise_pixels(noisy, engine), clean) > psnr(noisy, clean) + 6
 
 
 def test_unknown_preset_lists_the_known_ones():

@@ -155,7 +155,11 @@ def _choose_backend(backend: str | None) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         with _quiet_stderr():
-            import keras  # noqa: F401
+            import keras
+
+            if keras.backend.backend() == "jax":
+                with contextlib.suppress(ImportError):
+                    import tensorflow  # noqa: F401 - Keras imports it later, aloud
     except ModuleNotFoundError as error:
         extra = {"jax": "jax", "torch": "torch"}.get(str(error.name), "")
         remedy = f"Install it: pip install 'convunext[{extra}]'." if extra else "Reinstall convunext."

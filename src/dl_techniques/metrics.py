@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from dl_techniques.data.noise import add_gaussian_noise
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,21 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     """Return the peak signal-to-noise ratio in dB of two images with values in [0, 1]."""
     error = float(np.mean(np.square(np.subtract(image, reference, dtype="float64"))))
     return -10.0 * float(np.log10(error)) if error else float("inf")
+
+
+def denoising_psnr(
+    denoise: Callable[[np.ndarray], np.ndarray], images: Sequence[np.ndarray], sigma: float, seed: int = 0
+) -> float:
+    """Return the mean PSNR in dB of a denoiser over images, by the protocol of the literature.
+
+    Noise is neither clipped nor rounded, the output is clipped to [0, 1], and the mean is over the images' PSNR.
+
+    Args:
+        denoise: Maps `(height, width, channels)` to the same.
+        images: Clean images with values in [0, 1], float32.
+        sigma: Standard deviation of the noise, in units of 1/255.
+        seed: Seed of the noise.
+    """
+    rng = np.random.default_rng(seed)
+    values = [psnr(np.clip(denoise(add_gaussian_noise(image, sigma / 255, rng)), 0, 1), image) for image in images]
+    return float(np.mean(values))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from dl_techniques.data.formats import MAX_PIXELS
 
@@ -23,7 +26,7 @@ class DenoisingOptions:
         max_pixels: Refuse larger images before they are decoded.
     """
 
-    output: Path
+    output: Annotated[Path, Parameter(name=("--output", "-o"))]
     model: str | None = None
     tile: int = 512
     compare: bool = False

@@ -10,8 +10,7 @@ import keras
 import numpy as np
 
 from dl_techniques.data.files import unit_range
-from dl_techniques.data.noise import add_gaussian_noise
-from dl_techniques.metrics import psnr
+from dl_techniques.metrics import denoising_psnr
 from dl_techniques.training.checkpoint import model_state, save_checkpoint
 
 
@@ -58,12 +57,10 @@ class DenoisingValidation(keras.callbacks.Callback):
         self.sigmas = sigmas
 
     def on_epoch_end(self, epoch, logs=None) -> None:
+        def denoise(noisy: np.ndarray) -> np.ndarray:
+            return keras.ops.convert_to_numpy(self.model(noisy[None], training=False))[0]
+
         with averaged_weights(self.model):
             for sigma in self.sigmas:
-                rng = np.random.default_rng(0)
-                values = []
-                for clean in self.images:
-                    noisy = add_gaussian_noise(clean, sigma / 255, rng)
-                    denoised = keras.ops.convert_to_numpy(self.model(noisy[None], training=False))[0]
-                    values.append(psnr(np.clip(denoised, 0, 1), clean))
-                (logs if logs is not None else {})[f"val_psnr_{sigma:g}"] = float(np.mean(values))
+                value = denoising_psnr(denoise, self.images, sigma)
+                (logs if logs is not None else {})[f"val_psnr_{sigma:g}"] = value

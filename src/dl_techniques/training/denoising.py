@@ -13,7 +13,7 @@ import numpy as np
 from dl_techniques.data.files import find_images, read_pixels, unit_range, write_file
 from dl_techniques.data.noise import add_gaussian_noise
 from dl_techniques.errors import FileError
-from dl_techniques.training.settings import DenoisingConfig
+from dl_techniques.training.settings import DenoisingConfig, Phase
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,13 +61,11 @@ def train_denoiser(config: DenoisingConfig, console: Console, resume: bool = Fal
     """
     import keras
 
-    from dl_techniques.training.callbacks import DenoisingValidation, StateCheckpoint
-    from dl_techniques.training.checkpoint import load_checkpoint, restore_model_state, save_model
+    from dl_techniques.training.checkpoint import save_model
     from dl_techniques.training.interruption import interruptible
     from dl_techniques.training.progress import TrainingProgress
-    from dl_techniques.training.schedule import WarmupStableDecay
 
-    images = load_clean_images(config.images, config.channels, config.patch)
+    images = load_clean_images(config.images, config.channels, max(config.patch, config.final_patch))
     if len(images) <= config.held_out:
         count = len(images)
         reason = f"holds {count} images; {config.held_out} are held out and none is left to train on."
@@ -75,6 +73,46 @@ def train_denoiser(config: DenoisingConfig, console: Console, resume: bool = Fal
     checkpoints = _open_run(config, resume)
     keras.utils.set_random_seed(config.seed)
     held_out, training = images[: config.held_out], images[config.held_out :]
+    model, step = _start(config, checkpoints if resume else None, console)
+    console.print(
+        f"{len(training)} images to train on, {len(held_out)} held out · {model.count_params():,} parameters · "
+        f"Keras {keras.__version__} on {keras.backend.backend()} · step {step} of {config.steps}"
+    )
+    per_epoch = config.steps_per_epoch
+    progress = TrainingProgress(config.steps // per_epoch, per_epoch, console, done=step)
+    try:
+        with interruptible() as interruption:
+            for number, phase in enumerate(config.phases):
+                if step >= phase.last:
+                    continue
+                if step == phase.first > 0:  # as a resumed run does: the same graph, the same rounding
+                    model, step = _start(config, checkpoints, console)
+                batches = noisy_patches(training, phase, (config.seed, number), config.sigma, step - phase.first)
+                callbacks = [*_callbacks(config, held_out, checkpoints, append=step > 0), progress, interruption]
+                model.fit(
+                    batches,
+                    steps_per_epoch=per_epoch,
+                    initial_epoch=step // per_epoch,
+                    epochs=phase.last // per_epoch,
+                    shuffle=False,
+                    callbacks=callbacks,
+                    verbose=0,
+                )
+                step = phase.last
+    finally:
+        progress.stop()
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    save_model(model, config.output / "model.keras")
+    return model
+
+
+def _start(config: DenoisingConfig, checkpoints: Path | None, console: Console) -> tuple[ConvUNextModel, int]:
+    """Return the compiled model and the steps done: none, or those of the newest whole checkpoint."""
+    import keras
+
+    from dl_techniques.training.checkpoint import load_checkpoint, restore_model_state
+    from dl_techniques.training.schedule import WarmupStableDecay
+
     model = build_denoiser(config)
     model.compile(
         optimizer=keras.optimizers.AdamW(
@@ -89,40 +127,25 @@ def train_denoiser(config: DenoisingConfig, console: Console, resume: bool = Fal
         loss="mae",
     )
     model.optimizer.build(model.trainable_variables)
-    step = 0
-    if resume:
-        step, state, torn = load_checkpoint(checkpoints)
-        for path in torn:
-            console.print(f"{path}: damaged, passed over")
-        restore_model_state(model, state, checkpoints)
-    console.print(
-        f"{len(training)} images to train on, {len(held_out)} held out · {model.count_params():,} parameters · "
-        f"Keras {keras.__version__} on {keras.backend.backend()} · step {step} of {config.steps}"
-    )
-    epochs = -(-config.steps // config.steps_per_epoch)
-    progress = TrainingProgress(epochs, config.steps_per_epoch, console, done=step)
-    try:
-        with interruptible() as interruption:
-            model.fit(
-                noisy_patches(training, config, first_step=step),
-                steps_per_epoch=config.steps_per_epoch,
-                initial_epoch=step // config.steps_per_epoch,
-                epochs=epochs,
-                shuffle=False,
-                callbacks=[
-                    DenoisingValidation(held_out, VALIDATION_SIGMAS),
-                    keras.callbacks.CSVLogger(str(config.output / "log.csv"), append=resume),
-                    StateCheckpoint(checkpoints),
-                    progress,
-                    interruption,
-                ],
-                verbose=0,
-            )
-    finally:
-        progress.stop()
-    model.optimizer.finalize_variable_values(model.trainable_variables)
-    save_model(model, config.output / "model.keras")
-    return model
+    if checkpoints is None:
+        return model, 0
+    step, state, torn = load_checkpoint(checkpoints)
+    for path in torn:
+        console.print(f"{path}: damaged, passed over")
+    restore_model_state(model, state, checkpoints)
+    return model, step
+
+
+def _callbacks(config: DenoisingConfig, held_out: list[np.ndarray], checkpoints: Path, append: bool) -> list:
+    import keras
+
+    from dl_techniques.training.callbacks import DenoisingValidation, StateCheckpoint
+
+    return [
+        DenoisingValidation(held_out, VALIDATION_SIGMAS),
+        keras.callbacks.CSVLogger(str(config.output / "log.csv"), append=append),
+        StateCheckpoint(checkpoints),
+    ]
 
 
 def _open_run(config: DenoisingConfig, resume: bool) -> Path:
@@ -157,14 +180,23 @@ def load_clean_images(folder: Path, channels: int, least: int) -> list[np.ndarra
     return images
 
 
-def noisy_patches(images: Sequence[np.ndarray], config: DenoisingConfig, first_step: int = 0) -> Iterator[tuple]:
-    """Yield the run's remaining batches of noisy and clean patches; batch n depends on the seed and n alone.
+def noisy_patches(
+    images: Sequence[np.ndarray], phase: Phase, seed: tuple[int, int], sigma: float, done: int = 0
+) -> Iterator[tuple]:
+    """Yield a phase's remaining batches of noisy and clean patches; batch n depends on the seed and n alone.
 
     Each is `(batch, patch, patch, channels)`, float32, in [0, 1] before the noise.
+
+    Args:
+        images: Clean images, `(height, width, channels)`, of an integer type.
+        phase: Size and number of the patches.
+        seed: Seed of the run and number of the phase.
+        sigma: Largest standard deviation of the noise, in units of 1/255; each patch draws its own from 0 to it.
+        done: Steps of the phase that are done.
     """
     import grain.python as grain
 
-    size = config.patch
+    size = phase.patch
 
     class Patch(grain.RandomMapTransform):
         def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -173,8 +205,9 @@ def noisy_patches(images: Sequence[np.ndarray], config: DenoisingConfig, first_s
             patch = np.rot90(image[top : top + size, left : left + size], int(rng.integers(4)))
             patch = patch[:, ::-1] if rng.integers(2) else patch
             clean = unit_range(patch)
-            return add_gaussian_noise(clean, rng.uniform(0.0, config.sigma) / 255, rng), clean
+            return add_gaussian_noise(clean, rng.uniform(0.0, sigma) / 255, rng), clean
 
-    batches = grain.MapDataset.range(config.steps * config.batch_size).seed(config.seed).random_map(Patch())
-    batches = batches.batch(config.batch_size)[first_step:]
+    count = (phase.last - phase.first) * phase.batch_size
+    batches = grain.MapDataset.range(count).seed(seed[0] + 1_000_003 * seed[1]).random_map(Patch())
+    batches = batches.batch(phase.batch_size)[done:]
     yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))

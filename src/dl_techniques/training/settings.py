@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from dl_techniques.errors import ArgumentError
 
@@ -20,8 +22,9 @@ class DenoisingConfig:
         sigma: Largest standard deviation of the noise, in units of 1/255; each patch draws its own from 0 to it.
         steps: Steps of training.
         cooldown: Share of the steps, at the end, over which the learning rate falls to zero.
-        patch: Height and width of a patch, in pixels.
-        batch_size: Patches in a step.
+        patch: Height and width of a patch, in pixels, until the learning rate falls.
+        final_patch: The same while it falls: larger, so that the network does not learn to count on borders.
+        batch_size: Patches in a step; of larger patches fewer, with about as many pixels.
         learning_rate: Learning rate after the warm-up.
         steps_per_epoch: Steps between two checkpoints, each with a line in the log.
         held_out: Images, the first by name, that are not trained on but measured after every epoch.
@@ -37,12 +40,13 @@ class DenoisingConfig:
     """
 
     images: Path
-    output: Path
+    output: Annotated[Path, Parameter(name=("--output", "-o"))]
     channels: int = 1
     sigma: float = 55.0
     steps: int = 40_000
     cooldown: float = 0.3
     patch: int = 48
+    final_patch: int = 96
     batch_size: int = 8
     learning_rate: float = 2e-3
     steps_per_epoch: int = 1000
@@ -58,12 +62,39 @@ class DenoisingConfig:
     equivariant_block: Literal["scale_layernorm", "no_norm", "batchnorm"] = "no_norm"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "patch", "batch_size", "steps_per_epoch", "held_out"):
+        for name in ("steps", "patch", "final_patch", "batch_size", "steps_per_epoch", "held_out"):
             if getattr(self, name) < 1:
                 raise ArgumentError(name, "must be at least 1", getattr(self, name))
+        if self.steps % self.steps_per_epoch:
+            rule = f"must be a multiple of steps_per_epoch={self.steps_per_epoch}"
+            raise ArgumentError("steps", rule, self.steps)
         if self.channels not in (1, 3):
             raise ArgumentError("channels", "must be 1 (grey) or 3 (colour)", self.channels)
         if not self.sigma > 0:
             raise ArgumentError("sigma", "must be above 0", self.sigma)
         if not 0 <= self.cooldown <= 1:
             raise ArgumentError("cooldown", "must be in [0, 1]", self.cooldown)
+
+    @property
+    def phases(self) -> tuple[Phase, Phase]:
+        """The steps before and while the learning rate falls, a whole number of epochs each."""
+        turn = round(self.steps * (1 - self.cooldown) / self.steps_per_epoch) * self.steps_per_epoch
+        late_batch = max(1, round(self.batch_size * self.patch**2 / self.final_patch**2))
+        return Phase(0, turn, self.patch, self.batch_size), Phase(turn, self.steps, self.final_patch, late_batch)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps of a run with patches of one size.
+
+    Attributes:
+        first: Steps done before it.
+        last: Steps done after it.
+        patch: Height and width of its patches, in pixels.
+        batch_size: Patches in a step.
+    """
+
+    first: int
+    last: int
+    patch: int
+    batch_size: int
