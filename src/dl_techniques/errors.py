@@ -36,6 +36,13 @@ class ArgumentError(ConvUNextError, ValueError):
         self.args = (f"`{name}` {rule}. Received: {name}={value!r}." + (f" {remedy}" if remedy else ""),)
 
 
+def check_counts(settings: object, *names: str) -> None:
+    """Raise `ArgumentError` for the first of the named attributes that is below 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ArgumentError(name, "must be at least 1", getattr(settings, name))
+
+
 class FileError(ConvUNextError):
     """Refuse a file: its path, what is wrong with it, what to do."""
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.errors import ArgumentError, FileError, check_counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,9 +43,7 @@ class DemoConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size", "crop", "filters"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(name, "must be at least 1", getattr(self, name))
+        check_counts(self, "epochs", "steps", "batch_size", "crop", "filters")
         if self.crop > 256:
             raise ArgumentError("crop", "must be at most 256, the size of the images", self.crop)
         if self.output is not None and self.output.exists():

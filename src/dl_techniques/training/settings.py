@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from dl_techniques.errors import ArgumentError
+from dl_techniques.errors import ArgumentError, check_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,7 @@ class DenoisingConfig:
     equivariant_block: Literal["scale_layernorm", "no_norm", "batchnorm"] = "no_norm"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "patch", "final_patch", "batch_size", "steps_per_epoch", "held_out"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(name, "must be at least 1", getattr(self, name))
+        check_counts(self, "steps", "patch", "final_patch", "batch_size", "steps_per_epoch", "held_out")
         if self.steps % self.steps_per_epoch:
             rule = f"must be a multiple of steps_per_epoch={self.steps_per_epoch}"
             raise ArgumentError("steps", rule, self.steps)
