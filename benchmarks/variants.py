@@ -25,12 +25,12 @@ from dl_techniques.layers.convnext import ConvNeXtBlock, ConvUNextStem
 from dl_techniques.layers.pointwise import PointwiseConv
 from dl_techniques.layers.resampling import Downsampling2x, SkipFusion
 from dl_techniques.models.convunext.model import MODEL_VARIANTS, ConvUNextModel, create_convunext_variant
+from tables import replace_section
 
 SIZE = 256  # pixels of height and width
 RUNGS = ((1, 128), (1, 192), (1, SIZE), (2, SIZE), (4, SIZE))  # batch and size, to climb while memory lasts
 TARGET = 4.0  # images of `SIZE` in the table's step: the last rung
 BYTES_PER_PARAMETER = 16  # the least that Adam needs in float32: the value, its gradient and two moments
-BEGIN, END = "<!-- variants:begin -->", "<!-- variants:end -->"
 HEADER = """\
 | variant | parameters (M) | forward (GMAC) | training step (GB) | with `remat=True` (GB) |
 | --- | ---: | ---: | ---: | ---: |"""
@@ -164,22 +164,13 @@ def row(variant: str, limit: float, quick: bool) -> str:
     return f"| {variant} | {parameters / 1e6:.1f} | {products / 1e9:.1f} | {memory[0]} | {memory[1]} |"
 
 
-def replace_between_markers(path: Path, text: str) -> None:
-    """Put text between `BEGIN` and `END` of a file."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"{path} must contain {BEGIN} and, after it, {END}.")
-    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--variants", nargs="+", default=list(MODEL_VARIANTS), choices=list(MODEL_VARIANTS))
     memory = 0.8 * psutil.virtual_memory().total / 1e9
     parser.add_argument("--memory-limit", type=float, default=memory, help="GB a run may take; default: 80 %% of all")
     parser.add_argument("--quick", action="store_true", help="never train smaller models to extrapolate from")
-    parser.add_argument("--markdown", type=Path, help=f"file whose text between {BEGIN} and {END} to replace")
+    parser.add_argument("--markdown", type=Path, help="file whose table of variants to replace")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -188,7 +179,7 @@ def main() -> None:
     lines = [HEADER, *(row(variant, options.memory_limit, options.quick) for variant in options.variants), LEGEND]
     print(*lines, sep="\n")
     if options.markdown:
-        replace_between_markers(options.markdown, "\n".join(lines))
+        replace_section(options.markdown, "variants", "\n".join(lines))
 
 
 if __name__ == "__main__":

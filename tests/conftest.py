@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from dl_techniques.inference.engines import Engine, load_engine
+from models import DENOISER, randomize, small_model
+
 # No deadline: the first call on a new image size compiles. No database: runs are the same everywhere.
 # JAX compiles every operation anew for every size, seconds each, and so tries fewer.
 EXAMPLES = 4 if keras.backend.backend() == "jax" else 12
@@ -24,3 +27,18 @@ def fixed_seed():
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def preset(tmp_path_factory):
+    """A small random denoiser for grey images, saved as a preset."""
+    model = small_model(input_shape=(None, None, 1), **DENOISER)
+    randomize(model)
+    folder = tmp_path_factory.mktemp("presets") / "small"
+    model.save_to_preset(folder, {"task": "denoise"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(preset) -> Engine:
+    return load_engine(preset)

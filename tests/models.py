@@ -3,7 +3,13 @@
 import keras
 import numpy as np
 
+from dl_techniques.inference.engines import Engine
 from dl_techniques.models.convunext.model import ConvUNextModel
+
+DENOISER = {
+    "depth": 2, "initial_filters": 4, "convnext_version": "v1", "use_bias": False, "block_kernel_size": 3,
+    "stem_kernel_size": 3, "residual_learning": True, "equivariant_block": "no_norm", "downsample": "conv",
+}  # fmt: skip
 
 
 def small_model(**kwargs) -> ConvUNextModel:
@@ -56,3 +62,14 @@ def relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
     """Return ‖actual − expected‖ / ‖expected‖."""
     expected = np.asarray(expected, dtype="float64")
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def smoothing_engine() -> Engine:
+    """A denoiser whose effect is known: the mean of each pixel and its eight neighbours."""
+
+    def mean(batch: np.ndarray) -> np.ndarray:
+        padded = np.pad(batch, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+        shifts = [padded[:, i : i + batch.shape[1], j : j + batch.shape[2]] for i in range(3) for j in range(3)]
+        return np.mean(shifts, axis=0, dtype="float32")
+
+    return Engine(mean, 1, "mean of neighbours", None)

@@ -71,7 +71,7 @@ def test_batches_depend_on_seed_and_position_alone():
 
 def test_patches_grow_when_the_learning_rate_begins_to_fall(photos):
     config = DenoisingConfig(images=photos, output=photos / "unused", steps=20_000, cooldown=0.56)
-    assert config.phases == (Phase(0, 9_000, 48, 8), Phase(9_000, 20_000, 96, 2))
+    assert config.phases == (Phase(0, 9_000, 96, 2), Phase(9_000, 20_000, 136, 1))
 
 
 def test_noise_has_the_level_asked_for(rng):

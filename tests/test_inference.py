@@ -2,7 +2,6 @@
 
 import json
 
-import keras
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from dl_techniques.card import read_card, write_card
+from dl_techniques.card import read_card
 from dl_techniques.certify import certify
 from dl_techniques.cli import main
 from dl_techniques.data.files import Picture, read_image, write_image
@@ -25,39 +24,7 @@ from dl_techniques.metrics import psnr
 from dl_techniques.models.convunext.model import ConvUNextModel
 from dl_techniques.models.convunext.presets import shipped_presets
 from dl_techniques.models.convunext.receptive import receptive_radius
-from models import image, randomize, relative_difference, run, small_model
-
-DENOISER = {
-    "depth": 2, "initial_filters": 4, "convnext_version": "v1", "use_bias": False, "block_kernel_size": 3,
-    "stem_kernel_size": 3, "residual_learning": True, "equivariant_block": "no_norm", "downsample": "conv",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def preset(tmp_path_factory):
-    """A small random denoiser for grey images, saved as a preset."""
-    model = small_model(input_shape=(None, None, 1), **DENOISER)
-    randomize(model)
-    folder = tmp_path_factory.mktemp("presets") / "small"
-    model.save_to_preset(folder, {"task": "denoise"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def engine(preset) -> Engine:
-    return load_engine(preset)
-
-
-def smoothing_engine() -> Engine:
-    """A denoiser whose effect is known: the mean of each pixel and its eight neighbours."""
-
-    def mean(batch: np.ndarray) -> np.ndarray:
-        padded = np.pad(batch, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-        shifts = [padded[:, i : i + batch.shape[1], j : j + batch.shape[2]] for i in range(3) for j in range(3)]
-        return np.mean(shifts, axis=0, dtype="float32")
-
-    return Engine(mean, 1, "mean of neighbours", None)
-
+from models import DENOISER, image, randomize, relative_difference, run, small_model, smoothing_engine
 
 # === tiles ===
 
@@ -326,45 +293,3 @@ def test_shipped_presets_keep_their_promise(name):
 def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ValueError, match="`preset` must be a preset's folder or one of"):
         ConvUNextModel.from_preset("denoise-purple")
-
-
-# === certificates ===
-
-
-def test_certificate_holds_without_bias_and_fails_with(preset, tmp_path, capfd):
-    assert main(["certify", str(preset)]) == 0
-    assert "scale-equivariance holds" in capfd.readouterr().out
-    card = read_card(preset)
-    assert card["task"] == "denoise" and card["certificate"]["holds"] and card["certificate"]["largest_error"] <= 1e-5
-
-    model = small_model(input_shape=(None, None, 1))
-    randomize(model)
-    model.save(tmp_path / "biased.keras")
-    assert main(["certify", str(tmp_path / "biased.keras")]) == 1
-    assert "BROKEN" in capfd.readouterr().out
-    assert not read_card(tmp_path / "biased.keras")["certificate"]["holds"]
-    loaded = keras.saving.load_model(tmp_path / "biased.keras", safe_mode=True)  # the card inside does no harm
-    x = image(1, 9, 9, 1)
-    assert np.array_equal(run(loaded, x)[0], run(model, x)[0])
-
-
-def test_certificate_sees_what_is_not_finite():
-    broken = Engine(lambda x: x * np.nan, 1, "broken", None)
-    assert not certify(broken).holds
-
-
-def test_broken_model_is_refused_by_name(tmp_path):
-    (tmp_path / "broken.keras").write_bytes(b"nothing of the kind")
-    with pytest.raises(FileError, match="broken.keras"):
-        load_engine(tmp_path / "broken.keras")
-
-
-def test_broken_card_is_named(tmp_path):
-    model = tmp_path / "model.onnx"
-    model.write_bytes(b"")
-    assert read_card(model) == {}
-    write_card(model, {"a": 1})
-    assert read_card(model) == {"a": 1}
-    (tmp_path / "model.onnx.card.json").write_text("{")
-    with pytest.raises(FileError, match="model.onnx.card.json: holds a card that cannot be read"):
-        read_card(model)

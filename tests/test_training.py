@@ -1,5 +1,7 @@
 """Gradients reach every weight, stochastic depth is what it says, less memory changes nothing."""
 
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from keras import ops
 
 from dl_techniques.layers.convnext import ConvNeXtBlock
 from dl_techniques.layers.equivariant import EQUIVARIANT_BLOCKS
+from dl_techniques.training.interruption import interruptible
 from models import image, randomize, run, small_model
 
 # Tracing a training graph takes TensorFlow seconds; what is shown here holds in both modes, and remat and the demo
@@ -129,3 +132,20 @@ def test_moving_variance_follows_the_batches():
     fit(model, x, steps=1)
     variance = model.stem.norm.moving_variance
     assert not np.allclose(ops.convert_to_numpy(variance), 1.0)
+
+
+def test_first_signal_waits_for_the_end_of_the_step_and_a_second_does_not():
+    with interruptible() as interruption:
+        signal.raise_signal(signal.SIGINT)  # within a step: what it raised could be lost there
+        with pytest.raises(KeyboardInterrupt):
+            interruption.on_train_batch_end(0)
+        interruption.on_train_batch_end(1)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_signal_after_the_last_step_is_not_lost():
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        signal.raise_signal(signal.SIGINT)

@@ -96,7 +96,7 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
 
     Args:
         model: A `.keras` file, a preset's name or folder, or an exported `.onnx`, `.xml`, `.tflite` file or SavedModel.
-        save: Write the certificate into the model's card.
+        save: Write the certificate into the model's card; never into those that ship with the package.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
     _choose_backend(backend)
@@ -104,11 +104,12 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
 
     from dl_techniques.certify import certify, print_certificate, save_certificate
     from dl_techniques.inference.engines import load_engine
+    from dl_techniques.models.convunext.presets import SHIPPED
 
     engine = load_engine(model)
     certificate = certify(engine)
     print_certificate(certificate, engine, Console(highlight=False, soft_wrap=True))
-    if save:
+    if save and engine.path.parent != SHIPPED:
         print(f"written to the card: {save_certificate(certificate, engine)}")
     if not certificate.holds:
         raise PartialFailure(f"{engine.source}: f(a*x) = a*f(x) does not hold to {certificate.limit:g}")

@@ -9,8 +9,8 @@ def add_gaussian_noise(image: np.ndarray, sigma: float, rng: np.random.Generator
     """Return `image + N(0, sigma²)`, neither clipped nor rounded, as the literature's figures have it.
 
     Args:
-        image: Any shape, float32.
+        image: Any shape, floats.
         sigma: Standard deviation, in the unit of the image.
         rng: Source of the noise.
     """
-    return image + np.float32(sigma) * rng.standard_normal(image.shape, dtype="float32")
+    return image + image.dtype.type(sigma) * rng.standard_normal(image.shape, dtype="float32")

@@ -75,9 +75,7 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path
 
 def save_model(model, path: Path) -> None:
     """Write an inference model as a `.keras` file that is there whole or not at all."""
-    from dl_techniques.models.convunext.model import ConvUNextModel
-
-    inference_model = ConvUNextModel.from_config(model.get_config())  # without the optimizer
+    inference_model = type(model).from_config(model.get_config())  # without the optimizer
     inference_model.set_weights(model.get_weights())
     with tempfile.TemporaryDirectory() as folder:
         inference_model.save(Path(folder) / path.name)

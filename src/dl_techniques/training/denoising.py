@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from dl_techniques.errors import FileError
 from dl_techniques.training.settings import DenoisingConfig, Phase
 
 if TYPE_CHECKING:
+    import keras
     from rich.console import Console
 
     from dl_techniques.models.convunext.model import ConvUNextModel
@@ -45,7 +46,12 @@ def build_denoiser(config: DenoisingConfig) -> ConvUNextModel:
     )
 
 
-def train_denoiser(config: DenoisingConfig, console: Console, resume: bool = False) -> ConvUNextModel:
+def train_denoiser(
+    config: DenoisingConfig,
+    console: Console,
+    resume: bool = False,
+    build: Callable[[DenoisingConfig], keras.Model] = build_denoiser,
+) -> keras.Model:
     """Train a denoiser, or go on with a run that was stopped, and return it with its averaged weights.
 
     After every epoch the whole state is saved; a run that is stopped at any moment and resumed gives the same weights
@@ -55,6 +61,7 @@ def train_denoiser(config: DenoisingConfig, console: Console, resume: bool = Fal
         config: Settings; those of the first start when resuming.
         console: Where to tell what happens.
         resume: Go on from the newest checkpoint in `config.output`.
+        build: Makes the untrained model, the same at every call.
 
     Raises:
         FileError: An image or checkpoint cannot be read, or the folder cannot be written or holds a run already.
@@ -73,7 +80,7 @@ def train_denoiser(config: DenoisingConfig, console: Console, resume: bool = Fal
     checkpoints = _open_run(config, resume)
     keras.utils.set_random_seed(config.seed)
     held_out, training = images[: config.held_out], images[config.held_out :]
-    model, step = _start(config, checkpoints if resume else None, console)
+    model, step = _start(config, build, checkpoints if resume else None, console)
     console.print(
         f"{len(training)} images to train on, {len(held_out)} held out · {model.count_params():,} parameters · "
         f"Keras {keras.__version__} on {keras.backend.backend()} · step {step} of {config.steps}"
@@ -86,7 +93,7 @@ def train_denoiser(config: DenoisingConfig, console: Console, resume: bool = Fal
                 if step >= phase.last:
                     continue
                 if step == phase.first > 0:  # as a resumed run does: the same graph, the same rounding
-                    model, step = _start(config, checkpoints, console)
+                    model, step = _start(config, build, checkpoints, console)
                 batches = noisy_patches(training, phase, (config.seed, number), config.sigma, step - phase.first)
                 callbacks = [*_callbacks(config, held_out, checkpoints, append=step > 0), progress, interruption]
                 model.fit(
@@ -106,14 +113,19 @@ def train_denoiser(config: DenoisingConfig, console: Console, resume: bool = Fal
     return model
 
 
-def _start(config: DenoisingConfig, checkpoints: Path | None, console: Console) -> tuple[ConvUNextModel, int]:
+def _start(
+    config: DenoisingConfig,
+    build: Callable[[DenoisingConfig], keras.Model],
+    checkpoints: Path | None,
+    console: Console,
+) -> tuple[keras.Model, int]:
     """Return the compiled model and the steps done: none, or those of the newest whole checkpoint."""
     import keras
 
     from dl_techniques.training.checkpoint import load_checkpoint, restore_model_state
     from dl_techniques.training.schedule import WarmupStableDecay
 
-    model = build_denoiser(config)
+    model = build(config)
     model.compile(
         optimizer=keras.optimizers.AdamW(
             WarmupStableDecay(config.learning_rate, config.steps, config.cooldown),

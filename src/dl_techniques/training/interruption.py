@@ -11,31 +11,43 @@ import keras
 
 
 class Interruption(keras.callbacks.Callback):
-    """Handle a signal anew after the batch in which it came.
+    """Handle a signal after the batch or epoch in which it came.
 
-    Keras turns losses into numbers under a bare `except`, and on JAX most of a step is spent there: an exception that
-    a signal handler raises in that moment is lost.
+    An exception that a signal handler raises in the middle of a step can be lost: Keras turns losses into numbers
+    under a bare `except`, and JAX ignores what is raised while it collects garbage.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.pending: tuple | None = None
 
-    def on_train_batch_end(self, batch, logs=None) -> None:
+    def handle_pending(self) -> None:
+        """Do what the handler of a signal that came does, if one came."""
         if self.pending is not None:
-            handler, number, frame = self.pending
-            handler(number, frame)
+            (handler, number), self.pending = self.pending, None
+            handler(number, None)
+
+    def on_train_batch_end(self, batch, logs=None) -> None:
+        self.handle_pending()
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        self.handle_pending()
 
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Give a callback under which SIGINT and SIGTERM do in training what their handlers do outside."""
+    """Give a callback under which SIGINT and SIGTERM do in training what their handlers do outside.
+
+    The first signal waits for the batch to end; a second one that comes before is handled at once.
+    """
     callback = Interruption()
     kept = {}
 
     def remember(number, frame) -> None:
-        callback.pending = (kept[number], number, None)
-        kept[number](number, frame)
+        if callback.pending is None:
+            callback.pending = (kept[number], number)
+        else:
+            callback.handle_pending()
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -48,3 +60,4 @@ def interruptible() -> Iterator[Interruption]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+    callback.handle_pending()

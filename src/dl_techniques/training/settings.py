@@ -23,7 +23,7 @@ class DenoisingConfig:
         steps: Steps of training.
         cooldown: Share of the steps, at the end, over which the learning rate falls to zero.
         patch: Height and width of a patch, in pixels, until the learning rate falls.
-        final_patch: The same while it falls: larger, so that the network does not learn to count on borders.
+        final_patch: The same while it falls: larger, so that fewer pixels lie near borders.
         batch_size: Patches in a step; of larger patches fewer, with about as many pixels.
         learning_rate: Learning rate after the warm-up.
         steps_per_epoch: Steps between two checkpoints, each with a line in the log.
@@ -45,9 +45,9 @@ class DenoisingConfig:
     sigma: float = 55.0
     steps: int = 40_000
     cooldown: float = 0.3
-    patch: int = 48
-    final_patch: int = 96
-    batch_size: int = 8
+    patch: int = 96
+    final_patch: int = 136
+    batch_size: int = 2
     learning_rate: float = 2e-3
     steps_per_epoch: int = 1000
     held_out: int = 8
@@ -55,8 +55,8 @@ class DenoisingConfig:
     depth: int = 3
     initial_filters: int = 24
     filter_multiplier: int = 2
-    blocks_per_level: int = 1
-    block_kernel_size: int = 5
+    blocks_per_level: int = 2
+    block_kernel_size: int = 3
     convnext_version: Literal["v1", "v2"] = "v1"
     use_bias: bool = False
     equivariant_block: Literal["scale_layernorm", "no_norm", "batchnorm"] = "no_norm"
