@@ -1,10 +1,11 @@
 """Train a denoiser that ships, measure it, certify it and make its preset: one command, resumable.
 
     python recipes/denoise.py gray --images bsd400/ --test set12/ --run runs/gray
+    python recipes/denoise.py color --images bsd432/ --test mcmaster/ --run runs/color
 
 Stop it at any time; the same command goes on from the last epoch. The preset is written into the package, the log of
-the training beside this file. Training images of the weights that ship: BSD400 (grey), by Arbelaez et al. 2011, for
-non-commercial research and education.
+the training beside this file. Training images of the weights that ship: BSD400 (grey) and BSD432 (colour), by Arbelaez
+et al. 2011, for non-commercial research and education.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from dl_techniques.training.denoising import train_denoiser
 from dl_techniques.training.settings import DenoisingConfig
 
 SIGMAS = (15, 25, 50)
-RECIPES = {"gray": {"channels": 1, "steps": 20_000, "cooldown": 0.55}}
+RECIPES = {
+    "gray": {"channels": 1, "steps": 20_000, "cooldown": 0.4},
+    "color": {"channels": 3, "steps": 20_000, "cooldown": 0.4},
+}
 TERMS = "Berkeley segmentation images (Arbelaez et al. 2011), for non-commercial research and education"
 
 
@@ -53,8 +57,8 @@ def main() -> None:
             "images": arguments.images.name,
             "terms": TERMS,
             "steps": config.steps,
-            "patches_in_a_step": config.batch_size,
-            "patch": config.patch,
+            "patches_in_a_step": [phase.batch_size for phase in config.phases],
+            "patch": [phase.patch for phase in config.phases],
         },
         "licence": "weights: the terms of the training images apply",
     }
