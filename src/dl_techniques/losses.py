@@ -44,7 +44,7 @@ class SegmentationLoss(keras.losses.Loss):
     Call arguments:
         y_true: `(batch, height, width, classes + 1)`: the fraction of each class among the valid parts of a pixel times
             the valid share of the pixel, and last that share, in [0, 1]. A plain pixel is one-hot and 1, an ignored one
-            zeros; area means of such pixels are such pixels.
+            zeros; area means of such pixels are such pixels. `training/supervision.py` makes it.
         y_pred: `(batch, height, width, classes)`, logits, of any float type.
 
     Returns:
