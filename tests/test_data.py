@@ -9,9 +9,15 @@ from PIL import Image
 from dl_techniques.data.files import read_gray
 from dl_techniques.data.pipeline import RandomCrops
 from dl_techniques.data.samples import NUCLEI, load_nuclei
-from dl_techniques.errors import FileError
+from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.metrics import Overlap
-from dl_techniques.training.supervision import halve_by_mean, supervision_weights, target_pyramid
+from dl_techniques.training.supervision import (
+    channel_target,
+    class_target,
+    halve_by_mean,
+    supervision_weights,
+    target_pyramid,
+)
 
 
 def test_shipped_nuclei_are_small_whole_and_split():
@@ -78,6 +84,41 @@ def test_coarse_targets_are_the_mean_of_the_pixels_they_cover(height, width):
         for j in range(halved.shape[2]):
             covered = target[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean(axis=(1, 2))
             assert np.allclose(halved[:, i, j], covered)
+
+
+@given(height=st.integers(1, 9), width=st.integers(1, 9))
+def test_coarse_class_targets_hold_the_fractions_of_the_pixels_that_count(height, width):
+    labels = np.random.default_rng(0).choice([0, 1, 2, 255], size=(2, height, width, 1)).astype("uint8")
+    coarse = target_pyramid(class_target(labels, 3, ignore=255), 2)[1]
+    assert coarse.dtype == "float32" and coarse.shape == (2, -(-height // 2), -(-width // 2), 4)
+    for i in range(coarse.shape[1]):
+        for j in range(coarse.shape[2]):
+            covered = labels[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+            assert np.allclose(coarse[:, i, j, 3], (covered != 255).mean(axis=(1, 2, 3)))
+            for label in range(3):
+                assert np.allclose(coarse[:, i, j, label], (covered == label).mean(axis=(1, 2, 3)))
+
+
+def test_channel_targets_keep_channels_apart_and_drop_a_pixel_ignored_in_one():
+    masks = np.array([[[0, 1], [1, 1], [9, 1]]], "int32")  # (1, 3, 2): one row, one sample without batch axis
+    assert np.array_equal(channel_target(masks, ignore=9), [[[0, 1, 1], [1, 1, 1], [0, 0, 0]]])
+    assert np.array_equal(channel_target(masks[..., :1] == 1)[..., 0], [[0, 1, 0]])
+    assert np.allclose(halve_by_mean(masks[:, :2]), [[[0.5, 1.0]]])
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: class_target(np.full((2, 2, 1), 3), 3), "`labels` must be from 0 to 2. Received: labels=3"),
+        (lambda: class_target(np.full((2, 2, 1), -1), 3, 255), "`labels` must be from 0 to 2, or 255 where ignored"),
+        (lambda: class_target(np.zeros((2, 2, 3), int), 3), r"`labels` must have one channel. .* \(2, 2, 3\)"),
+        (lambda: class_target(np.zeros((2, 2, 1)), 3), "`labels` must be integers. .* float64"),
+        (lambda: channel_target(np.full((2, 2, 1), 255)), "`masks` must be from 0 to 1. Received: masks=255"),
+    ],
+)
+def test_labels_out_of_range_are_refused(call, message):
+    with pytest.raises(ArgumentError, match=message):
+        call()
 
 
 def test_pyramid_and_weights_match_the_outputs():

@@ -18,6 +18,7 @@ FLOORS = {
     "data": 1,
     "layers": 1,
     "card": 2,
+    "losses": 2,
     "metrics": 2,
     "models": 3,
     "inference": 4,
