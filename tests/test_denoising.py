@@ -1,8 +1,11 @@
 """Training of denoisers: patches from a seed, a state that survives stops and damage, clear refusals."""
 
+import signal
+
 import keras
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
@@ -10,8 +13,10 @@ from dl_techniques.data import files
 from dl_techniques.data.noise import add_gaussian_noise
 from dl_techniques.errors import ConvUNextError, FileError
 from dl_techniques.metrics import psnr
-from dl_techniques.training import checkpoint
+from dl_techniques.training import callbacks, checkpoint
+from dl_techniques.training.callbacks import steps_done
 from dl_techniques.training.denoising import build_denoiser, noisy_patches, train_denoiser
+from dl_techniques.training.run import open_run, read_log, stored_config, task_of, trim_log
 from dl_techniques.training.schedule import WarmupStableDecay
 from dl_techniques.training.settings import DenoisingConfig, Phase
 
@@ -129,11 +134,77 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
 
 
-def test_checkpoint_of_another_model_is_refused_before_anything_changes(finished, photos, tmp_path):
+def test_checkpoint_of_another_model_is_refused_before_anything_changes(finished, photos):
     config, _ = finished
     other = DenoisingConfig(images=photos, output=config.output, **{**SMALL, "initial_filters": 6})
+    model = build_denoiser(other)
+    model.compile(optimizer=keras.optimizers.AdamW(use_ema=True, name="adam_w"), loss="mae")
+    model.optimizer.build(model.trainable_variables)
+    _, state, _ = checkpoint.load_checkpoint(config.output / "checkpoints")
+    before = weights(model)
     with pytest.raises(FileError, match="is of another run: 'model/0/stem/conv/kernel' is .*4.* there and .*6.* here"):
+        checkpoint.restore_model_state(model, state, config.output)
+    assert all(map(np.array_equal, weights(model), before))
+
+
+def test_resuming_with_other_settings_shows_the_difference(finished, photos):
+    other = DenoisingConfig(images=photos, output=finished[0].output, **{**SMALL, "initial_filters": 6, "seed": 3})
+    with pytest.raises(FileError, match="other settings: seed was 0 and is 3; initial_filters was 4 and is 6"):
         train_denoiser(other, Console(quiet=True), resume=True)
+
+
+def test_run_remembers_its_settings(finished, tmp_path):
+    config, _ = finished
+    assert task_of(config.output) == "denoise" and stored_config(config.output, DenoisingConfig) == config
+    with pytest.raises(FileError, match="holds no run"):
+        task_of(tmp_path)
+
+
+def test_two_processes_do_not_share_a_run(finished):
+    config, _ = finished
+    with (
+        FileLock(config.output / ".lock"),
+        pytest.raises(FileError, match="is in use: another process trains in it"),
+        open_run(config.output, "denoise", config, resume=True),
+    ):
+        pass
+
+
+class StopAt(keras.callbacks.Callback):
+    """Send a signal within a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_begin(self, batch, logs=None) -> None:
+        if steps_done(self.model) == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupted_within_an_epoch_ends_where_an_uninterrupted_run_does(finished, photos, tmp_path, monkeypatch):
+    _, model = finished
+    config = DenoisingConfig(images=photos, output=tmp_path / "run", **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "DenoisingValidation", lambda *_: StopAt(4))
+        with pytest.raises(KeyboardInterrupt):
+            train_denoiser(config, Console(quiet=True))
+    assert checkpoint.list_checkpoints(config.output / "checkpoints")[0].name.startswith("step-000000005")
+    resumed = train_denoiser(config, Console(quiet=True), resume=True)
+    for actual, expected in zip(weights(resumed), weights(model), strict=True):
+        assert np.array_equal(actual, expected)
+
+
+def test_loss_that_is_no_number_stops_the_run(photos, tmp_path):
+    config = DenoisingConfig(images=photos, output=tmp_path / "run", **{**SMALL, "learning_rate": float("inf")})
+    with pytest.raises(ConvUNextError, match="loss: became nan in step 2. Lower the learning rate"):
+        train_denoiser(config, Console(quiet=True))
+
+
+def test_log_loses_what_came_after_the_checkpoint(tmp_path):
+    (tmp_path / "log.csv").write_text("epoch,loss\n0,0.5\n1,0.25\n2,0.125\n")
+    trim_log(tmp_path, 2)
+    assert read_log(tmp_path) == [{"epoch": 0.0, "loss": 0.5}, {"epoch": 1.0, "loss": 0.25}]
 
 
 def test_a_run_is_never_begun_over_another(finished):

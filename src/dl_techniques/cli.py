@@ -16,7 +16,7 @@ from dl_techniques import __version__
 from dl_techniques.errors import ConvUNextError
 from dl_techniques.inference.settings import DenoisingOptions
 from dl_techniques.training.demo import DemoConfig
-from dl_techniques.training.settings import DenoisingConfig
+from dl_techniques.training.settings import DenoisingConfig, SegmentationConfig
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 Backend = Literal["tensorflow", "jax", "torch"] | None
@@ -115,39 +115,76 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
         raise PartialFailure(f"{engine.source}: f(a*x) = a*f(x) does not hold to {certificate.limit:g}")
 
 
-train = App(name="train", help="Train a model on your own images.")
+train = App(name="train", help="Train a model on your own images, or go on with a run that was stopped.")
 app.command(train)
 
 
-@train.command(name="denoise")
-def train_denoise(
-    config: Annotated[DenoisingConfig, Parameter(name="*")],
-    *,
-    resume: bool = False,
-    backend: Backend = None,
-) -> None:
-    """Train a blind denoiser on clean images; Gaussian noise of every level up to sigma is added on the way.
+@train.command(name="segment")
+def train_segment(config: Annotated[SegmentationConfig, Parameter(name="*")], *, backend: Backend = None) -> None:
+    """Train a segmenter on images and masks: binary, instances taken as foreground, or many classes.
 
-    Saves its whole state after every epoch: a run that was stopped goes on with --resume as if it had not been.
-    Writes model.keras, the inference model, at the end; its path is the last line printed.
+    Looks at every file first and names what is wrong. A run that was stopped, by whatever, goes on with
+    `convunext train --resume RUN` as if it had not been. Writes model.keras, the weights that were best on the
+    validation images, and report.html, whose path is the last line printed.
 
     Args:
         config: Settings of the run.
-        resume: Go on with the run in --output.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
+    _train(config, backend)
+
+
+@train.command(name="denoise")
+def train_denoise(config: Annotated[DenoisingConfig, Parameter(name="*")], *, backend: Backend = None) -> None:
+    """Train a blind denoiser on clean images; Gaussian noise of every level up to sigma is added on the way.
+
+    A run that was stopped, by whatever, goes on with `convunext train --resume RUN` as if it had not been. Writes
+    model.keras, the inference model, at the end; its path is the last line printed.
+
+    Args:
+        config: Settings of the run.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    _train(config, backend)
+
+
+@train.default
+def resume_training(*, resume: Path, backend: Backend = None) -> None:
+    """Train a model on your own images, or go on with a run that was stopped as if it had not been.
+
+    Args:
+        resume: Folder of the run to go on with.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    from dl_techniques.training.run import stored_config, task_of
+
+    task = task_of(resume)
+    kinds = {"denoise": DenoisingConfig, "segment": SegmentationConfig}
+    if task not in kinds:
+        raise ConvUNextError(str(resume), f"is a run of task {task!r}, which this version does not know.", "Update.")
+    _train(stored_config(resume, kinds[task]), backend, resume=True)
+
+
+def _train(config: DenoisingConfig | SegmentationConfig, backend: Backend, resume: bool = False) -> None:
     _choose_backend(backend)
     from rich.console import Console
 
-    from dl_techniques.training.denoising import train_denoiser
-
+    console = Console(highlight=False, soft_wrap=True)
     try:
-        train_denoiser(config, Console(highlight=False, soft_wrap=True), resume)
+        if isinstance(config, SegmentationConfig):
+            from dl_techniques.training.segmentation import train_segmenter
+
+            result = train_segmenter(config, console, resume)
+            print(result.report)
+        else:
+            from dl_techniques.training.denoising import train_denoiser
+
+            train_denoiser(config, console, resume)
+            print((config.output / "model.keras").resolve())
     except (KeyboardInterrupt, SystemExit):
-        remedy = "the same command with --resume goes on from the last epoch"
-        print(f"convunext: {config.output}: stopped; {remedy}.", file=sys.stderr)
+        if (config.output / "checkpoints").is_dir():
+            print(f"convunext: stopped; go on with: convunext train --resume {config.output}", file=sys.stderr)
         raise
-    print((config.output / "model.keras").resolve())
 
 
 def _choose_backend(backend: str | None) -> None:

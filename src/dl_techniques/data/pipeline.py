@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -60,3 +60,31 @@ class RandomCrops(keras.utils.PyDataset):
             return crop[:, ::-1] if flip else crop
 
         return cut(self.images[index]), cut(self.masks[index])
+
+
+def seeded_batches(
+    make_sample: Callable[[np.random.Generator], tuple[np.ndarray, ...]],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    done: int = 0,
+    threads: int = 1,
+) -> Iterator[tuple]:
+    """Yield batches of random samples; batch n depends on the seed and n alone, whatever was drawn before it.
+
+    Args:
+        make_sample: Makes a sample, a tuple of arrays, from a source of randomness.
+        steps: Number of batches in all.
+        batch_size: Samples in a batch.
+        seed: Seed.
+        done: Batches to leave out at the beginning, without making them.
+        threads: Threads that make samples, ahead of their use.
+    """
+    import grain.python as grain
+
+    class Sample(grain.RandomMapTransform):
+        def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+            return make_sample(rng)
+
+    batches = grain.MapDataset.range(steps * batch_size).seed(seed).random_map(Sample()).batch(batch_size)[done:]
+    yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +13,8 @@ import numpy as np
 from dl_techniques.errors import ArgumentError, FileError
 
 if TYPE_CHECKING:
+    from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
-
-Function = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ def load_engine(source: str | os.PathLike) -> Engine:
         FileError: The file is broken or holds another kind of model.
         ArgumentError: There is no such file or preset.
     """
+    from dl_techniques.models.convunext.function import keras_function
     from dl_techniques.models.convunext.model import ConvUNextModel
     from dl_techniques.models.convunext.presets import preset_folder, shipped_presets
 
@@ -78,24 +77,10 @@ def load_engine(source: str | os.PathLike) -> Engine:
     return Engine(keras_function(model), model.input_channels, f"preset {folder.name}", folder, model)
 
 
-def keras_function(model: ConvUNextModel) -> Function:
-    """Return a Keras model as a function; on JAX compiled whole, once per image size."""
-    import keras
-
-    def call(batch: np.ndarray) -> np.ndarray:
-        if keras.backend.backend() == "jax":
-            outputs = model.predict(batch, batch_size=len(batch), verbose=0)
-        else:
-            outputs = model(batch, training=False)
-        first = outputs[0] if isinstance(outputs, list | tuple) else outputs
-        return keras.ops.convert_to_numpy(first)
-
-    return call
-
-
 def _load_keras(path: Path) -> Engine:
     import keras
 
+    from dl_techniques.models.convunext.function import keras_function
     from dl_techniques.models.convunext.model import ConvUNextModel
 
     model = keras.saving.load_model(path, compile=False, safe_mode=True)

@@ -74,11 +74,11 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path
 
 
 def save_model(model, path: Path) -> None:
-    """Write an inference model as a `.keras` file that is there whole or not at all."""
-    inference_model = type(model).from_config(model.get_config())  # without the optimizer
-    inference_model.set_weights(model.get_weights())
+    """Write a model without its optimizer as a `.keras` file that is there whole or not at all."""
+    bare = type(model).from_config(model.get_config())
+    bare.set_weights(model.get_weights())
     with tempfile.TemporaryDirectory() as folder:
-        inference_model.save(Path(folder) / path.name)
+        bare.save(Path(folder) / path.name)
         write_file(path, (Path(folder) / path.name).read_bytes())
 
 

@@ -127,6 +127,7 @@ def _train(samples: list[Sample], folder: Path, config: DemoConfig, console: Con
 
     from dl_techniques.data.pipeline import RandomCrops
     from dl_techniques.models.convunext.model import ConvUNextModel
+    from dl_techniques.training.callbacks import EpochLog
     from dl_techniques.training.interruption import interruptible
     from dl_techniques.training.progress import TrainingProgress
     from dl_techniques.training.supervision import supervision_weights, target_pyramid
@@ -162,10 +163,9 @@ def _train(samples: list[Sample], folder: Path, config: DemoConfig, console: Con
         loss_weights=supervision_weights(model.depth),
     )
     progress = TrainingProgress(config.epochs, config.steps, console)
-    log = keras.callbacks.CSVLogger(str(folder / "log.csv"))
     try:
         with interruptible() as interruption:
-            callbacks = [log, progress, interruption]
+            callbacks = [EpochLog(folder / "log.csv"), progress, interruption]
             history = model.fit(batches, epochs=config.epochs, shuffle=False, callbacks=callbacks, verbose=0)
     finally:
         progress.stop()
@@ -237,7 +237,7 @@ def _write_report(
             "versions": f"convunext {__version__}, Keras {keras.__version__} on {keras.backend.backend()}",
             "files": "model.keras (inference model), log.csv (loss of each epoch), preview.png (some of the pictures)",
         },
-        losses=losses,
+        curves={"Loss": losses},
         key=ERROR_KEY,
         rows=rows,
     ).write(path)

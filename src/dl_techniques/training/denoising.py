@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.files import find_images, read_pixels, unit_range, write_file
+from dl_techniques.data.files import find_images, read_pixels, unit_range
 from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.data.pipeline import seeded_batches
 from dl_techniques.errors import FileError
 from dl_techniques.training.settings import DenoisingConfig, Phase
 
@@ -54,11 +53,8 @@ def train_denoiser(
 ) -> keras.Model:
     """Train a denoiser, or go on with a run that was stopped, and return it with its averaged weights.
 
-    After every epoch the whole state is saved; a run that is stopped at any moment and resumed gives the same weights
-    as one that was not.
-
     Args:
-        config: Settings; those of the first start when resuming.
+        config: Settings; those of the first start when resuming, but for the number of steps.
         console: Where to tell what happens.
         resume: Go on from the newest checkpoint in `config.output`.
         build: Makes the untrained model, the same at every call.
@@ -68,64 +64,50 @@ def train_denoiser(
     """
     import keras
 
+    from dl_techniques.training.callbacks import DenoisingValidation
     from dl_techniques.training.checkpoint import save_model
-    from dl_techniques.training.interruption import interruptible
-    from dl_techniques.training.progress import TrainingProgress
+    from dl_techniques.training.loop import Stage, fit_stages
+    from dl_techniques.training.run import check_run, open_run
 
+    check_run(config.output, config, resume)
     images = load_clean_images(config.images, config.channels, max(config.patch, config.final_patch))
     if len(images) <= config.held_out:
         count = len(images)
         reason = f"holds {count} images; {config.held_out} are held out and none is left to train on."
         raise FileError(str(config.images), reason, "Add images or hold out fewer.")
-    checkpoints = _open_run(config, resume)
-    keras.utils.set_random_seed(config.seed)
     held_out, training = images[: config.held_out], images[config.held_out :]
-    model, step = _start(config, build, checkpoints if resume else None, console)
-    console.print(
-        f"{len(training)} images to train on, {len(held_out)} held out · {model.count_params():,} parameters · "
-        f"Keras {keras.__version__} on {keras.backend.backend()} · step {step} of {config.steps}"
-    )
-    per_epoch = config.steps_per_epoch
-    progress = TrainingProgress(config.steps // per_epoch, per_epoch, console, done=step)
-    try:
-        with interruptible() as interruption:
-            for number, phase in enumerate(config.phases):
-                if step >= phase.last:
-                    continue
-                if step == phase.first > 0:  # as a resumed run does: the same graph, the same rounding
-                    model, step = _start(config, build, checkpoints, console)
-                batches = noisy_patches(training, phase, (config.seed, number), config.sigma, step - phase.first)
-                callbacks = [*_callbacks(config, held_out, checkpoints, append=step > 0), progress, interruption]
-                model.fit(
-                    batches,
-                    steps_per_epoch=per_epoch,
-                    initial_epoch=step // per_epoch,
-                    epochs=phase.last // per_epoch,
-                    shuffle=False,
-                    callbacks=callbacks,
-                    verbose=0,
-                )
-                step = phase.last
-    finally:
-        progress.stop()
-    model.optimizer.finalize_variable_values(model.trainable_variables)
-    save_model(model, config.output / "model.keras")
+    console.print(f"{len(training)} images to train on, {len(held_out)} held out")
+    stages = [
+        Stage(
+            phase.first,
+            phase.last,
+            lambda done, phase=phase, number=number: noisy_patches(
+                training, phase, (config.seed, number), config.sigma, done
+            ),
+        )
+        for number, phase in enumerate(config.phases)
+    ]
+    with open_run(config.output, "denoise", config, resume) as checkpoints:
+        keras.utils.set_random_seed(config.seed)
+        model = fit_stages(
+            lambda: _compiled(build(config), config),
+            stages,
+            config.steps_per_epoch,
+            checkpoints,
+            [DenoisingValidation(held_out, VALIDATION_SIGMAS)],
+            console,
+            resume,
+        )
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+        save_model(model, config.output / "model.keras")
     return model
 
 
-def _start(
-    config: DenoisingConfig,
-    build: Callable[[DenoisingConfig], keras.Model],
-    checkpoints: Path | None,
-    console: Console,
-) -> tuple[keras.Model, int]:
-    """Return the compiled model and the steps done: none, or those of the newest whole checkpoint."""
+def _compiled(model: keras.Model, config: DenoisingConfig) -> keras.Model:
     import keras
 
-    from dl_techniques.training.checkpoint import load_checkpoint, restore_model_state
     from dl_techniques.training.schedule import WarmupStableDecay
 
-    model = build(config)
     model.compile(
         optimizer=keras.optimizers.AdamW(
             WarmupStableDecay(config.learning_rate, config.steps, config.cooldown),
@@ -139,41 +121,7 @@ def _start(
         loss="mae",
     )
     model.optimizer.build(model.trainable_variables)
-    if checkpoints is None:
-        return model, 0
-    step, state, torn = load_checkpoint(checkpoints)
-    for path in torn:
-        console.print(f"{path}: damaged, passed over")
-    restore_model_state(model, state, checkpoints)
-    return model, step
-
-
-def _callbacks(config: DenoisingConfig, held_out: list[np.ndarray], checkpoints: Path, append: bool) -> list:
-    import keras
-
-    from dl_techniques.training.callbacks import DenoisingValidation, StateCheckpoint
-
-    return [
-        DenoisingValidation(held_out, VALIDATION_SIGMAS),
-        keras.callbacks.CSVLogger(str(config.output / "log.csv"), append=append),
-        StateCheckpoint(checkpoints),
-    ]
-
-
-def _open_run(config: DenoisingConfig, resume: bool) -> Path:
-    checkpoints = config.output / "checkpoints"
-    if not resume and config.output.exists():
-        raise FileError(str(config.output), "exists already.", "Name a new folder, or resume the run in it.")
-    try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            settings = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
-            write_file(config.output / "config.json", json.dumps(settings, indent=2).encode())
-    except OSError as error:
-        raise FileError(
-            str(config.output), f"cannot be written: {error.strerror}.", "Choose another folder."
-        ) from error
-    return checkpoints
+    return model
 
 
 def load_clean_images(folder: Path, channels: int, least: int) -> list[np.ndarray]:
@@ -206,20 +154,13 @@ def noisy_patches(
         sigma: Largest standard deviation of the noise, in units of 1/255; each patch draws its own from 0 to it.
         done: Steps of the phase that are done.
     """
-    import grain.python as grain
-
     size = phase.patch
 
-    class Patch(grain.RandomMapTransform):
-        def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-            image = images[int(rng.integers(len(images)))]
-            top, left = (int(rng.integers(extent - size + 1)) for extent in image.shape[:2])
-            patch = np.rot90(image[top : top + size, left : left + size], int(rng.integers(4)))
-            patch = patch[:, ::-1] if rng.integers(2) else patch
-            clean = unit_range(patch)
-            return add_gaussian_noise(clean, rng.uniform(0.0, sigma) / 255, rng), clean
+    def patch(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        image = images[int(rng.integers(len(images)))]
+        top, left = (int(rng.integers(extent - size + 1)) for extent in image.shape[:2])
+        crop = np.rot90(image[top : top + size, left : left + size], int(rng.integers(4)))
+        clean = unit_range(crop[:, ::-1] if rng.integers(2) else crop)
+        return add_gaussian_noise(clean, rng.uniform(0.0, sigma) / 255, rng), clean
 
-    count = (phase.last - phase.first) * phase.batch_size
-    batches = grain.MapDataset.range(count).seed(seed[0] + 1_000_003 * seed[1]).random_map(Patch())
-    batches = batches.batch(phase.batch_size)[done:]
-    yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    return seeded_batches(patch, phase.last - phase.first, phase.batch_size, seed[0] + 1_000_003 * seed[1], done)

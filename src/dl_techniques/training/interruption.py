@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import keras
@@ -17,8 +17,9 @@ class Interruption(keras.callbacks.Callback):
     under a bare `except`, and JAX ignores what is raised while it collects garbage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Callable[[], object] = lambda: None) -> None:
         super().__init__()
+        self.before = before
         self.pending: tuple | None = None
 
     def handle_pending(self) -> None:
@@ -28,6 +29,8 @@ class Interruption(keras.callbacks.Callback):
             handler(number, None)
 
     def on_train_batch_end(self, batch, logs=None) -> None:
+        if self.pending is not None:
+            self.before()
         self.handle_pending()
 
     def on_epoch_end(self, epoch, logs=None) -> None:
@@ -35,12 +38,15 @@ class Interruption(keras.callbacks.Callback):
 
 
 @contextmanager
-def interruptible() -> Iterator[Interruption]:
+def interruptible(before: Callable[[], object] = lambda: None) -> Iterator[Interruption]:
     """Give a callback under which SIGINT and SIGTERM do in training what their handlers do outside.
 
     The first signal waits for the batch to end; a second one that comes before is handled at once.
+
+    Args:
+        before: Called between the end of the batch and the handler, to save what is to last.
     """
-    callback = Interruption()
+    callback = Interruption(before)
     kept = {}
 
     def remember(number, frame) -> None:

@@ -35,10 +35,11 @@ class TrainingProgress(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None) -> None:
         self.progress.start()
-        self.task = self.progress.add_task("training", total=self.epochs * self.steps, completed=self.done, loss="…")
+        if not self.progress.tasks:  # a run may call `fit` more than once
+            self.progress.add_task("training", total=self.epochs * self.steps, completed=self.done, loss="…")
 
     def on_train_batch_end(self, batch, logs=None) -> None:
-        self.progress.update(self.task, advance=1, loss=f"{float((logs or {})['loss']):.4f}")
+        self.progress.update(self.progress.task_ids[0], advance=1, loss=f"{float((logs or {})['loss']):.4f}")
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         if not self.console.is_terminal:

@@ -32,6 +32,30 @@ figcaption { font-size: .85rem; }
 """
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of a report.
+
+    Attributes:
+        title: What it shows.
+        header: Names of the columns.
+        rows: Rows, as text; the first cell of each names it.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def to_html(self) -> str:
+        """Return heading and table."""
+        header = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
+        rows = "".join(
+            f"<tr><th>{html.escape(row[0])}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])}</tr>"
+            for row in self.rows
+        )
+        return f"<h2>{html.escape(self.title)}</h2><table><tr>{header}</tr>{rows}</table>"
+
+
 @dataclass
 class Report:
     """What a report shows, top to bottom.
@@ -41,7 +65,8 @@ class Report:
         lead: One sentence below it.
         numbers: Headline figures by name, as text.
         facts: Table of names and values.
-        losses: Loss of each epoch.
+        tables: Other tables.
+        curves: Numbers of each epoch, by what they are.
         key: Meaning of the colours in the pictures, as `(colour, meaning)`.
         rows: Rows of pictures, each a list of `(caption, image)`; images are uint8, grey or RGB.
     """
@@ -50,7 +75,8 @@ class Report:
     lead: str
     numbers: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
-    losses: Sequence[float] = ()
+    tables: Sequence[Table] = ()
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     key: Sequence[tuple[str, str]] = ()
     rows: Sequence[Sequence[tuple[str, np.ndarray]]] = ()
 
@@ -72,12 +98,18 @@ class Report:
             + "</div>"
             for row in self.rows
         )
+        curves = "".join(
+            f"<h2>{escape(name)}</h2>{curve_svg(values, name)}"
+            for name, values in self.curves.items()
+            if len(values) > 1
+        )
         parts = [
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(self.title)}</title>',
             f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>',
             f'<h1>{escape(self.title)}</h1><p class="lead">{escape(self.lead)}</p><div class="numbers">{numbers}</div>',
             f'<h2>Pictures</h2><p class="key">{key}</p>{rows}' if self.rows else "",
-            f"<h2>Loss</h2>{curve_svg(self.losses)}" if len(self.losses) > 1 else "",
+            *(table.to_html() for table in self.tables),
+            curves,
             f"<h2>Facts</h2><table>{facts}</table></html>\n",
         ]
         return "".join(parts)
@@ -90,7 +122,7 @@ def png_data_url(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def curve_svg(values: Sequence[float], width: int = 640, height: int = 220) -> str:
+def curve_svg(values: Sequence[float], name: str, width: int = 640, height: int = 220) -> str:
     """Return a line through `values` over 1, 2, 3 … as SVG, its extremes and ends labelled."""
     low, high = min(values), max(values)
     left, top, right, bottom = 64, 12, width - 12, height - 28
@@ -102,7 +134,7 @@ def curve_svg(values: Sequence[float], width: int = 640, height: int = 220) -> s
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     label = '<text x="{:.0f}" y="{:.0f}" font-size="12" fill="#5a6478" text-anchor="{}">{}</text>'
     return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="loss over epochs">'
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{html.escape(name)} over epochs">'
         f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#c3c9d5"/>'
         f'<polyline points="{path}" fill="none" stroke="#2b6cb0" stroke-width="2"/>'
         + label.format(left - 6, top + 8, "end", f"{high:.3g}")

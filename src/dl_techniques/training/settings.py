@@ -81,6 +81,75 @@ class DenoisingConfig:
         return Phase(0, turn, self.patch, self.batch_size), Phase(turn, self.steps, self.final_patch, late_batch)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig:
+    """Settings of the training of a segmenter.
+
+    Attributes:
+        images: Folder of images or a pattern such as `'slices/*.tif'`; or a CSV file with columns image and target.
+        masks: Folder or pattern of masks, each named like its image, all with the same ending or none: grey values,
+            palette indices or colours, PNG or TIFF. Not with a CSV file.
+        output: Folder of the run.
+        val_images: Images to validate on, as `images`; a share of `images` if not given.
+        val_masks: Their masks.
+        val_fraction: Share of the images, or of their groups, to validate on.
+        group_regex: Images stay on one side of the split whose name gives the same first group of this pattern, such
+            as `'^([^_]+)_'` for the frames of one film.
+        mask_kind: `"classes"`: each mask value is a class; `"foreground"`: all but one value are one class, as in
+            binary masks and instances; `"auto"`: foreground for two values and for more than 24 without names.
+        classes: Names of the classes, in the order of their mask values.
+        ignore: Mask values of pixels that neither train nor count.
+        steps: Steps of training.
+        steps_per_epoch: Steps between two validations, each with a checkpoint and a line in the log.
+        patch: Height and width of the crops that are trained on, in pixels; chosen by the sizes of the images if not
+            given. Smaller images are reflected at their borders.
+        batch_size: Crops in a step; about 130,000 pixels if not given.
+        symmetries: Which turns of an image are trained on, too: `"all"` eight, or its mirror image only, `"mirror"`,
+            where up and down differ, as in photographs; `"auto"`: all for grey images, the mirror for coloured ones.
+        learning_rate: Largest learning rate.
+        depth: Number of times the model halves the image.
+        initial_filters: Channels of the model's finest level.
+        blocks_per_level: ConvNeXt blocks in each level.
+        convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
+        seed: Seed of weights, split, crops and augmentation.
+    """
+
+    images: str
+    masks: str | None = None
+    output: Annotated[Path, Parameter(name=("--output", "-o"))]
+    val_images: str | None = None
+    val_masks: str | None = None
+    val_fraction: float = 0.2
+    group_regex: str | None = None
+    mask_kind: Literal["auto", "classes", "foreground"] = "auto"
+    classes: tuple[str, ...] = ()
+    ignore: tuple[int, ...] = ()
+    steps: int = 1000
+    steps_per_epoch: int = 100
+    patch: int | None = None
+    batch_size: int | None = None
+    symmetries: Literal["auto", "all", "mirror"] = "auto"
+    learning_rate: float = 2e-3
+    depth: int = 3
+    initial_filters: int = 16
+    blocks_per_level: int = 1
+    convnext_version: Literal["v1", "v2"] = "v2"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, "steps", "steps_per_epoch")
+        for name in ("patch", "batch_size"):
+            if getattr(self, name) is not None:
+                check_counts(self, name)
+        if self.steps % self.steps_per_epoch:
+            rule = f"must be a multiple of steps_per_epoch={self.steps_per_epoch}"
+            raise ArgumentError("steps", rule, self.steps)
+        if not 0 < self.val_fraction < 1:
+            raise ArgumentError("val_fraction", "must be above 0 and below 1", self.val_fraction)
+        if self.val_masks is not None and self.val_images is None:
+            raise ArgumentError("val_masks", "must come with val_images", self.val_masks)
+
+
 @dataclass(frozen=True)
 class Phase:
     """Steps of a run with patches of one size.

@@ -1,0 +1,162 @@
+"""Masks of any common kind to class indices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dl_techniques.data.files import TIFF_MAGIC, read_image
+from dl_techniques.data.formats import FORMATS
+from dl_techniques.errors import ArgumentError, FileError
+
+IGNORED = 255  # in arrays of class indices
+MOST_CLASSES = 254
+MANY_VALUES = 24  # more values than this in unnamed masks are instances, not classes
+
+
+def read_mask(path: str | os.PathLike) -> np.ndarray:
+    """Read a mask as it was painted: grey values, palette indices, or colours as 0xRRGGBB.
+
+    Returns:
+        `(height, width)`, int32.
+
+    Raises:
+        FileError: The file is broken, a JPEG (whose values are not those that were painted), or holds several images
+            or fractions.
+    """
+    from PIL import Image, ImageOps
+
+    path = Path(path)
+    try:
+        with open(path, "rb") as head:
+            magic = head.read(4)
+        if magic[:3] == b"\xff\xd8\xff":
+            reason = "is a JPEG: its values are not those that were painted."
+            raise FileError(str(path), reason, "Save masks as PNG or TIFF.")
+        if magic not in TIFF_MAGIC:
+            with Image.open(path, formats=FORMATS) as file:
+                if file.mode in ("P", "1") and getattr(file, "n_frames", 1) == 1:
+                    return np.asarray(ImageOps.exif_transpose(file)).astype("int32")
+    except OSError:
+        pass  # `read_image` says it in the words of all files
+    pixels = read_image(path).pixels
+    if pixels.dtype.kind == "f":
+        whole = np.isfinite(pixels).all() and (pixels == np.rint(pixels)).all() and np.abs(pixels).max() < 2**31
+        if not whole:
+            raise FileError(str(path), "holds fractions, not classes.", "Save masks as integers.")
+    if pixels.shape[2] == 1:
+        return pixels[..., 0].astype("int32")
+    if pixels.dtype != np.uint8:
+        raise FileError(str(path), f"holds colours of type {pixels.dtype}.", "Save coloured masks with 8 bits.")
+    red, green, blue = np.moveaxis(pixels.astype("int32"), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the values of masks mean.
+
+    Attributes:
+        values: The mask value of each class, in the order of the model's classes; the first is the background of
+            binary masks.
+        names: Their names.
+        ignored: Values of pixels that neither train nor count.
+        foreground: Whether every value that is neither the first nor ignored is the second class: binary masks, and
+            instances.
+    """
+
+    values: tuple[int, ...]
+    names: tuple[str, ...]
+    ignored: tuple[int, ...] = ()
+    foreground: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of classes, background included."""
+        return len(self.values)
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the model's output: one for two classes."""
+        return 1 if self.count == 2 else self.count
+
+    @property
+    def activation(self) -> str:
+        """What turns the model's logits into probabilities."""
+        return "sigmoid" if self.outputs == 1 else "softmax"
+
+    def encode(self, mask: np.ndarray, path: Path) -> np.ndarray:
+        """Return class indices, uint8, `IGNORED` where a pixel does not count.
+
+        Args:
+            mask: From `read_mask`.
+            path: Its file, for the message.
+
+        Raises:
+            FileError: The mask holds a value that is no class.
+        """
+        found = np.unique(mask)
+        if self.foreground:
+            indices = np.uint8(mask != self.values[0])
+        else:
+            if unknown := sorted(set(found.tolist()) - set(self.values) - set(self.ignored)):
+                raise FileError(
+                    str(path),
+                    f"holds the values {describe_values(unknown)}, which are no class: {describe_values(self.values)}.",
+                    "Mend the mask, or name the value as ignored.",
+                )
+            table = np.zeros(len(found), np.uint8)
+            for position, value in enumerate(found.tolist()):
+                table[position] = self.values.index(value) if value in self.values else IGNORED
+            indices = table[np.searchsorted(found, mask)]
+        if self.ignored:
+            indices[np.isin(mask, self.ignored)] = IGNORED
+        return indices
+
+
+def choose_classes(
+    counts: Mapping[int, int], kind: str = "auto", names: tuple[str, ...] = (), ignored: tuple[int, ...] = ()
+) -> Classes:
+    """Decide what the values of masks mean.
+
+    Args:
+        counts: Pixels of each value over all masks.
+        kind: `"classes"` (each value is a class), `"foreground"` (all but 0 is one class: binary masks, instances), or
+            `"auto"`: foreground if there are two values or more than `MANY_VALUES`.
+        names: Of the classes in the order of their values.
+        ignored: Values that neither train nor count.
+
+    Raises:
+        ArgumentError: Too few or too many values, or another number of names.
+    """
+    values = sorted(set(counts) - set(ignored))
+    if len(values) < 2:
+        raise ArgumentError("masks", "must hold at least two classes", values, "Are all masks empty?")
+    if kind == "auto":
+        kind = "foreground" if len(values) <= 2 or (len(values) > MANY_VALUES and not names) else "classes"
+    if kind == "foreground":
+        if len(names) not in (0, 2):
+            raise ArgumentError("classes", "must name two classes, background and foreground", names)
+        background = 0 if 0 in values else values[0]
+        return Classes((background, values[-1]), names or ("background", "foreground"), ignored, True)
+    if len(values) > MOST_CLASSES:
+        raise ArgumentError("masks", f"must hold at most {MOST_CLASSES} classes", len(values))
+    if names and len(names) != len(values):
+        rule = f"must name {len(values)} classes, one for each of the values {describe_values(values)}"
+        raise ArgumentError("classes", rule, names, "Name values that do not count with --ignore.")
+    return Classes(tuple(values), names or tuple(map(value_name, values)), ignored)
+
+
+def value_name(value: int) -> str:
+    """Return a mask's value as people write it: a number, or a colour as #rrggbb."""
+    return str(value) if value < 2**16 else f"#{value:06x}"
+
+
+def describe_values(values) -> str:
+    """Return the first values of a list in words."""
+    shown = [value_name(value) for value in values]
+    return ", ".join(shown[:12]) + (f" … ({len(shown)} in all)" if len(shown) > 12 else "")

@@ -1,0 +1,160 @@
+"""Images and what belongs to each, found by name; splits that keep together what belongs together."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dl_techniques.data.files import find_images
+from dl_techniques.errors import ArgumentError, FileError
+
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its target.
+
+    Attributes:
+        image: Image file.
+        target: File of the mask, or of the image to restore.
+    """
+
+    image: Path
+    target: Path
+
+    @property
+    def name(self) -> str:
+        """Stem of the image's file."""
+        return self.image.stem
+
+
+def find_files(source: str) -> list[Path]:
+    """Return the image files of a folder, of a pattern with `*`, `?` or `[…]`, or the one file named, sorted by name.
+
+    Raises:
+        FileError: There is none.
+    """
+    if any(sign in source for sign in "*?[") and not Path(source).exists():
+        found = sorted(Path(path) for path in glob.glob(source, recursive=True))
+        if not found:
+            raise FileError(source, "matches no file.", "Check the pattern, and quote it against the shell.")
+        return find_images(found)
+    return find_images([source])
+
+
+def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
+    """Match images with their targets.
+
+    A target has the stem of its image, or that stem and an ending that all targets share (`a.png` and `a_mask.png`).
+
+    Args:
+        images: Folder or pattern; or a CSV file with columns `image` and `target`, paths relative to it.
+        targets: Folder or pattern; `None` with a CSV file.
+
+    Raises:
+        FileError: Something has no counterpart, or two; the first ten are named.
+        ArgumentError: `targets` is missing, or given with a CSV file.
+    """
+    if images.lower().endswith(".csv"):
+        if targets is not None:
+            raise ArgumentError("targets", "must not be given with a CSV file, which names them", targets)
+        return _read_csv(Path(images))
+    if targets is None:
+        raise ArgumentError("targets", "must name the folder of targets, unless `images` is a CSV file", targets)
+    by_stem, targets_by_stem = _by_stem(find_files(images)), _by_stem(find_files(targets))
+    ending = _shared_ending(list(by_stem), list(targets_by_stem))
+    missing = [path for stem, path in by_stem.items() if stem + ending not in targets_by_stem]
+    left = [path for stem, path in targets_by_stem.items() if stem not in {name + ending for name in by_stem}]
+    if missing:
+        reason = f"has no target for {_list_of(missing)}."
+        raise FileError(targets, reason, "Add the targets, name them like their images, or take the images away.")
+    if left:
+        raise FileError(images, f"has no image for {_list_of(left)}.", "Add the images or take the targets away.")
+    return [Pair(path, targets_by_stem[stem + ending]) for stem, path in by_stem.items()]
+
+
+def split_pairs(
+    pairs: Sequence[Pair], fraction: float, seed: int, group_regex: str | None = None
+) -> tuple[list[Pair], list[Pair]]:
+    """Split into training and validation; a pair's side depends on its group's name and the seed, not on the others.
+
+    Args:
+        pairs: At least two groups of them.
+        fraction: Share of the groups to validate on, in (0, 1).
+        seed: Seed.
+        group_regex: Pairs stay together whose name gives the same first group of this pattern (or the same match),
+            such as the frames of one film; every pair is a group of its own if not given.
+
+    Raises:
+        ArgumentError: The pattern is broken or does not match a name, or one group is all there is.
+    """
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(_group_of(pair.name, group_regex), []).append(pair)
+    if len(groups) < 2:
+        raise ArgumentError(
+            "group_regex" if group_regex else "images",
+            f"must give at least two groups to split; {len(pairs)} images are in one",
+            group_regex,
+            "Name validation images of their own.",
+        )
+    order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    held_out = set(order[: min(max(1, round(fraction * len(order))), len(order) - 1)])
+    sides = [[p for name, members in groups.items() if (name in held_out) == side for p in members] for side in (0, 1)]
+    return sides[0], sides[1]
+
+
+def _group_of(name: str, group_regex: str | None) -> str:
+    if group_regex is None:
+        return name
+    try:
+        match = re.search(group_regex, name)
+    except re.error as error:
+        raise ArgumentError("group_regex", f"must be a regular expression ({error})", group_regex) from error
+    if match is None:
+        raise ArgumentError("group_regex", f"must match every name; it does not match {name!r}", group_regex)
+    return match[1] if match.re.groups else match[0]
+
+
+def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            raise FileError(str(path), f"has the same stem as {found[path.stem].name}.", "Rename one of them.")
+        found[path.stem] = path
+    return found
+
+
+def _shared_ending(stems: Sequence[str], targets: Sequence[str]) -> str:
+    """Return what every target's stem has beyond that of an image: nothing, or the same for all."""
+    if set(stems) & set(targets):
+        return ""
+    known = set(stems)
+    candidates = {target[len(stem) :] for target in targets[:1] for stem in known if target.startswith(stem)}
+    return next((ending for ending in candidates if all(t.removesuffix(ending) in known for t in targets)), "")
+
+
+def _read_csv(path: Path) -> list[Pair]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FileError(str(path), f"cannot be read: {error}.", "Save it as a CSV file in UTF-8.") from error
+    if not rows or not {"image", "target"} <= rows[0].keys():
+        raise FileError(str(path), "has no rows with columns 'image' and 'target'.", "Add them.")
+    pairs = [Pair(path.parent / row["image"], path.parent / row["target"]) for row in rows]
+    if missing := [file for pair in pairs for file in (pair.image, pair.target) if not file.is_file()]:
+        raise FileError(str(path), f"names files that are not there: {_list_of(missing)}.", "Correct the paths.")
+    _by_stem([pair.image for pair in pairs])
+    return pairs
+
+
+def _list_of(paths: Sequence[Path]) -> str:
+    shown = ", ".join(path.name for path in paths[:SHOWN])
+    return shown if len(paths) <= SHOWN else f"{shown} … ({len(paths)} in all)"

@@ -1,0 +1,120 @@
+"""How well a segmenter does on whole images, and pictures of where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dl_techniques.data.masks import IGNORED, Classes
+from dl_techniques.data.pictures import to_display
+from dl_techniques.metrics import Confusion
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dl_techniques.models.convunext.function import Function
+    from dl_techniques.training.segmentation_data import SegmentationSample
+
+# Black, then the colours of Wong 2011, which the colour-blind tell apart, then more.
+COLOURS = (
+    "000000", "e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7", "999999", "9467bd", "8c564b",
+    "bcbd22", "17becf", "ff9896", "98df8a",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        confusion: Over all images.
+        scores: Mean Dice of the classes of each image, in the order of the samples.
+    """
+
+    confusion: Confusion
+    scores: tuple[float, ...]
+
+
+def predict_classes(function: Function, image: np.ndarray, classes: Classes, logits: bool = False) -> np.ndarray:
+    """Return the class index of each pixel, `(height, width)`, uint8.
+
+    Args:
+        function: The model.
+        image: `(height, width, channels)`, normalized.
+        classes: What the model's channels mean.
+        logits: Whether the model's output is before its activation.
+    """
+    output = function(image[None])[0]
+    if classes.outputs == 1:
+        return np.uint8(output[..., 0] > (0.0 if logits else 0.5))
+    return np.uint8(output.argmax(axis=-1))
+
+
+def evaluate(
+    function: Function, samples: Iterable[SegmentationSample], classes: Classes, logits: bool = False
+) -> Evaluation:
+    """Compare a model with the truth on whole images."""
+    total, scores = Confusion(classes.count), []
+    for sample in samples:
+        predicted = predict_classes(function, sample.image, classes, logits)
+        single = Confusion(classes.count)
+        for confusion in (total, single):
+            confusion.update(predicted, sample.classes, sample.classes != IGNORED)
+        scores.append(single.mean_dice)
+    return Evaluation(total, tuple(scores))
+
+
+def table(evaluation: Evaluation, classes: Classes) -> list[dict[str, Any]]:
+    """Return a row of figures for each class."""
+    confusion = evaluation.confusion
+    return [
+        {"class": name, "dice": float(confusion.dice[index]), "iou": float(confusion.iou[index])}
+        for index, name in enumerate(classes.names)
+    ]
+
+
+def describe_evaluation(evaluation: Evaluation, classes: Classes, console: Console) -> None:
+    """Show the figures of each class and of all."""
+    from rich.table import Table
+
+    confusion = evaluation.confusion
+    shown = Table("class", "Dice", "IoU")
+    for row in table(evaluation, classes):
+        shown.add_row(row["class"], f"{row['dice']:.3f}", f"{row['iou']:.3f}")
+    shown.add_row("mean", f"{confusion.mean_dice:.3f}", f"{confusion.mean_iou:.3f}", style="bold")
+    console.print(shown)
+    console.print(f"{confusion.accuracy:.2%} of the pixels are right")
+
+
+def paint(indices: np.ndarray) -> np.ndarray:
+    """Return class indices as colours, `(height, width, 3)`, uint8; what is ignored is dark grey."""
+    colours = np.array([tuple(bytes.fromhex(colour)) for colour in COLOURS], np.uint8)
+    picture = colours[indices % len(COLOURS)]
+    picture[indices == IGNORED] = 64
+    return picture
+
+
+def error_row(name: str, sample: SegmentationSample, predicted: np.ndarray, score: float) -> list:
+    """Return image, truth, prediction and wrong pixels as captioned pictures."""
+    low, high = np.percentile(sample.image, (0.5, 99.5))
+    wrong = (predicted != sample.classes) & (sample.classes != IGNORED)
+    shown = to_display(sample.image, low, high)
+    dimmed = np.uint8(0.4 * (shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, 2)))
+    dimmed[wrong] = (245, 60, 60)
+    return [
+        (f"{name}: {sample.name}", shown),
+        ("truth", paint(sample.classes)),
+        (f"prediction, mean Dice {score:.3f}", paint(predicted)),
+        ("wrong pixels", dimmed),
+    ]
+
+
+def extremes(scores: Sequence[float], count: int = 3) -> list[tuple[str, int]]:
+    """Return the positions of the worst and the best scores, each once, with the word for it."""
+    order = np.argsort(scores, kind="stable").tolist()
+    worst = order[:count]
+    best = [index for index in reversed(order) if index not in worst][:count]
+    return [("worst", index) for index in worst] + [("best", index) for index in best]

@@ -1,0 +1,188 @@
+"""A look at a data set before anything is trained: every file is read once, and what is wrong is named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dl_techniques.data.files import read_image
+from dl_techniques.data.masks import Classes, read_mask
+from dl_techniques.data.pairs import SHOWN, Pair
+from dl_techniques.errors import ConvUNextError, FileError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What was found in an image and its mask.
+
+    Attributes:
+        pair: The files.
+        size: Height and width.
+        channels: 1 or 3.
+        dtype: Type of the image's samples.
+        low: Smallest sample.
+        high: Largest sample.
+        counts: Pixels of each mask value.
+        digest: Of the image's samples.
+        problem: Why the pair cannot be used, empty if it can.
+    """
+
+    pair: Pair
+    size: tuple[int, int] = (0, 0)
+    channels: int = 0
+    dtype: str = ""
+    low: float = 0.0
+    high: float = 0.0
+    counts: Mapping[int, int] = field(default_factory=dict)
+    digest: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a data set.
+
+    Attributes:
+        facts: Of each pair that can be used.
+        notes: What a user should know, in words.
+    """
+
+    facts: tuple[PairFacts, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of all images."""
+        return self.facts[0].channels
+
+    @property
+    def counts(self) -> Counter[int]:
+        """Pixels of each mask value, over all masks."""
+        return sum((Counter(facts.counts) for facts in self.facts), Counter())
+
+    @property
+    def smallest(self) -> int:
+        """The shortest side of any image, in pixels."""
+        return min(min(facts.size) for facts in self.facts)
+
+
+def inspect_pairs(pairs: Sequence[Pair], console: Console) -> Inspection:
+    """Read every image and mask once, in parallel.
+
+    Raises:
+        FileError: Files cannot be used; the first ten are named with the reason, before anything is trained.
+    """
+    from rich.progress import track
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(_inspect, pairs)
+        facts = list(
+            track(found, "reading", len(pairs), console=console, disable=not console.is_terminal, transient=True)
+        )
+    problems = [entry.problem for entry in facts if entry.problem]
+    if problems:
+        shown = "\n  ".join(problems[:SHOWN])
+        more = f"\n  … {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        folder = str(pairs[0].image.parent)
+        raise FileError(folder, f"{len(problems)} of {len(pairs)} pairs cannot be used:\n  {shown}{more}", "")
+    if len(kinds := Counter(entry.channels for entry in facts)) > 1:
+        rare = min(kinds, key=lambda channels: kinds[channels])
+        first = next(entry for entry in facts if entry.channels == rare)
+        reason = f"has {rare} channels where most images have {max(kinds, key=lambda channels: kinds[channels])}."
+        raise FileError(str(first.pair.image), reason, "Convert the images to one kind.")
+    return Inspection(tuple(facts), tuple(_notes(facts)))
+
+
+def refuse_overlap(training: Sequence[PairFacts], validation: Sequence[PairFacts]) -> None:
+    """Raise `FileError` if an image to validate on is among those to train on."""
+    known = {facts.digest: facts.pair.image for facts in training}
+    for facts in validation:
+        if facts.digest in known:
+            reason = f"is the same image as {known[facts.digest]}, which is trained on."
+            raise FileError(str(facts.pair.image), reason, "Take one of them away.")
+
+
+def describe(inspection: Inspection, classes: Classes, console: Console) -> None:
+    """Show sizes, values, shares of the classes and notes."""
+    from rich.table import Table
+
+    sizes = Counter(facts.size for facts in inspection.facts)
+    common = ", ".join(f"{count} of {w}x{h}" for (h, w), count in sizes.most_common(3))
+    low, high = min(facts.low for facts in inspection.facts), max(facts.high for facts in inspection.facts)
+    kinds = ", ".join(sorted({facts.dtype for facts in inspection.facts}))
+    console.print(
+        f"{len(inspection.facts)} images ({common}{' …' if len(sizes) > 3 else ''}), {inspection.channels} channels, "
+        f"{kinds}, values {low:g} to {high:g}"
+    )
+    counts = inspection.counts
+    table = Table("class", "mask value", "share of pixels", "images with it")
+    total = sum(counts.values())
+    for index, name in enumerate(classes.names):
+        inside = _values_of(index, classes, counts)
+        share = sum(counts[value] for value in inside) / total
+        present = sum(any(facts.counts.get(value) for value in inside) for facts in inspection.facts)
+        shown = f"all but {classes.values[0]}" if classes.foreground and index else str(classes.values[index])
+        table.add_row(name, shown, f"{share:.2%}", str(present))
+    if classes.ignored:
+        share = sum(counts[value] for value in classes.ignored) / total
+        table.add_row("ignored", ", ".join(map(str, classes.ignored)), f"{share:.2%}", "")
+    console.print(table)
+    for note in inspection.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def _values_of(index: int, classes: Classes, counts: Mapping[int, int]) -> list[int]:
+    if classes.foreground and index == 1:
+        return [value for value in counts if value != classes.values[0] and value not in classes.ignored]
+    return [classes.values[index]]
+
+
+def _inspect(pair: Pair) -> PairFacts:
+    try:
+        pixels = read_image(pair.image).pixels
+        mask = read_mask(pair.target)
+    except ConvUNextError as error:
+        return PairFacts(pair, problem=str(error))
+    if not np.isfinite(pixels).all():
+        count = int((~np.isfinite(pixels)).sum())
+        return PairFacts(pair, problem=f"{pair.image}: holds {count} samples that are NaN or infinite. Repair them.")
+    if pixels.shape[:2] != mask.shape:
+        (h, w), (mask_h, mask_w) = pixels.shape[:2], mask.shape
+        problem = f"{pair.target}: is {mask_w}x{mask_h} pixels, its image {pair.image.name} {w}x{h}. Resize one."
+        return PairFacts(pair, problem=problem)
+    values, counts = np.unique(mask, return_counts=True)
+    return PairFacts(
+        pair,
+        size=mask.shape,
+        channels=pixels.shape[2],
+        dtype=str(pixels.dtype),
+        low=float(pixels.min()),
+        high=float(pixels.max()),
+        counts=dict(zip(values.tolist(), counts.tolist(), strict=True)),
+        digest=hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest(),
+    )
+
+
+def _notes(facts: Sequence[PairFacts]) -> list[str]:
+    notes = []
+    seen: dict[str, Path] = {}
+    for entry in facts:
+        if entry.digest in seen:
+            notes.append(f"{entry.pair.image.name} and {seen[entry.digest].name} are the same image")
+        seen.setdefault(entry.digest, entry.pair.image)
+    if flat := [entry.pair.image.name for entry in facts if entry.low == entry.high]:
+        notes.append(f"{len(flat)} images are of one value: {', '.join(flat[:SHOWN])}")
+    if empty := [entry.pair.target.name for entry in facts if len(entry.counts) == 1]:
+        notes.append(f"{len(empty)} masks hold one value only: {', '.join(empty[:SHOWN])}")
+    return notes

@@ -1,0 +1,104 @@
+"""Training in stages that can be stopped at any moment and gone on with as if it had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import keras
+
+from dl_techniques.training.callbacks import EpochLog, FiniteLoss, StateCheckpoint
+from dl_techniques.training.checkpoint import load_checkpoint, restore_model_state
+from dl_techniques.training.interruption import interruptible
+from dl_techniques.training.progress import TrainingProgress
+from dl_techniques.training.run import LOG, trim_log
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps of a run whose batches have one shape.
+
+    Attributes:
+        first: Steps done before it.
+        last: Steps done after it.
+        batches: Gives the batches of the stage that come after so many of its steps.
+    """
+
+    first: int
+    last: int
+    batches: Callable[[int], Iterator]
+
+
+def fit_stages(
+    build: Callable[[], keras.Model],
+    stages: Sequence[Stage],
+    steps_per_epoch: int,
+    checkpoints: Path,
+    callbacks: Sequence[keras.callbacks.Callback],
+    console: Console,
+    resume: bool,
+) -> keras.Model:
+    """Train, saving the whole state after every epoch and before a signal ends the run.
+
+    A run that is stopped and resumed gives the same weights as one that was not: batches depend on their number alone,
+    and each stage begins on a fresh model that takes up the state of the last, as a resumed run does.
+
+    Args:
+        build: Makes the model, compiled with an optimizer that is built.
+        stages: The run from its first step to its last, each a whole number of epochs.
+        steps_per_epoch: Steps between two checkpoints, each with a line in the log.
+        checkpoints: Their folder, in the folder of the run.
+        callbacks: What is done after an epoch before it is logged and saved.
+        console: Where to tell what happens.
+        resume: Go on from the newest whole checkpoint.
+
+    Returns:
+        The model, with the weights of the last step.
+    """
+    model, step = (_restore(build(), checkpoints, console)) if resume else (build(), 0)
+    run, last = checkpoints.parent, stages[-1].last
+    trim_log(run, step // steps_per_epoch)
+    console.print(
+        f"{model.count_params():,} parameters · Keras {keras.__version__} on {keras.backend.backend()} · "
+        f"step {step} of {last}"
+    )
+    progress = TrainingProgress(last // steps_per_epoch, steps_per_epoch, console, done=step)
+    save = StateCheckpoint(checkpoints)
+    try:
+        with interruptible(save.save) as interruption:
+            for stage in stages:
+                if step >= stage.last:
+                    continue
+                if step == stage.first > 0:
+                    model, step = _restore(build(), checkpoints, console)
+                while step < stage.last:
+                    rest = steps_per_epoch - step % steps_per_epoch  # of an epoch that was interrupted
+                    epoch = step // steps_per_epoch
+                    whole = rest == steps_per_epoch
+                    until = stage.last // steps_per_epoch if whole else epoch + 1
+                    model.fit(
+                        stage.batches(step - stage.first),
+                        steps_per_epoch=rest,
+                        initial_epoch=epoch,
+                        epochs=until,
+                        shuffle=False,
+                        callbacks=[FiniteLoss(), *callbacks, EpochLog(run / LOG), save, progress, interruption],
+                        verbose=0,
+                    )
+                    step = until * steps_per_epoch
+    finally:
+        progress.stop()
+    return model
+
+
+def _restore(model: keras.Model, checkpoints: Path, console: Console) -> tuple[keras.Model, int]:
+    step, state, torn = load_checkpoint(checkpoints)
+    for path in torn:
+        console.print(f"{path}: damaged, passed over; going on from step {step}")
+    restore_model_state(model, state, checkpoints)
+    return model, step

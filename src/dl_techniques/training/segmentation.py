@@ -1,0 +1,258 @@
+"""Training of segmenters: images and masks in, a model and a report out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dl_techniques.card import write_card
+from dl_techniques.data.files import write_file
+from dl_techniques.training.evaluation import (
+    Evaluation,
+    describe_evaluation,
+    error_row,
+    evaluate,
+    extremes,
+    predict_classes,
+    table,
+)  # fmt: skip
+from dl_techniques.training.run import check_run, open_run, read_log
+from dl_techniques.training.segmentation_data import (
+    SegmentationData,
+    choose_augmentation,
+    choose_patch,
+    load_data,
+    segmentation_batches,
+)  # fmt: skip
+from dl_techniques.training.settings import SegmentationConfig
+from dl_techniques.training.supervision import supervision_weights
+
+if TYPE_CHECKING:
+    import keras
+    from rich.console import Console
+
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+BEST, MODEL, REPORT = "best.keras", "model.keras", "report.html"
+
+
+@dataclass(frozen=True)
+class SegmentationResult:
+    """What a run gave.
+
+    Attributes:
+        evaluation: On the validation images, by the best weights.
+        folder: Where model, log and report lie.
+    """
+
+    evaluation: Evaluation
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.folder / REPORT
+
+
+def train_segmenter(config: SegmentationConfig, console: Console, resume: bool = False) -> SegmentationResult:
+    """Train a segmenter, or go on with a run that was stopped, and measure its best weights on the validation images.
+
+    Args:
+        config: Settings; those of the first start when resuming.
+        console: Where to tell what happens.
+        resume: Go on from the newest checkpoint in `config.output`.
+
+    Raises:
+        FileError: Files are missing, broken or do not fit, or the folder cannot be written or holds a run already.
+        ArgumentError: A setting does not fit the data.
+    """
+    import keras
+
+    from dl_techniques.training.callbacks import SegmentationValidation
+    from dl_techniques.training.loop import Stage, fit_stages
+
+    check_run(config.output, config, resume)
+    data = load_data(config, console)
+    patch, batch_size = choose_patch(config, data.inspection)
+    augmentation = choose_augmentation(config, data.inspection)
+    console.print(f"{config.steps} steps of {batch_size} crops of {patch}x{patch} pixels")
+
+    def batches(done: int) -> Iterator[tuple]:
+        return segmentation_batches(
+            data.training, data.classes, augmentation, patch, batch_size, config.depth, config.steps, config.seed, done
+        )
+
+    with open_run(config.output, "segment", config, resume) as checkpoints:
+        _write_split(config.output, data)
+        keras.utils.set_random_seed(config.seed)
+        best = config.output / BEST
+        fit_stages(
+            lambda: build_segmenter(config, data),
+            [Stage(0, config.steps, batches)],
+            config.steps_per_epoch,
+            checkpoints,
+            [SegmentationValidation(data.validation, data.classes, best, best_so_far(config.output))],
+            console,
+            resume,
+        )
+        return _finish(config, data, patch, batch_size, console)
+
+
+def build_segmenter(config: SegmentationConfig, data: SegmentationData) -> ConvUNextModel:
+    """Return the untrained model of a run, compiled; its outputs are logits."""
+    import keras
+
+    from dl_techniques.losses import SegmentationLoss
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+    model = ConvUNextModel(
+        input_shape=(None, None, data.inspection.channels),
+        depth=config.depth,
+        initial_filters=config.initial_filters,
+        blocks_per_level=config.blocks_per_level,
+        convnext_version=config.convnext_version,
+        output_channels=data.classes.outputs,
+        enable_deep_supervision=True,
+        drop_path_rate=0.0,
+        layer_scale_init_value=0.1,
+        seed=config.seed,
+    )
+    warmup = min(100, config.steps // 10)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, config.steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup, alpha=0.01
+    )
+    model.compile(
+        optimizer=keras.optimizers.AdamW(
+            rate,
+            weight_decay=1e-4,
+            clipnorm=1.0,
+            use_ema=True,
+            ema_momentum=0.99,
+            ema_overwrite_frequency=None,
+            name="adam_w",
+        ),
+        loss=[SegmentationLoss(data.classes.activation) for _ in range(config.depth)],
+        loss_weights=supervision_weights(config.depth),
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def best_so_far(folder: Path) -> float:
+    """Return the best validation score in a run's log, minus infinity if there is none."""
+    return max((row["val_dice"] for row in read_log(folder)), default=-np.inf)
+
+
+def _write_split(folder: Path, data: SegmentationData) -> None:
+    lines = ["side,name"]
+    for side, samples in (("training", data.training), ("validation", data.validation)):
+        lines += [f'{side},"{sample.name}"' for sample in samples]
+    write_file(folder / "split.csv", "\n".join([*lines, ""]).encode())
+
+
+def _finish(
+    config: SegmentationConfig, data: SegmentationData, patch: int, batch_size: int, console: Console
+) -> SegmentationResult:
+    import keras
+
+    from dl_techniques.models.convunext.function import keras_function
+
+    model = keras.saving.load_model(config.output / BEST, compile=False, safe_mode=True)
+    function = keras_function(model)
+    result = evaluate(function, data.validation, data.classes)
+    rows = table(result, data.classes)
+    write_file(config.output / MODEL, (config.output / BEST).read_bytes())
+    card = _card(config, data, patch, batch_size, rows)
+    write_card(config.output / MODEL, card)
+    write_file(config.output / "metrics.json", json.dumps(card["metrics"], indent=2).encode())
+    describe_evaluation(result, data.classes, console)
+    _report(config, data, model, result, function)
+    return SegmentationResult(result, config.output.resolve())
+
+
+def _card(
+    config: SegmentationConfig, data: SegmentationData, patch: int, batch_size: int, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    digests = "".join(sorted(facts.digest for facts in data.inspection.facts))
+    classes = data.classes
+    return {
+        "task": "segment",
+        "channels": data.inspection.channels,
+        "normalization": "standardize",
+        "value_range": "any: each image is brought to mean 0 and variance 1 before it goes in",
+        "output": f"probabilities ({data.classes.activation})",
+        "classes": [{"name": n, "mask_value": v} for n, v in zip(classes.names, classes.values, strict=True)],
+        "ignored_mask_values": list(classes.ignored),
+        "training": {
+            "images": len(data.training),
+            "steps": config.steps,
+            "patch": patch,
+            "patches_in_a_step": batch_size,
+            "seed": config.seed,
+        },
+        "data_sha256": hashlib.sha256(digests.encode()).hexdigest(),
+        "metrics": {"validation_images": len(data.validation), "classes": rows},
+    }
+
+
+def _report(
+    config: SegmentationConfig, data: SegmentationData, model: keras.Model, result: Evaluation, function
+) -> None:
+    import keras
+
+    from dl_techniques import __version__
+    from dl_techniques.training.report import Report, Table
+
+    rows = [
+        error_row(
+            word,
+            data.validation[index],
+            predict_classes(function, data.validation[index].image, data.classes),
+            result.scores[index],
+        )
+        for word, index in extremes(result.scores)
+    ]
+    log = read_log(config.output)
+    confusion = result.confusion
+    names = data.classes.names
+    shares = confusion.matrix / np.maximum(confusion.matrix.sum(axis=1, keepdims=True), 1)
+    Report(
+        title=f"Segmentation: {config.output.name}",
+        lead=f"{len(data.validation)} validation images that the model did not see in training.",
+        numbers={
+            "mean Dice": f"{confusion.mean_dice:.3f}",
+            "mean IoU": f"{confusion.mean_iou:.3f}",
+            "pixels right": f"{confusion.accuracy:.1%}",
+        },
+        tables=[
+            Table(
+                "Classes",
+                ("class", "Dice", "IoU"),
+                [(row["class"], f"{row['dice']:.3f}", f"{row['iou']:.3f}") for row in table(result, data.classes)],
+            ),
+            Table(
+                "Of the pixels of each class (row), how many were taken for which",
+                ("", *names),
+                [(name, *(f"{share:.1%}" for share in row)) for name, row in zip(names, shares, strict=True)],
+            ),
+        ],
+        curves={
+            "Loss in training": [row["loss"] for row in log],
+            "Mean Dice on the validation images": [row["val_dice"] for row in log],
+        },
+        facts={
+            "model": f"ConvUNext {model.convnext_version}, depth {model.depth}, filters {model.filter_sizes}, "
+            f"{model.count_params():,} parameters",
+            "settings": ", ".join(f"{k}={v}" for k, v in asdict(config).items() if k != "output" and v is not None),
+            "versions": f"convunext {__version__}, Keras {keras.__version__} on {keras.backend.backend()}",
+            "files": "model.keras (the weights that were best on the validation images, with their card), log.csv, "
+            "metrics.json, split.csv, config.json, checkpoints/",
+        },
+        rows=rows,
+    ).write(config.output / REPORT)

@@ -1,0 +1,154 @@
+"""What segmenters are trained on: samples from files, crops from samples, targets from crops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dl_techniques.data.augment import Augmentation
+from dl_techniques.data.files import read_image
+from dl_techniques.data.masks import IGNORED, Classes, choose_classes, read_mask
+from dl_techniques.data.normalization import standardize
+from dl_techniques.data.pairs import Pair, find_pairs, split_pairs
+from dl_techniques.data.pipeline import seeded_batches
+from dl_techniques.training.inspection import Inspection, describe, inspect_pairs, refuse_overlap
+from dl_techniques.training.settings import SegmentationConfig
+from dl_techniques.training.supervision import channel_target, class_target, target_pyramid
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIXELS_IN_A_STEP = 131_072
+LARGEST_PATCH = 256
+
+
+@dataclass(frozen=True)
+class SegmentationSample:
+    """An image and its classes.
+
+    Attributes:
+        name: Stem of the image's file.
+        image: `(height, width, channels)`, float32, mean 0 and variance 1.
+        classes: `(height, width)`, uint8, class indices, `IGNORED` where a pixel does not count.
+    """
+
+    name: str
+    image: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """What a run trains and validates on.
+
+    Attributes:
+        inspection: Of both sides.
+        classes: What the masks mean.
+        training: Samples.
+        validation: Samples.
+    """
+
+    inspection: Inspection
+    classes: Classes
+    training: list[SegmentationSample]
+    validation: list[SegmentationSample]
+
+
+def load_data(config: SegmentationConfig, console: Console) -> SegmentationData:
+    """Find, split, inspect and read the images and masks of a run.
+
+    Raises:
+        FileError: Files are missing, broken or do not fit; the first ten are named.
+        ArgumentError: A setting does not fit the data.
+    """
+    training = find_pairs(config.images, config.masks)
+    if config.val_images is None:
+        training, validation = split_pairs(training, config.val_fraction, config.seed, config.group_regex)
+    else:
+        validation = find_pairs(config.val_images, config.val_masks)
+    inspection = inspect_pairs([*training, *validation], console)
+    refuse_overlap(inspection.facts[: len(training)], inspection.facts[len(training) :])
+    classes = choose_classes(inspection.counts, config.mask_kind, config.classes, config.ignore)
+    describe(inspection, classes, console)
+    console.print(f"{len(training)} images to train on, {len(validation)} to validate on")
+    return SegmentationData(
+        inspection, classes, [_read(p, classes) for p in training], [_read(p, classes) for p in validation]
+    )
+
+
+def _read(pair: Pair, classes: Classes) -> SegmentationSample:
+    mask = classes.encode(read_mask(pair.target), pair.target)
+    return SegmentationSample(pair.name, standardize(read_image(pair.image).pixels), mask)
+
+
+def choose_patch(config: SegmentationConfig, inspection: Inspection) -> tuple[int, int]:
+    """Return the patch size and the number of patches in a step: those of the settings, or what suits the images."""
+    multiple = 2**config.depth
+    patch = config.patch or max(multiple, min(LARGEST_PATCH, inspection.smallest) // multiple * multiple)
+    return patch, config.batch_size or max(1, round(PIXELS_IN_A_STEP / patch**2))
+
+
+def choose_augmentation(config: SegmentationConfig, inspection: Inspection) -> Augmentation:
+    """Return the random changes of crops: without turns where up and down differ."""
+    upright = config.symmetries == "mirror" or (config.symmetries == "auto" and inspection.channels > 1)
+    return Augmentation(upend=0.0, turn=0.0) if upright else Augmentation()
+
+
+def segmentation_batches(
+    samples: Sequence[SegmentationSample],
+    classes: Classes,
+    augmentation: Augmentation,
+    patch: int,
+    batch_size: int,
+    outputs: int,
+    steps: int,
+    seed: int,
+    done: int = 0,
+) -> Iterator[tuple]:
+    """Yield batches of augmented crops and their targets; batch n depends on the seed and n alone.
+
+    Each is `(batch, patch, patch, channels)`, float32, and a tuple of `outputs` targets, finest first,
+    `(batch, patch / 2ⁿ, patch / 2ⁿ, classes + 1)`: fractions of the classes, and last of the pixels that count.
+
+    Args:
+        samples: To draw from.
+        classes: What the masks mean.
+        augmentation: Random changes of a crop.
+        patch: Height and width of a crop.
+        batch_size: Crops in a batch.
+        outputs: Supervised outputs of the model.
+        steps: Batches in all.
+        seed: Seed.
+        done: Batches to leave out at the beginning.
+    """
+
+    def make_target(labels: np.ndarray) -> np.ndarray:
+        if classes.outputs == 1:
+            return channel_target(labels, ignore=IGNORED)
+        return class_target(labels, classes.count, ignore=IGNORED)
+
+    def crop(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        sample = samples[int(rng.integers(len(samples)))]
+        image, mask = random_crop(sample.image, sample.classes, patch, rng)
+        image, labels = augmentation(image, mask[..., None], rng)
+        return image, make_target(labels)
+
+    for images, targets in seeded_batches(crop, steps, batch_size, seed, done, threads=2):
+        yield images, tuple(target_pyramid(targets, outputs))
+
+
+def random_crop(
+    image: np.ndarray, mask: np.ndarray, patch: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a square out of an image and its mask; what is smaller is reflected at its borders first."""
+    missing = [max(patch - extent, 0) for extent in mask.shape]
+    if any(missing):
+        pads = [(pixels // 2, pixels - pixels // 2) for pixels in missing]
+        image = np.pad(image, (*pads, (0, 0)), mode="symmetric")
+        mask = np.pad(mask, pads, mode="symmetric")
+    top, left = (int(rng.integers(extent - patch + 1)) for extent in mask.shape)
+    window = slice(top, top + patch), slice(left, left + patch)
+    return image[window], mask[window]

@@ -1,0 +1,227 @@
+"""Training of segmenters on a user's folder: what is wrong is named first, runs resume, the result explains itself."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dl_techniques.card import read_card
+from dl_techniques.cli import main
+from dl_techniques.data.augment import Augmentation
+from dl_techniques.data.masks import IGNORED, Classes
+from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
+from dl_techniques.models.convunext.function import keras_function
+from dl_techniques.training.checkpoint import list_checkpoints
+from dl_techniques.training.evaluation import evaluate
+from dl_techniques.training.run import read_log
+from dl_techniques.training.segmentation import train_segmenter
+from dl_techniques.training.segmentation_data import (
+    SegmentationSample,
+    choose_augmentation,
+    load_data,
+    random_crop,
+    segmentation_batches,
+)  # fmt: skip
+from dl_techniques.training.settings import SegmentationConfig
+
+SMALL = {"steps": 4, "steps_per_epoch": 2, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4}
+QUIET = Console(quiet=True)
+
+
+def paint(folder, count=6, size=(20, 24), values=(0, 4, 9), ignored=11):
+    """Write noisy images of bright stripes, and masks with a value per stripe and a corner that does not count."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for index in range(count):
+        stripes = np.resize(np.repeat(np.roll(values, index), 8), size[1])
+        mask = np.broadcast_to(stripes, size).astype("uint8").copy()
+        image = np.uint8(20 * mask + rng.integers(0, 20, size))
+        mask[:3, :3] = ignored
+        Image.fromarray(image).save(folder / "images" / f"{index}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{index}_mask.png")
+    return folder
+
+
+def settings(folder, output, **changes) -> SegmentationConfig:
+    sources = {"images": str(folder / "images"), "masks": str(folder / "masks"), "ignore": (11,)}
+    return SegmentationConfig(**{**sources, "output": output, **SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return paint(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A short run of three classes, from its first step to its last."""
+    config = settings(data, tmp_path_factory.mktemp("runs") / "run", classes=("sky", "road", "car"))
+    return config, train_segmenter(config, QUIET)
+
+
+def test_run_leaves_a_model_that_explains_itself(finished):
+    config, result = finished
+    log = read_log(config.output)
+    assert [row["epoch"] for row in log] == [0, 1] and log[1]["loss"] < log[0]["loss"]
+    card = read_card(config.output / "model.keras")
+    assert [entry["name"] for entry in card["classes"]] == ["sky", "road", "car"]
+    assert [entry["mask_value"] for entry in card["classes"]] == [0, 4, 9] and card["ignored_mask_values"] == [11]
+    assert card["metrics"] == json.loads((config.output / "metrics.json").read_text())
+    assert len(card["metrics"]["classes"]) == 3 and len(card["data_sha256"]) == 64
+    best = max(row["val_dice"] for row in log)
+    assert result.evaluation.confusion.mean_dice == pytest.approx(best, abs=1e-3)
+    sides = (config.output / "split.csv").read_text().split()
+    assert len(sides) == 7 and sum(line.startswith("validation") for line in sides) == 1
+
+
+def test_model_gives_probabilities_that_score_as_reported(finished, data):
+    config, result = finished
+    model = keras.saving.load_model(config.output / "model.keras", compile=False, safe_mode=True)
+    assert model.final_activation is keras.activations.softmax and not model.enable_deep_supervision
+    samples = load_data(config, QUIET).validation
+    again = evaluate(keras_function(model), samples, Classes((0, 4, 9), ("sky", "road", "car"), (11,)))
+    assert np.array_equal(again.confusion.matrix, result.evaluation.confusion.matrix)
+    assert again.confusion.matrix.sum() == 20 * 24 - 9  # of one image, without the corner
+
+
+def test_report_shows_classes_curves_and_pictures(finished):
+    page = finished[1].report.read_text()
+    assert page.count("<figure>") == 4 and page.count("<polyline") == 2 and "<th>road</th>" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_interrupted_run_goes_on_from_the_command_line(finished, data, tmp_path, capfd, monkeypatch):
+    from dl_techniques.training import callbacks
+
+    config, _ = finished
+    output = tmp_path / "run"
+    save = callbacks.StateCheckpoint.save
+
+    def die(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    flags += ["--ignore=11", "--classes=sky", "--classes=road", "--classes=car", f"--output={output}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.StateCheckpoint, "save", die)
+        command = ["train", "segment", f"--images={data / 'images'}", f"--masks={data / 'masks'}", *flags]
+        assert main(command) == 130
+    assert f"convunext train --resume {output}" in capfd.readouterr().err
+    assert main(["train", "--resume", str(output)]) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == str(output / "report.html")
+    one, other = (np.load(list_checkpoints(folder / "checkpoints")[0]) for folder in (config.output, output))
+    assert one.files == other.files and all(np.array_equal(one[name], other[name]) for name in one.files)
+    assert read_log(output) == read_log(config.output)
+
+
+def test_two_values_train_one_output(tmp_path):
+    config = settings(paint(tmp_path, values=(0, 255)), tmp_path / "run", steps=2, convnext_version="v1")
+    result = train_segmenter(config, QUIET)
+    model = keras.saving.load_model(config.output / "model.keras", compile=False, safe_mode=True)
+    assert model.output_channels == 1 and result.evaluation.confusion.matrix.shape == (2, 2)
+
+
+# === batches ===
+
+
+def samples_of_one(value=7) -> list[SegmentationSample]:
+    image = np.random.default_rng(0).normal(size=(10, 40, 1)).astype("float32")
+    return [SegmentationSample("a", image, np.full((10, 40), value, "uint8"))]
+
+
+def test_batches_depend_on_seed_and_position_alone():
+    classes = Classes((0, 1, 2), ("a", "b", "c"))
+    common = (samples_of_one(2), classes, Augmentation(), 16, 2, 2)
+    batches = list(segmentation_batches(*common, steps=4, seed=0))
+    (images, targets), later = batches[2], next(segmentation_batches(*common, steps=4, seed=0, done=2))
+    assert np.array_equal(images, later[0]) and not np.array_equal(images, batches[1][0])
+    assert images.shape == (2, 16, 16, 1) and [target.shape for target in targets] == [(2, 16, 16, 4), (2, 8, 8, 4)]
+    assert all((target == [0, 0, 1, 1]).all() for target in targets)
+    ((ignored, *_),) = (t for _, t in segmentation_batches(samples_of_one(IGNORED), *common[1:], steps=1, seed=0))
+    assert not ignored.any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 40), (16, 16), (40, 17)])
+def test_crops_of_any_image_have_the_size_asked_for(size, rng):
+    image = rng.normal(size=(*size, 2)).astype("float32")
+    mask = np.uint8(image[..., 0] > 0)
+    crop, labels = random_crop(image, mask, 16, rng)
+    assert crop.shape == (16, 16, 2) and np.array_equal(labels, crop[..., 0] > 0)
+
+
+def test_photographs_are_not_turned_upside_down(data, tmp_path):
+    inspection = load_data(settings(data, tmp_path / "run"), QUIET).inspection
+    assert choose_augmentation(settings(data, tmp_path), inspection).upend > 0
+    assert choose_augmentation(settings(data, tmp_path, symmetries="mirror"), inspection).upend == 0
+
+
+# === what is wrong with a data set ===
+
+
+def spoil_size(folder):
+    Image.new("L", (5, 7)).save(folder / "masks" / "2_mask.png")
+
+
+def spoil_image(folder):
+    (folder / "images" / "3.png").write_bytes(b"\x89PNG")
+
+
+def spoil_count(folder):
+    (folder / "masks" / "4_mask.png").unlink()
+
+
+def spoil_kind(folder):
+    Image.new("RGB", (24, 20)).save(folder / "images" / "1.png")
+
+
+def spoil_twin(folder):
+    (folder / "val").mkdir()
+    for name in ("images/0.png", "masks/0_mask.png"):
+        (folder / "val" / name.split("/")[1]).write_bytes((folder / name).read_bytes())
+
+
+@pytest.mark.parametrize(
+    "spoil, change, message",
+    [
+        (spoil_size, {}, "1 of 6 pairs cannot be used:\n.*2_mask.png: is 5x7 pixels, its image 2.png 24x20"),
+        (spoil_image, {}, "3.png: cannot be read"),
+        (spoil_count, {}, "masks: has no target for 4.png"),
+        (spoil_kind, {}, "1.png: has 3 channels where most images have 1"),
+        (lambda folder: None, {"classes": ("a", "b")}, "`classes` must name 3 classes"),
+        (lambda folder: None, {"group_regex": "."}, "at least two groups|must give"),
+        (spoil_twin, {"val_images": "val/0.png", "val_masks": "val/0_mask.png"}, "0.png: is the same image as"),
+    ],
+)
+def test_wrong_data_is_named_before_anything_is_written(spoil, change, message, tmp_path):
+    folder = paint(tmp_path / "data")
+    spoil(folder)
+    change = {name: str(folder / value) if name.startswith("val_") else value for name, value in change.items()}
+    if "group_regex" in change:
+        change["group_regex"] = "()"
+    with pytest.raises(ConvUNextError, match=message):
+        train_segmenter(settings(folder, tmp_path / "run", **change), QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": 3}, "`steps` must be a multiple of steps_per_epoch=2"),
+        ({"val_fraction": 1.0}, "`val_fraction` must be above 0 and below 1"),
+        ({"val_masks": "x"}, "`val_masks` must come with val_images"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_refused(change, message, tmp_path):
+    with pytest.raises(ArgumentError, match=message):
+        settings(tmp_path, tmp_path / "run", **change)
+
+
+def test_a_run_is_never_begun_over_another(finished):
+    with pytest.raises(FileError, match="exists already"):
+        train_segmenter(finished[0], QUIET)
