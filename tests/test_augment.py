@@ -57,6 +57,14 @@ def test_image_mask_and_continuous_target_move_alike(name, size):
         assert np.array_equal(moved, again)
 
 
+def test_image_and_mask_move_alike_through_the_whole_pipeline():
+    places = np.stack(np.indices((40, 40)), axis=-1)
+    geometry = Augmentation(**dict.fromkeys(GEOMETRY, 1.0), **dict.fromkeys([*LIGHT, *DISTURBANCE], 0.0))
+    for seed in range(10):
+        moved, labels = geometry(places.astype("float32"), places, np.random.default_rng(seed))
+        assert np.abs(moved - labels).max() <= 1.5 and not np.array_equal(labels, places)  # the nearest pixel, twice
+
+
 @pytest.mark.parametrize("name", [*LIGHT, *DISTURBANCE])
 def test_light_and_disturbance_leave_masks_alone(name, rng):
     picture, mask = image(24, 24, 3), rng.integers(3, size=(24, 24, 1))

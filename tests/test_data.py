@@ -1,4 +1,4 @@
-"""Shipped images, crops, targets and scores."""
+"""Shipped images, crops and targets."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from dl_techniques.data.files import read_gray
 from dl_techniques.data.pipeline import RandomCrops
 from dl_techniques.data.samples import NUCLEI, load_nuclei
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.metrics import Overlap
 from dl_techniques.training.supervision import (
     channel_target,
     class_target,
@@ -124,13 +123,3 @@ def test_labels_out_of_range_are_refused(call, message):
 def test_pyramid_and_weights_match_the_outputs():
     assert [t.shape[1:3] for t in target_pyramid(np.zeros((1, 33, 47, 1)), 3)] == [(33, 47), (17, 24), (9, 12)]
     assert np.allclose(supervision_weights(3), [4 / 7, 2 / 7, 1 / 7])
-
-
-def test_overlap_counts_over_the_whole_set():
-    a, b = np.array([True, True, False, False]), np.array([True, False, True, False])
-    one = Overlap.of(a, b)
-    assert (one.dice, one.iou) == (0.5, 1 / 3)
-    empty = Overlap.of(a & ~a, a & ~a)
-    assert (empty.dice, empty.iou) == (1.0, 1.0)
-    total = Overlap.total([one, empty, Overlap(both=3)])
-    assert total.dice == 8 / 10

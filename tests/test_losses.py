@@ -123,6 +123,25 @@ def test_fractions_are_the_best_answer_to_fractions(activation, settings):
         assert best < 1e-6
 
 
+def test_overlap_of_fractions_counts_the_smaller_of_two_as_found():
+    target, logits = scene("sigmoid")
+    v, p = target[..., -1:].astype("float64"), probabilities("sigmoid", logits)
+    t = np.random.default_rng(4).uniform(size=SHAPE)
+    found, predicted, true = ((v * x).sum((0, 1, 2)) for x in (np.minimum(p, t), p, t))
+    expected = 1 - (found + 1) / (0.3 * (predicted - found) + 0.7 * (true - found) + found + 1)
+    loss = SegmentationLoss("sigmoid", cross_entropy=0, alpha=0.3, beta=0.7)
+    fractions = np.concatenate([v * t, v], axis=-1).astype("float32")
+    assert value(loss, fractions, logits) == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def test_losses_compute_in_float32_whatever_the_default():
+    keras.config.set_floatx("float16")
+    try:
+        assert SegmentationLoss("sigmoid").dtype == CharbonnierLoss().dtype == "float32"
+    finally:
+        keras.config.set_floatx("float32")
+
+
 CASES = {"empty": 0.0, "full": 1.0, "ignored": None}
 
 

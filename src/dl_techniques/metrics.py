@@ -1,55 +1,208 @@
-"""Overlap of predicted with true masks over a whole set, and the distance of images."""
+"""Classes found, confidence earned and images restored, each measured over a whole set; NumPy alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dl_techniques.data.filters import filter_inside, gaussian_window
 from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.errors import ArgumentError
+
+
+class Confusion:
+    """Count which class was predicted for which, over the pixels of a whole set, and rate the agreement.
+
+    One matrix is summed over all images; means of images' own figures are other numbers, not comparable. For channels
+    that are independent, take a `Confusion(2)` for each; its foreground is class 1.
+
+    Args:
+        classes: Number of classes.
+
+    Attributes:
+        counts: Pixels, `(true class, predicted class)`.
+    """
+
+    def __init__(self, classes: int) -> None:
+        if classes < 2:
+            raise ArgumentError("classes", "must be at least 2", classes)
+        self.counts = np.zeros((classes, classes), "int64")
+
+    def update(self, predicted: np.ndarray, true: np.ndarray, valid: np.ndarray | None = None) -> Confusion:
+        """Add pixels and return the matrix itself.
+
+        Args:
+            predicted: Classes, integers or booleans, of any shape.
+            true: The same for the truth.
+            valid: Where pixels count, booleans of the same shape; everywhere if not given.
+
+        Raises:
+            ArgumentError: Shapes or types do not fit, or a pixel that counts is of no class.
+        """
+        classes = len(self.counts)
+        true = _counted("true", true, predicted.shape, valid)
+        predicted = _counted("predicted", predicted, predicted.shape, valid)
+        for name, labels in (("predicted", predicted), ("true", true)):
+            if labels.dtype.kind not in "iub":
+                raise ArgumentError(name, "must be integers or booleans", f"dtype {labels.dtype}")
+            if labels.size and not (0 <= labels.min() and labels.max() < classes):
+                wrong = labels[(labels < 0) | (labels >= classes)][0]
+                raise ArgumentError(name, f"must hold classes from 0 to {classes - 1} where it counts", wrong.item())
+        pairs = true.astype("int64") * classes + predicted.astype("int64")
+        self.counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        return self
+
+    @property
+    def occurs(self) -> np.ndarray:
+        """Whether each class is in the truth or in the predictions."""
+        return self._union > 0
+
+    @property
+    def iou(self) -> np.ndarray:
+        """Intersection over union of each class, in [0, 1]; 1 where it does not occur."""
+        return np.where(self.occurs, np.diag(self.counts) / np.maximum(self._union, 1), 1.0)
+
+    @property
+    def dice(self) -> np.ndarray:
+        """Dice coefficient of each class, in [0, 1]; 1 where it does not occur."""
+        return 2 * self.iou / (1 + self.iou)
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean over the classes that occur; NaN where no pixel counts."""
+        return float(self.iou[self.occurs].mean()) if self.occurs.any() else math.nan
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the classes that occur; NaN where no pixel counts."""
+        return float(self.dice[self.occurs].mean()) if self.occurs.any() else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the pixels whose class is right; NaN where no pixel counts."""
+        pixels = self.counts.sum()
+        return float(np.trace(self.counts) / pixels) if pixels else math.nan
+
+    @property
+    def _union(self) -> np.ndarray:
+        return self.counts.sum(axis=0) + self.counts.sum(axis=1) - np.diag(self.counts)
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """Agreement of two masks, or of two sets of masks pixel by pixel.
+class ReliabilityBin:
+    """Pixels of about the same confidence.
 
     Attributes:
-        both: Pixels in prediction and truth.
-        only_predicted: Pixels in the prediction alone.
-        only_true: Pixels in the truth alone.
+        low: Lowest confidence of the bin.
+        high: Highest confidence of the bin.
+        count: Pixels in it.
+        confidence: Their mean confidence; NaN where there are none.
+        accuracy: Share of them that is right; NaN where there are none.
     """
 
-    both: int = 0
-    only_predicted: int = 0
-    only_true: int = 0
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
 
-    @classmethod
-    def of(cls, prediction: np.ndarray, truth: np.ndarray) -> Overlap:
-        """Count the pixels of two boolean masks of the same shape."""
-        return cls(int(np.sum(prediction & truth)), int(np.sum(prediction & ~truth)), int(np.sum(~prediction & truth)))
 
-    @classmethod
-    def total(cls, overlaps: Iterable[Overlap]) -> Overlap:
-        """Add the counts of many images: the overlap of the whole set."""
-        overlaps = list(overlaps)
-        return cls(
-            sum(one.both for one in overlaps),
-            sum(one.only_predicted for one in overlaps),
-            sum(one.only_true for one in overlaps),
-        )
+class Calibration:
+    """Compare confidence with the share that is right, over the pixels of a whole set.
+
+    With one class per pixel, the confidence is the highest probability, and right is where that class is the true one.
+    For one foreground, it is the probability of the foreground, and right is where the foreground is.
+
+    Args:
+        bins: Number of bins of equal width.
+
+    Reference: Guo et al. 2017, On calibration of modern neural networks, equations 2 and 3.
+    """
+
+    def __init__(self, bins: int = 15) -> None:
+        if bins < 1:
+            raise ArgumentError("bins", "must be at least 1", bins)
+        self.counts = np.zeros(bins, "int64")
+        self._confidence = np.zeros(bins)
+        self._right = np.zeros(bins)
+
+    def update(self, confidence: np.ndarray, right: np.ndarray, valid: np.ndarray | None = None) -> Calibration:
+        """Add pixels and return the calibration itself.
+
+        Args:
+            confidence: In [0, 1], of any shape.
+            right: Booleans of the same shape.
+            valid: Where pixels count, booleans of the same shape; everywhere if not given.
+
+        Raises:
+            ArgumentError: The shapes differ, or a confidence is not in [0, 1].
+        """
+        right = _counted("right", right, confidence.shape, valid)
+        confidence = _counted("confidence", confidence, confidence.shape, valid).astype("float64")
+        outside = ~((confidence >= -1e-6) & (confidence <= 1 + 1e-6))  # what float32 rounds past the ends is taken
+        if outside.any():
+            raise ArgumentError("confidence", "must be in [0, 1]", float(confidence[outside][0]))
+        bins = len(self.counts)
+        place = np.clip((confidence * bins).astype("int64"), 0, bins - 1)
+        self.counts += np.bincount(place, minlength=bins)
+        self._confidence += np.bincount(place, confidence, bins)
+        self._right += np.bincount(place, right, bins)
+        return self
 
     @property
-    def dice(self) -> float:
-        """Dice coefficient in [0, 1]; 1 where both masks are empty."""
-        size = 2 * self.both + self.only_predicted + self.only_true
-        return 2 * self.both / size if size else 1.0
+    def table(self) -> list[ReliabilityBin]:
+        """The bins, lowest confidence first."""
+        bins = len(self.counts)
+        sums = zip(self.counts.tolist(), self._confidence.tolist(), self._right.tolist(), strict=True)
+        return [
+            ReliabilityBin(i / bins, (i + 1) / bins, n, sure / n if n else math.nan, right / n if n else math.nan)
+            for i, (n, sure, right) in enumerate(sums)
+        ]
 
     @property
-    def iou(self) -> float:
-        """Intersection over union in [0, 1]; 1 where both masks are empty."""
-        union = self.both + self.only_predicted + self.only_true
-        return self.both / union if union else 1.0
+    def error(self) -> float:
+        """Expected calibration error, the mean distance of confidence and accuracy; NaN where no pixel counts."""
+        pixels = int(self.counts.sum())
+        return float(np.abs(self._confidence - self._right).sum() / pixels) if pixels else math.nan
+
+
+def _counted(name: str, values: np.ndarray, shape: tuple[int, ...], valid: np.ndarray | None) -> np.ndarray:
+    """Return the values that count, `(pixels,)`."""
+    for argument, array in ((name, values), ("valid", valid)):
+        if array is not None and array.shape != shape:
+            raise ArgumentError(argument, f"must have the shape {shape}", f"shape {array.shape}")
+    return values.ravel() if valid is None else values[valid.astype(bool)]
+
+
+def ssim(image: np.ndarray, reference: np.ndarray) -> float:
+    """Return the mean structural similarity of two images with values in [0, 1], in [-1, 1].
+
+    Means, variances and covariance are weighed by a Gaussian window of 11×11 pixels with σ = 1.5; the mean is over the
+    windows that lie wholly inside, and over channels. K1 = 0.01, K2 = 0.03.
+
+    Args:
+        image: `(height, width, channels)`, at least 11 pixels high and wide.
+        reference: The same shape.
+
+    Raises:
+        ArgumentError: The shapes differ, or an image is smaller than the window.
+
+    Reference: Wang et al. 2004, Image quality assessment, equation 13.
+    """
+    if image.shape != reference.shape:
+        raise ArgumentError("image", f"must have the shape of the reference, {reference.shape}", image.shape)
+    if image.ndim != 3 or min(image.shape[:2]) < 11:
+        raise ArgumentError("image", "must be (height, width, channels) of at least 11x11 pixels", image.shape)
+    x, y = image.astype("float64"), reference.astype("float64")
+    window = gaussian_window(1.5, 5)
+    mean_x, mean_y, xx, yy, xy = (filter_inside(moment, window) for moment in (x, y, x * x, y * y, x * y))
+    c1, c2 = 0.01**2, 0.03**2
+    light = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    form = (2 * (xy - mean_x * mean_y) + c2) / (xx - mean_x**2 + yy - mean_y**2 + c2)
+    return float(np.mean(light * form))
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:

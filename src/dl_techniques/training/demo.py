@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dl_techniques.data.samples import Sample
+    from dl_techniques.metrics import Confusion
     from dl_techniques.models.convunext.model import ConvUNextModel
 
 
@@ -101,7 +102,7 @@ def _run_in(folder: Path, config: DemoConfig, console: Console) -> tuple[float, 
     import keras
 
     from dl_techniques.data.samples import load_nuclei
-    from dl_techniques.metrics import Overlap
+    from dl_techniques.metrics import Confusion
 
     keras.utils.set_random_seed(config.seed)
     train, held_out = load_nuclei()
@@ -115,11 +116,15 @@ def _run_in(folder: Path, config: DemoConfig, console: Console) -> tuple[float, 
     model = _save_and_reload(training_model, folder, held_out, console)
     masks = [model(sample.image[None], training=False) for sample in held_out]
     predictions = [keras.ops.convert_to_numpy(mask)[0, ..., 0] > 0.5 for mask in masks]
-    overlaps = [Overlap.of(p, sample.mask[..., 0] > 0.5) for p, sample in zip(predictions, held_out, strict=True)]
-    total = Overlap.total(overlaps)
-    console.print(f"held-out images: Dice {total.dice:.3f}, IoU {total.iou:.3f}")
-    _write_report(folder / "report.html", config, model, losses, seconds, held_out, predictions, overlaps)
-    return total.dice, total.iou
+    agreements, total = [], Confusion(2)
+    for prediction, sample in zip(predictions, held_out, strict=True):
+        truth = sample.mask[..., 0] > 0.5
+        agreements.append(Confusion(2).update(prediction, truth))
+        total.update(prediction, truth)
+    dice, iou = float(total.dice[1]), float(total.iou[1])
+    console.print(f"held-out images: Dice {dice:.3f}, IoU {iou:.3f}")
+    _write_report(folder / "report.html", config, model, losses, seconds, held_out, predictions, agreements, total)
+    return dice, iou
 
 
 def _train(samples: list[Sample], folder: Path, config: DemoConfig, console: Console):
@@ -199,7 +204,8 @@ def _write_report(
     seconds: float,
     samples: list[Sample],
     predictions: list[np.ndarray],
-    overlaps: list,
+    agreements: list[Confusion],
+    total: Confusion,
 ) -> None:
     import keras
     import numpy as np
@@ -207,27 +213,28 @@ def _write_report(
 
     from dl_techniques import __version__
     from dl_techniques.data.pictures import contact_sheet
-    from dl_techniques.metrics import Overlap
     from dl_techniques.training.report import ERROR_KEY, Report, error_picture
 
     rows = []
-    for sample, prediction, overlap in zip(samples, predictions, overlaps, strict=True):
+    for sample, prediction, agreement in zip(samples, predictions, agreements, strict=True):
         truth = sample.mask[..., 0] > 0.5
         shown = np.uint8(255 * np.clip(sample.image[..., 0], 0, 1) ** 0.7)
         rows.append(
             [
                 (f"image {sample.name}", shown),
                 ("truth", np.uint8(255 * truth)),
-                (f"prediction, Dice {overlap.dice:.3f}", np.uint8(255 * prediction)),
-                (f"error, IoU {overlap.iou:.3f}", error_picture(prediction, truth)),
+                (f"prediction, Dice {agreement.dice[1]:.3f}", np.uint8(255 * prediction)),
+                (f"error, IoU {agreement.iou[1]:.3f}", error_picture(prediction, truth)),
             ]
         )
     Image.fromarray(contact_sheet(rows[:3])).save(path.with_name("preview.png"), optimize=True)
-    total = Overlap.total(overlaps)
     Report(
         title="Nuclei found by ConvUNext",
         lead=f"{len(samples)} fluorescence images that the model did not see in training (BBBC038, CC0).",
-        numbers={"Dice, all held-out pixels": f"{total.dice:.3f}", "IoU, all held-out pixels": f"{total.iou:.3f}"},
+        numbers={
+            "Dice, all held-out pixels": f"{total.dice[1]:.3f}",
+            "IoU, all held-out pixels": f"{total.iou[1]:.3f}",
+        },
         facts={
             "model": f"ConvUNext {model.convnext_version}, depth {model.depth}, filters {model.filter_sizes}, "
             f"{model.count_params():,} parameters",
