@@ -27,7 +27,7 @@ from dl_techniques.training.segmentation_data import (
 )  # fmt: skip
 from dl_techniques.training.settings import SegmentationConfig
 
-SMALL = {"steps": 4, "steps_per_epoch": 2, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4}
+SMALL = {"steps": 16, "steps_per_epoch": 8, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4}
 QUIET = Console(quiet=True)
 
 
@@ -84,8 +84,8 @@ def test_model_gives_probabilities_that_score_as_reported(finished, data):
     assert model.final_activation is keras.activations.softmax and not model.enable_deep_supervision
     samples = load_data(config, QUIET).validation
     again = evaluate(keras_function(model), samples, Classes((0, 4, 9), ("sky", "road", "car"), (11,)))
-    assert np.array_equal(again.confusion.matrix, result.evaluation.confusion.matrix)
-    assert again.confusion.matrix.sum() == 20 * 24 - 9  # of one image, without the corner
+    assert np.array_equal(again.confusion.counts, result.evaluation.confusion.counts)
+    assert again.confusion.counts.sum() == 20 * 24 - 9  # of one image, without the corner
 
 
 def test_report_shows_classes_curves_and_pictures(finished):
@@ -120,10 +120,10 @@ def test_interrupted_run_goes_on_from_the_command_line(finished, data, tmp_path,
 
 
 def test_two_values_train_one_output(tmp_path):
-    config = settings(paint(tmp_path, values=(0, 255)), tmp_path / "run", steps=2, convnext_version="v1")
+    config = settings(paint(tmp_path, values=(0, 255)), tmp_path / "run", steps=8, convnext_version="v1")
     result = train_segmenter(config, QUIET)
     model = keras.saving.load_model(config.output / "model.keras", compile=False, safe_mode=True)
-    assert model.output_channels == 1 and result.evaluation.confusion.matrix.shape == (2, 2)
+    assert model.output_channels == 1 and result.evaluation.confusion.counts.shape == (2, 2)
 
 
 # === batches ===
@@ -189,11 +189,11 @@ def spoil_twin(folder):
     "spoil, change, message",
     [
         (spoil_size, {}, "1 of 6 pairs cannot be used:\n.*2_mask.png: is 5x7 pixels, its image 2.png 24x20"),
-        (spoil_image, {}, "3.png: cannot be read"),
+        (spoil_image, {}, "3.png: is not an image"),
         (spoil_count, {}, "masks: has no target for 4.png"),
         (spoil_kind, {}, "1.png: has 3 channels where most images have 1"),
         (lambda folder: None, {"classes": ("a", "b")}, "`classes` must name 3 classes"),
-        (lambda folder: None, {"group_regex": "."}, "at least two groups|must give"),
+        (lambda folder: None, {"group_regex": "()"}, "must give at least two groups"),
         (spoil_twin, {"val_images": "val/0.png", "val_masks": "val/0_mask.png"}, "0.png: is the same image as"),
     ],
 )
@@ -201,8 +201,6 @@ def test_wrong_data_is_named_before_anything_is_written(spoil, change, message, 
     folder = paint(tmp_path / "data")
     spoil(folder)
     change = {name: str(folder / value) if name.startswith("val_") else value for name, value in change.items()}
-    if "group_regex" in change:
-        change["group_regex"] = "()"
     with pytest.raises(ConvUNextError, match=message):
         train_segmenter(settings(folder, tmp_path / "run", **change), QUIET)
     assert not (tmp_path / "run").exists()
@@ -211,7 +209,7 @@ def test_wrong_data_is_named_before_anything_is_written(spoil, change, message, 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"steps": 3}, "`steps` must be a multiple of steps_per_epoch=2"),
+        ({"steps": 3}, "`steps` must be a multiple of steps_per_epoch=8"),
         ({"val_fraction": 1.0}, "`val_fraction` must be above 0 and below 1"),
         ({"val_masks": "x"}, "`val_masks` must come with val_images"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),

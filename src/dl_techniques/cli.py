@@ -31,6 +31,7 @@ app = App(
     version=__version__,
     help="A modern U-Net of ConvNeXt blocks in Keras 3. Start with `convunext demo`.",
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # `main` says what happened
 )
 
 

@@ -108,8 +108,13 @@ class SegmentationValidation(keras.callbacks.Callback):
         self.samples, self.classes, self.path, self.best = samples, classes, path, best
 
     def on_epoch_end(self, epoch, logs=None) -> None:
+        function, activation = keras_function(self.model), keras.activations.get(self.classes.activation)
+
+        def probabilities(batch: np.ndarray) -> np.ndarray:
+            return keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(function(batch))))
+
         with averaged_weights(self.model):
-            result = evaluate(keras_function(self.model), self.samples, self.classes, logits=True).confusion
+            result = evaluate(probabilities, self.samples, self.classes).confusion
             (logs if logs is not None else {}).update(val_dice=result.mean_dice, val_iou=result.mean_iou)
             if result.mean_dice > self.best or not self.path.exists():
                 self.best = result.mean_dice

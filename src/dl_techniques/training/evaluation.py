@@ -10,7 +10,7 @@ import numpy as np
 
 from dl_techniques.data.masks import IGNORED, Classes
 from dl_techniques.data.pictures import to_display
-from dl_techniques.metrics import Confusion
+from dl_techniques.metrics import Calibration, Confusion
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,40 +31,39 @@ class Evaluation:
 
     Attributes:
         confusion: Over all images.
+        calibration: Of the probabilities, over all images.
         scores: Mean Dice of the classes of each image, in the order of the samples.
     """
 
     confusion: Confusion
+    calibration: Calibration
     scores: tuple[float, ...]
 
 
-def predict_classes(function: Function, image: np.ndarray, classes: Classes, logits: bool = False) -> np.ndarray:
-    """Return the class index of each pixel, `(height, width)`, uint8.
+def predict(function: Function, image: np.ndarray, classes: Classes) -> tuple[np.ndarray, np.ndarray]:
+    """Return the class index of each pixel, uint8, and the probability that the model gives it, `(height, width)`.
 
     Args:
-        function: The model.
+        function: The model; it returns probabilities.
         image: `(height, width, channels)`, normalized.
         classes: What the model's channels mean.
-        logits: Whether the model's output is before its activation.
     """
     output = function(image[None])[0]
     if classes.outputs == 1:
-        return np.uint8(output[..., 0] > (0.0 if logits else 0.5))
-    return np.uint8(output.argmax(axis=-1))
+        output = np.concatenate([1 - output, output], axis=-1)
+    return np.uint8(output.argmax(axis=-1)), output.max(axis=-1)
 
 
-def evaluate(
-    function: Function, samples: Iterable[SegmentationSample], classes: Classes, logits: bool = False
-) -> Evaluation:
-    """Compare a model with the truth on whole images."""
-    total, scores = Confusion(classes.count), []
+def evaluate(function: Function, samples: Iterable[SegmentationSample], classes: Classes) -> Evaluation:
+    """Compare a model, which returns probabilities, with the truth on whole images."""
+    total, calibration, scores = Confusion(classes.count), Calibration(), []
     for sample in samples:
-        predicted = predict_classes(function, sample.image, classes, logits)
-        single = Confusion(classes.count)
-        for confusion in (total, single):
-            confusion.update(predicted, sample.classes, sample.classes != IGNORED)
-        scores.append(single.mean_dice)
-    return Evaluation(total, tuple(scores))
+        predicted, confidence = predict(function, sample.image, classes)
+        valid = sample.classes != IGNORED
+        total.update(predicted, sample.classes, valid)
+        calibration.update(confidence, predicted == sample.classes, valid)
+        scores.append(Confusion(classes.count).update(predicted, sample.classes, valid).mean_dice)
+    return Evaluation(total, calibration, tuple(scores))
 
 
 def table(evaluation: Evaluation, classes: Classes) -> list[dict[str, Any]]:
@@ -86,7 +85,9 @@ def describe_evaluation(evaluation: Evaluation, classes: Classes, console: Conso
         shown.add_row(row["class"], f"{row['dice']:.3f}", f"{row['iou']:.3f}")
     shown.add_row("mean", f"{confusion.mean_dice:.3f}", f"{confusion.mean_iou:.3f}", style="bold")
     console.print(shown)
-    console.print(f"{confusion.accuracy:.2%} of the pixels are right")
+    console.print(
+        f"{confusion.accuracy:.2%} of the pixels are right · calibration error {evaluation.calibration.error:.2%}"
+    )
 
 
 def paint(indices: np.ndarray) -> np.ndarray:

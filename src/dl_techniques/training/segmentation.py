@@ -19,7 +19,7 @@ from dl_techniques.training.evaluation import (
     error_row,
     evaluate,
     extremes,
-    predict_classes,
+    predict,
     table,
 )  # fmt: skip
 from dl_techniques.training.run import check_run, open_run, read_log
@@ -166,9 +166,8 @@ def _finish(
     model = keras.saving.load_model(config.output / BEST, compile=False, safe_mode=True)
     function = keras_function(model)
     result = evaluate(function, data.validation, data.classes)
-    rows = table(result, data.classes)
     write_file(config.output / MODEL, (config.output / BEST).read_bytes())
-    card = _card(config, data, patch, batch_size, rows)
+    card = _card(config, data, patch, batch_size, result)
     write_card(config.output / MODEL, card)
     write_file(config.output / "metrics.json", json.dumps(card["metrics"], indent=2).encode())
     describe_evaluation(result, data.classes, console)
@@ -177,7 +176,7 @@ def _finish(
 
 
 def _card(
-    config: SegmentationConfig, data: SegmentationData, patch: int, batch_size: int, rows: list[dict[str, Any]]
+    config: SegmentationConfig, data: SegmentationData, patch: int, batch_size: int, result: Evaluation
 ) -> dict[str, Any]:
     digests = "".join(sorted(facts.digest for facts in data.inspection.facts))
     classes = data.classes
@@ -197,7 +196,14 @@ def _card(
             "seed": config.seed,
         },
         "data_sha256": hashlib.sha256(digests.encode()).hexdigest(),
-        "metrics": {"validation_images": len(data.validation), "classes": rows},
+        "metrics": {
+            "validation_images": len(data.validation),
+            "mean_dice": result.confusion.mean_dice,
+            "mean_iou": result.confusion.mean_iou,
+            "accuracy": result.confusion.accuracy,
+            "calibration_error": result.calibration.error,
+            "classes": table(result, classes),
+        },
     }
 
 
@@ -213,7 +219,7 @@ def _report(
         error_row(
             word,
             data.validation[index],
-            predict_classes(function, data.validation[index].image, data.classes),
+            predict(function, data.validation[index].image, data.classes)[0],
             result.scores[index],
         )
         for word, index in extremes(result.scores)
@@ -221,7 +227,8 @@ def _report(
     log = read_log(config.output)
     confusion = result.confusion
     names = data.classes.names
-    shares = confusion.matrix / np.maximum(confusion.matrix.sum(axis=1, keepdims=True), 1)
+    pixels = max(int(result.calibration.counts.sum()), 1)
+    shares = confusion.counts / np.maximum(confusion.counts.sum(axis=1, keepdims=True), 1)
     Report(
         title=f"Segmentation: {config.output.name}",
         lead=f"{len(data.validation)} validation images that the model did not see in training.",
@@ -235,6 +242,15 @@ def _report(
                 "Classes",
                 ("class", "Dice", "IoU"),
                 [(row["class"], f"{row['dice']:.3f}", f"{row['iou']:.3f}") for row in table(result, data.classes)],
+            ),
+            Table(
+                f"Calibration: expected error {result.calibration.error:.2%}",
+                ("probability", "share of pixels", "share right"),
+                [
+                    (f"{bin.low:.2f} to {bin.high:.2f}", f"{bin.count / pixels:.2%}", f"{bin.accuracy:.1%}")
+                    for bin in result.calibration.table
+                    if bin.count
+                ],
             ),
             Table(
                 "Of the pixels of each class (row), how many were taken for which",
