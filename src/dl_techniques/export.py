@@ -305,13 +305,15 @@ def _parts(options: ExportOptions) -> list[Path]:
 
 def _check_free(options: ExportOptions) -> None:
     """Raise `FileError` if something lies where the artifact shall, unless it is one and to be replaced."""
-    is_folder = options.artifact_format == "saved_model"
     for part in _parts(options):
-        if part.exists() and not options.overwrite:
+        if not part.exists():
+            continue
+        if not options.overwrite:
             raise FileError(str(part), "exists already.", "Choose another --output, or add --overwrite.")
-        if part.is_dir() if not is_folder else part.exists() and not (part / "saved_model.pb").is_file():
-            reason = "is not a SavedModel." if is_folder else "is a folder."
-            raise FileError(str(part), reason, "Choose another --output.")
+        if options.artifact_format == "saved_model" and not (part / "saved_model.pb").is_file():
+            raise FileError(str(part), "is not a SavedModel.", "Choose another --output.")
+        if options.artifact_format != "saved_model" and part.is_dir():
+            raise FileError(str(part), "is a folder.", "Choose another --output.")
 
 
 def _staging_folder(output: Path) -> Path:
