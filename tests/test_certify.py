@@ -9,7 +9,7 @@ from dl_techniques.certify import certify
 from dl_techniques.cli import main
 from dl_techniques.errors import FileError
 from dl_techniques.inference.engines import Engine, load_engine
-from models import image, randomize, run, small_model
+from models import DENOISER, image, randomize, run, small_model
 
 
 def test_certificate_holds_without_bias_and_fails_with(preset, tmp_path, capfd):
@@ -32,6 +32,14 @@ def test_certificate_holds_without_bias_and_fails_with(preset, tmp_path, capfd):
 def test_certificate_sees_what_is_not_finite():
     broken = Engine(lambda x: x * np.nan, 1, "broken", None)
     assert not certify(broken).holds
+
+
+def test_model_of_a_fixed_size_is_certified_at_it(tmp_path):
+    model = small_model(input_shape=(20, None, 1), **DENOISER)
+    randomize(model)
+    model.save(tmp_path / "fixed.keras")
+    certificate = certify(load_engine(tmp_path / "fixed.keras"), alphas=(0.37,), sizes=((1, 9), (33, 9), (64, 32)))
+    assert certificate.holds and certificate.sizes == ((20, 9), (20, 32))
 
 
 def test_broken_model_is_refused_by_name(tmp_path):

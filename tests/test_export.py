@@ -1,164 +1,250 @@
-"""Every export gives the numbers of Keras in its own runtime, at sizes unknown when written, and scales alike."""
+"""Every artifact gives the numbers of Keras in its own runtime, says so in its card, or is not there."""
 
-from collections.abc import Callable
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from rich.console import Console
 
-from dl_techniques.card import read_card
-from dl_techniques.certify import certify, save_certificate
-from dl_techniques.errors import FileError
+from dl_techniques import export
+from dl_techniques.card import read_card, write_card
+from dl_techniques.certify import certify
+from dl_techniques.cli import main
+from dl_techniques.data.normalization import standardize
+from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
+from dl_techniques.export import export_model
 from dl_techniques.inference.engines import load_engine
-from dl_techniques.models.convunext.model import ConvUNextModel
-from models import image, randomize, relative_difference, run, small_model
+from dl_techniques.inference.settings import ExportOptions
+from models import image, randomize, run, small_model
 
 # Exporting in a TensorFlow process is the dependable road, whatever backend trained: this module has tests there alone.
 __test__ = keras.backend.backend() == "tensorflow"
 
-SIZES = ((64, 64), (33, 47), (1, 1))
-ALPHAS = (0.37, 73.0)  # no powers of two: floats scale by those exactly
-TOLERANCE = 1e-4  # of the range of the output
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "saved_model": "", "litert": ".tflite"}
+FIXED = (40, 56)
+QUIET = Console(quiet=True)
 
 
-def open_saved_model(path: str) -> Callable:
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(path)
-    return lambda x: [output.numpy() for output in keras.tree.flatten(loaded.serve(x))]
+def softmax(y: np.ndarray) -> np.ndarray:
+    return np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
 
 
-def open_onnx(path: str) -> Callable:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {session.get_inputs()[0].name: x})
-
-
-def open_openvino(path: str) -> Callable:
-    import openvino
-
-    # Left alone, OpenVINO works in bfloat16 on a CPU that has it.
-    compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda x: list(compiled(x).values())
-
-
-def open_litert(path: str) -> Callable:
-    import tensorflow as tf
-
-    forward = tf.lite.Interpreter(path).get_signature_runner()  # fits its tensors to the size of each input
-    return lambda x: [output for _, output in sorted(forward(image=x).items())]
-
-
-FORMATS = {  # name in Keras: ending of the file, and what opens it in its runtime
-    "tf_saved_model": ("", open_saved_model),
-    "onnx": (".onnx", open_onnx),
-    "openvino": (".xml", open_openvino),
-    "litert": (".tflite", open_litert),
-}
-# Warnings of Keras, which mends tf2onnx under NumPy 2, and of TensorFlow about its own LiteRT interpreter.
-QUIET = {
-    "onnx": pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning"),
-    "litert": pytest.mark.filterwarnings(r"ignore:\s*Warning. tf.lite.Interpreter is deprecated:UserWarning"),
-}
-
-
-def export(model: ConvUNextModel, form: str, folder) -> Callable:
-    """Return a function that runs the exported model in the runtime of the format, on NumPy arrays."""
-    ending, open_in_runtime = FORMATS[form]
-    path = str(folder / f"model{ending}")
-    model.export(path, format=form, verbose=False)
-    return open_in_runtime(path)
-
-
-def called_model(**kwargs) -> ConvUNextModel:
-    """Return a small model of random weights that has been called, as its export asks."""
-    keras.utils.set_random_seed(7)
-    model = small_model(**kwargs)
+def saved(folder: Path, card: dict, **kwargs) -> Path:
+    """Save a tiny model of random weights with a card."""
+    model = small_model(**{"depth": 2, "initial_filters": 4, **kwargs})
     randomize(model)
-    run(model, image(1, 8, 8, 3))
-    return model
-
-
-def range_difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Return max |actual − expected| as a share of the range of `expected`."""
-    assert actual.shape == expected.shape
-    expected = expected.astype("float64")
-    return float(np.abs(actual - expected).max() / np.ptp(expected))
+    path = folder / "model.keras"
+    model.save(path)
+    write_card(path, card)
+    return path
 
 
 @pytest.fixture(scope="module")
-def exported(request, tmp_path_factory) -> tuple[ConvUNextModel, Callable]:
-    form, version, use_bias = request.param
-    model = called_model(convnext_version=version, use_bias=use_bias)
-    return model, export(model, form, tmp_path_factory.mktemp(form))
-
-
-def of_every_format(use_bias: tuple[bool, ...]):
-    cases = [
-        pytest.param(
-            (form, version, bias), marks=QUIET.get(form, ()), id=f"{form}-{version}-{'bias' if bias else 'free'}"
-        )
-        for form in FORMATS
+def sources(tmp_path_factory) -> dict[tuple[str, bool], Path]:
+    """Models by version and whether they have biases."""
+    cards = {
+        True: {"task": "segment", "normalization": "standardize", "certificate": "of the model"},
+        False: {"task": "denoise"},
+    }
+    return {
+        (version, bias): saved(tmp_path_factory.mktemp("source"), cards[bias], convnext_version=version, use_bias=bias)
         for version in ("v1", "v2")
-        for bias in use_bias
-    ]
-    return pytest.mark.parametrize("exported", cases, indirect=True)
+        for bias in (True, False)
+    }
 
 
-@of_every_format(use_bias=(True, False))
-def test_export_matches_keras(exported):
-    model, forward = exported
-    for height, width in SIZES:
-        x = image(2, height, width, 3)
-        (actual,), (expected,) = forward(x), run(model, x)
-        assert range_difference(actual, expected) <= TOLERANCE, (height, width)
+@functools.cache
+def reference(source: Path) -> keras.Model:
+    return keras.saving.load_model(source)
 
 
-@of_every_format(use_bias=(False,))
-def test_bias_free_export_scales_with_input(exported):
-    _, forward = exported
-    for height, width in SIZES:
-        x = image(1, height, width, 3)
-        (expected,) = forward(x)
-        for alpha in ALPHAS:
-            (actual,) = forward(np.float32(alpha) * x)
-            assert range_difference(actual, alpha * expected.astype("float64")) <= TOLERANCE, (height, width, alpha)
-        assert np.all(forward(0.0 * x)[0] == 0.0)  # alpha = 0: a black image stays black
+# What artifacts of biased models of a fixed size end in; all others have no activation.
+ACTIVATIONS = {"v1": "argmax", "v2": "softmax"}
+CASES = [
+    pytest.param((form, version, bias, fixed), id=f"{form}-{version}-{'bias' if bias else 'free'}-{fixed or 'any'}")
+    for form in FORMATS
+    for version in ("v1", "v2")
+    for bias in (True, False)
+    for fixed in (None, FIXED)
+]
 
 
-@QUIET["onnx"]
-def test_deeply_supervised_onnx_matches_keras(tmp_path):
-    model = called_model(enable_deep_supervision=True, output_channels=2)
-    forward = export(model, "onnx", tmp_path)
-    for height, width in SIZES:
-        x = image(2, height, width, 3)
-        for actual, expected in zip(forward(x), run(model, x), strict=True):  # finest first
-            assert range_difference(actual, expected) <= TOLERANCE, (height, width)
+@pytest.mark.parametrize("case", CASES)
+def test_artifact_matches_keras_at_every_size(case, sources, tmp_path):
+    form, version, bias, fixed = case
+    activation = ACTIVATIONS[version] if bias and fixed else "none"
+    source, path = sources[version, bias], tmp_path / f"model{FORMATS[form]}"
+    options = ExportOptions(output=path, size=fixed, activation=activation)
+    artifact = export_model(source, options, QUIET)
+
+    model, exported = reference(source), load_engine(path)
+    for batch, size in (3, (17, 90)), (1, (1, 5)):
+        pixels = image(batch, *(fixed or size), 3)
+        pixels = 200 * pixels + 7 if bias else pixels
+        normalized = np.stack([standardize(x) for x in pixels]) if bias else pixels
+        expected = run(model, normalized)[0].astype("float64")
+        actual = exported.function(pixels)
+        if activation == "argmax":
+            classes = expected.argmax(axis=-1)
+            assert actual.dtype == np.int32 and np.mean(actual[..., 0] == classes) >= 0.9999
+            assert len(np.unique(classes)) > 1
+            continue
+        expected = softmax(expected) if activation == "softmax" else expected
+        assert actual.shape == expected.shape and actual.dtype == np.float32
+        assert np.abs(actual - expected).max() <= 1e-4 * np.ptp(expected)
+    if fixed:
+        with pytest.raises(Exception, match=r"(?i)shape|dimension|incompatible|expected"):
+            exported.function(image(1, 33, 47, 3))
+
+    card = read_card(path)
+    assert card["task"] == ("segment" if bias else "denoise") and "normalization" not in card
+    against = card["export"]["against_keras"]
+    assert against["value"] == artifact.comparison.value <= against["limit"] == 1e-4
+    assert card["export"]["normalization"] == ("standardize" if bias else "none")
+    assert card["export"]["activation"] == activation
+    assert card["export"]["format"] == form and card["export"]["size"] == (list(fixed) if fixed else "any")
+    if bias:
+        assert artifact.certificate is None and "certificate" not in card
+    else:
+        assert card["certificate"]["holds"] and card["certificate"]["alphas"] == [0.013, 0.37, 1.7, 73.0]
+        assert certify(exported).holds  # other factors, and the limit of models
+        expected = exported.function(pixels).astype("float64")
+        difference = np.abs(exported.function(np.float32(0.37) * pixels) - 0.37 * expected).max()
+        assert difference <= 1e-4 * 0.37 * np.abs(expected).max()
+    assert {file.name for file in tmp_path.iterdir()} == {
+        path.name,
+        *({"model.bin"} if form == "openvino" else ()),
+        *({f"{path.name}.card.json"} if form != "saved_model" else ()),
+    }
+
+
+def test_only_the_finest_output_of_a_training_model_is_exported(tmp_path):
+    training = {"enable_deep_supervision": True, "drop_path_rate": 0.5, "remat": True, "dtype": "mixed_bfloat16"}
+    source = saved(tmp_path, {}, input_shape=(64, 64, 3), final_activation="sigmoid", **training)
+    export_model(source, ExportOptions(output=tmp_path / "model"), QUIET)
+    model = keras.saving.load_model(source)
+    config = {**model.get_config(), "dtype": "float32", "input_shape": (None, None, 3)}
+    reference = type(model).from_config(config)
+    reference.set_weights(model.get_weights())
+    x = image(2, 33, 47, 3)
+    assert np.abs(load_engine(tmp_path / "model").function(x) - run(reference, x)[0]).max() <= 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")  # Keras mends tf2onnx under NumPy 2
+def test_all_outputs_of_a_model_are_exported_by_keras(tmp_path):
+    import onnxruntime
+
+    model = small_model(depth=2, initial_filters=4, enable_deep_supervision=True)
+    randomize(model)
+    x = image(2, 33, 47, 3)
+    expected = run(model, x)
+    model.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for actual, output in zip(session.run(None, {"image": x}), expected, strict=True):  # finest first
+        assert np.abs(actual - output).max() <= 1e-4 * np.ptp(output)
+
+
+# === What is not exported ===
+
+
+def test_artifact_that_differs_is_not_left(sources, tmp_path, monkeypatch, capfd):
+    (tmp_path / "model.onnx").write_bytes(b"old")
+    monkeypatch.setattr(export, "LIMIT", 0.0)
+    command = ["export", str(sources["v1", True]), "-o", str(tmp_path / "model.onnx"), "--overwrite"]
+    assert main(command) == 1
+    assert "model.onnx: is not what Keras computes: largest difference" in capfd.readouterr().err
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+def test_artifact_that_breaks_the_promise_is_not_left(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "ALPHAS", (1e25,))  # whose square is beyond float32
+    with pytest.raises(ExportError, match=r"model: does not keep the promise f\(a\*x\) = a\*f\(x\)"):
+        export_model(sources["v1", False], ExportOptions(output=tmp_path / "model"), QUIET)
+    assert not list(tmp_path.iterdir())
+
+
+def test_artifact_that_does_not_run_is_not_left(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.Model, "export", lambda model, path, **_: Path(path).write_bytes(b"nothing of the kind"))
+    with pytest.raises(ExportError, match="model.onnx: does not run: cannot be loaded"):
+        export_model(sources["v1", True], ExportOptions(output=tmp_path / "model.onnx"), QUIET)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("output", ["model.pb", "model.keras", "model.ONNX"])
+def test_unknown_suffix_is_refused(output):
+    with pytest.raises(ArgumentError, match=r"`output` must end in .onnx, .xml \(OpenVINO\), .tflite"):
+        ExportOptions(output=Path(output))
 
 
 @pytest.mark.parametrize(
-    "form, suffix",
+    "output, form, rule",
     [
-        pytest.param("onnx", ".onnx", marks=QUIET["onnx"]),
-        ("openvino", ".xml"),
-        ("litert", ".tflite"),
-        ("tf_saved_model", ""),
+        ("model.onnx", "openvino", "must end in .xml for --format openvino"),
+        ("model", "onnx", "must end in .onnx for --format onnx"),
+        ("model.xml", "saved_model", "must have no suffix for --format saved_model"),
     ],
 )
-def test_exported_models_are_loaded_and_certified(form, suffix, tmp_path):
-    model = small_model(input_shape=(None, None, 1), convnext_version="v1", use_bias=False, residual_learning=True)
-    randomize(model)
-    x = image(2, 21, 30, 1)
-    (expected,) = run(model, x)
-    path = tmp_path / f"model{suffix}"
-    model.export(str(path), format=form, verbose=False)
-    exported = load_engine(path)
-    assert relative_difference(exported.function(x), expected) <= 1e-5
-    certificate = certify(exported)
-    assert certificate.holds, certificate.errors
-    save_certificate(certificate, exported)
-    assert read_card(path)["certificate"]["holds"]
+def test_suffix_that_contradicts_the_format_is_refused(output, form, rule):
+    with pytest.raises(ArgumentError, match=rule):
+        ExportOptions(output=Path(output), format=form)
+
+
+def test_format_is_that_of_the_suffix():
+    assert {form: ExportOptions(output=Path(f"a{suffix}")).artifact_format for form, suffix in FORMATS.items()} == {
+        form: form for form in FORMATS
+    }
+    assert ExportOptions(output=Path("denoiser-1.2"), format="saved_model").artifact_format == "saved_model"
+
+
+@pytest.mark.parametrize(
+    "existing, output, options, reason",
+    [
+        ("model.onnx", "model.onnx", [], "model.onnx: exists already. Choose another --output, or add --overwrite."),
+        ("model.bin", "model.xml", [], "model.bin: exists already."),
+        ("model.tflite.card.json", "model.tflite", [], "model.tflite.card.json: exists already."),
+        ("photos/a.png", "photos", ["--overwrite"], "photos: is not a SavedModel. Choose another --output."),
+        ("model.onnx/a.png", "model.onnx", ["--overwrite"], "model.onnx: is a folder."),
+        ("file", "file/model.onnx", [], "file/model.onnx: cannot be written"),
+    ],
+)
+def test_existing_output_is_refused(existing, output, options, reason, sources, tmp_path, capfd):
+    (tmp_path / existing).parent.mkdir(exist_ok=True)
+    (tmp_path / existing).write_bytes(b"mine")
+    assert main(["export", str(sources["v1", True]), "-o", str(tmp_path / output), *options]) == 2
+    assert reason in capfd.readouterr().err
+    assert (tmp_path / existing).read_bytes() == b"mine"
+
+
+def test_what_the_model_cannot_be_is_refused(sources, tmp_path, monkeypatch):
+    def refusal(source, **options) -> str:
+        with pytest.raises(ConvUNextError) as refused:
+            export_model(source, ExportOptions(output=tmp_path / "out", **options), QUIET)
+        return str(refused.value)
+
+    sigmoid = saved(tmp_path, {}, output_channels=1, final_activation="sigmoid")
+    assert "must be none or argmax: the model ends in sigmoid" in refusal(sigmoid, activation="sigmoid")
+    assert "must be none or sigmoid for a model of one output channel" in refusal(sigmoid, activation="argmax")
+    write_card(sigmoid, {"normalization": "by magic"})
+    assert "model.keras: has a card whose normalization is 'by magic', which this version does" in refusal(sigmoid)
+    assert "must be a file (.keras, .onnx, .xml, .tflite)" in refusal(tmp_path / "nothing")
+    (tmp_path / "made").mkdir()
+    artifact = export_model(sources["v1", True], ExportOptions(output=tmp_path / "made" / "model"), QUIET)
+    assert "model: is an export already. Name the .keras file or preset" in refusal(artifact.path)
+    monkeypatch.setattr(export, "LARGEST", {"saved_model": 1000})
+    assert "must be one that holds 2 GB and more" in refusal(sources["v1", True])
+    monkeypatch.setitem(export.NEEDED, "saved_model", ("no_such_module",))
+    assert "needs the module 'no_such_module', which is not installed" in refusal(sources["v1", True])
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    assert "must be tensorflow to export. Received: backend='jax'. Run `convunext export`" in refusal(sigmoid)
+    with pytest.raises(ArgumentError, match="`size` must be a height and a width of at least 1"):
+        ExportOptions(output=tmp_path / "out", size=(0, 5))
 
 
 @pytest.mark.parametrize("name", ["broken.onnx", "broken.xml", "broken.tflite"])
@@ -166,3 +252,76 @@ def test_broken_exports_are_refused_by_name(name, tmp_path):
     (tmp_path / name).write_bytes(b"nothing of the kind")
     with pytest.raises(FileError, match=name):
         load_engine(tmp_path / name)
+
+
+# === How it is put in place ===
+
+
+class Crash(BaseException):
+    """The machine stops: nobody tidies up."""
+
+
+@pytest.mark.parametrize("output", ["model.onnx", "model.xml", "model"])
+@pytest.mark.parametrize("error", [Crash, OSError(28, "No space left on device")])
+def test_crash_leaves_the_old_artifact_or_the_new_or_none(output, error, tmp_path, monkeypatch):
+    for point in range(8):
+        folder = tmp_path / str(point)
+        options = ExportOptions(output=folder / output, overwrite=True)
+        staging = folder / "staging"
+        staging.mkdir(parents=True)
+        for parent, content in (folder, "old"), (staging, "new"):
+            for part in export._parts(options):
+                if output == "model":
+                    (parent / part.name).mkdir()
+                    (parent / part.name / "saved_model.pb").write_text(content)
+                else:
+                    (parent / part.name).write_text(content)
+
+        left, rename = point, os.rename
+
+        def failing(*arguments, rename=rename):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise error
+            rename(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", failing)
+            try:
+                export._publish(staging, options)
+            except (Crash, FileError):
+                pass
+            else:
+                break
+        if options.output.exists():
+            files = [part / "saved_model.pb" if part.is_dir() else part for part in export._parts(options)]
+            assert {file.read_text() for file in files} == {"old"}, point
+        else:
+            assert error is Crash, "what could be put back was lost"
+    assert point == 2 * len(export._parts(options)) and options.output.exists()
+
+
+def test_command_exports_whatever_backend_is_set_and_replaces_when_told(sources, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "saved_model.pb").write_bytes(b"old")
+    command = [sys.executable, "-m", "dl_techniques.cli", "export", str(sources["v2", False]), "-o", "model"]
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    result = subprocess.run([*command, "--overwrite"], **options)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.strip().splitlines()
+    assert lines[0].startswith("model against Keras on images of 1x1, 33x47, 128x160: largest difference by range")
+    assert "scale-equivariance holds" in lines[-2] and lines[-1] == str((tmp_path / "model").resolve())
+    assert load_engine(tmp_path / "model").function(image(1, 9, 9, 3)).shape == (1, 9, 9, 3)
+    assert json.loads((tmp_path / "model" / "card.json").read_text())["certificate"]["holds"]
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_commands_and_code_of_the_document_run(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    command = re.search(r"^convunext (export denoise-gray -o denoise.onnx)", text, flags=re.M)
+    assert command and main(command[1].split()) == 0
+    (block,) = re.findall(r"^```py\n(.*?)^```", text, flags=re.M | re.S)
+    exec(compile(block, "docs/export.md", "exec"), {})  # noqa: S102

@@ -24,7 +24,8 @@ FLOORS = {
     "inference": 4,
     "training": 4,
     "certify": 5,
-    "cli": 6,
+    "export": 6,
+    "cli": 7,
 }
 
 

@@ -67,9 +67,10 @@ def certify(
     Args:
         engine: The model.
         alphas: Factors.
-        sizes: Heights and widths.
+        sizes: Heights and widths; a model of a fixed size is measured at its own.
         limit: Largest relative error of a model that keeps the promise, about a hundred float32 roundings.
     """
+    sizes = tuple(dict.fromkeys(engine.fit(size) for size in sizes))
     errors = np.empty((len(sizes), len(alphas)))
     for row, size in enumerate(sizes):
         image = np.random.default_rng(row).uniform(size=(1, *size, engine.channels)).astype("float32")
@@ -79,7 +80,7 @@ def certify(
             difference = np.linalg.norm(engine.function(scale * image) - float(scale) * expected)
             norm = float(scale) * np.linalg.norm(expected)
             errors[row, column] = difference / norm if difference else 0.0
-    black = float(np.abs(engine.function(np.zeros((1, 33, 47, engine.channels), "float32"))).max())
+    black = float(np.abs(engine.function(np.zeros((1, *engine.fit((33, 47)), engine.channels), "float32"))).max())
     return Certificate(np.nan_to_num(errors, nan=np.inf), sizes, alphas, black, limit)
 
 

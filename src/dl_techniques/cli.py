@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from dl_techniques import __version__
-from dl_techniques.errors import ConvUNextError
-from dl_techniques.inference.settings import DenoisingOptions
+from dl_techniques.errors import ConvUNextError, ExportError
+from dl_techniques.inference.settings import DenoisingOptions, ExportOptions
 from dl_techniques.training.demo import DemoConfig
 from dl_techniques.training.settings import DenoisingConfig, SegmentationConfig
 
@@ -114,6 +114,29 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
         print(f"written to the card: {save_certificate(certificate, engine)}")
     if not certificate.holds:
         raise PartialFailure(f"{engine.source}: f(a*x) = a*f(x) does not hold to {certificate.limit:g}")
+
+
+@app.command
+def export(model: str, /, *, options: Annotated[ExportOptions, Parameter(name="*")]) -> None:
+    """Write a model as ONNX, OpenVINO, SavedModel or LiteRT, run it there and compare it with Keras.
+
+    Works on TensorFlow, whatever backend the model was trained on. What differs from Keras is not written; the exit
+    status is then 1. The artifact's path is the last line printed.
+
+    Args:
+        model: A `.keras` file, a preset's name or folder.
+        options: Settings.
+    """
+    _choose_backend("tensorflow")
+    from rich.console import Console
+
+    from dl_techniques.export import export_model
+
+    try:
+        artifact = export_model(model, options, Console(highlight=False, soft_wrap=True))
+    except ExportError as error:
+        raise PartialFailure(str(error)) from error
+    print(artifact.path.resolve())
 
 
 train = App(name="train", help="Train a model on your own images, or go on with a run that was stopped.")

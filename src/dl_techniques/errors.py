@@ -49,3 +49,7 @@ class FileError(ConvUNextError):
 
 class WeightsError(ConvUNextError, ValueError):
     """Refuse weights that do not fit a model, naming the first that does not."""
+
+
+class ExportError(ConvUNextError):
+    """Refuse an artifact that is not what its model is; nothing is left of it. The command's exit status is 1."""

@@ -16,17 +16,21 @@ if TYPE_CHECKING:
     from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
 
+Size = tuple[int | None, int | None]
+
 
 @dataclass(frozen=True)
 class Engine:
     """A loaded model.
 
     Attributes:
-        function: Maps `(batch, height, width, channels)` float32 to its first output, float32.
+        function: Maps `(batch, height, width, channels)` float32 to its first output, float32, or int32 if an
+            artifact returns classes.
         channels: Channels of the input.
         source: What was loaded.
         path: The file or folder, where the card lies in or beside.
         model: The Keras model, `None` for exported files.
+        size: Height and width that images must have, each `None` if any will do.
     """
 
     function: Function
@@ -34,6 +38,11 @@ class Engine:
     source: str
     path: Path
     model: ConvUNextModel | None = None
+    size: Size = (None, None)
+
+    def fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return a height and a width that the model takes: its own where they are fixed, otherwise those given."""
+        return self.size[0] or size[0], self.size[1] or size[1]
 
 
 def load_engine(source: str | os.PathLike) -> Engine:
@@ -47,7 +56,6 @@ def load_engine(source: str | os.PathLike) -> Engine:
         FileError: The file is broken or holds another kind of model.
         ArgumentError: There is no such file or preset.
     """
-    from dl_techniques.models.convunext.function import keras_function
     from dl_techniques.models.convunext.model import ConvUNextModel
     from dl_techniques.models.convunext.presets import preset_folder, shipped_presets
 
@@ -74,19 +82,25 @@ def load_engine(source: str | os.PathLike) -> Engine:
         rule = f"must be a file (.keras, .onnx, .xml, .tflite), an exported folder or one of {shipped_presets()}"
         raise ArgumentError("model", rule, str(source)) from error
     model = ConvUNextModel.from_preset(folder)
-    return Engine(keras_function(model), model.input_channels, f"preset {folder.name}", folder, model)
+    return _keras_engine(model, f"preset {folder.name}", folder)
 
 
 def _load_keras(path: Path) -> Engine:
     import keras
 
-    from dl_techniques.models.convunext.function import keras_function
     from dl_techniques.models.convunext.model import ConvUNextModel
 
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     if not isinstance(model, ConvUNextModel):
         raise FileError(str(path), f"holds a {type(model).__name__}, not a ConvUNextModel.", "Name another file.")
-    return Engine(keras_function(model), model.input_channels, path.name, path, model)
+    return _keras_engine(model, path.name, path)
+
+
+def _keras_engine(model: ConvUNextModel, source: str, path: Path) -> Engine:
+    from dl_techniques.models.convunext.function import keras_function
+
+    height, width, channels = model.input_shape
+    return Engine(keras_function(model), channels, source, path, model, (height, width))
 
 
 def _load_onnx(path: Path) -> Engine:
@@ -102,7 +116,7 @@ def _load_onnx(path: Path) -> Engine:
     def call(batch: np.ndarray) -> np.ndarray:
         return np.asarray(session.run([output], {first.name: batch})[0])
 
-    return Engine(call, int(first.shape[-1]), path.name, path)
+    return _exported_engine(call, [size if isinstance(size, int) else None for size in first.shape], path)
 
 
 def _load_openvino(path: Path) -> Engine:
@@ -110,8 +124,9 @@ def _load_openvino(path: Path) -> Engine:
 
     hints = {"INFERENCE_PRECISION_HINT": "f32"}  # on processors with bfloat16 it would be used otherwise
     compiled = openvino.Core().compile_model(str(path), "CPU", hints)
-    channels = compiled.inputs[0].get_partial_shape()[3].get_length()
-    return Engine(lambda batch: np.asarray(compiled(batch)[0]), int(channels), path.name, path)
+    sizes = compiled.inputs[0].get_partial_shape()
+    shape = [size.get_length() if size.is_static else None for size in sizes]
+    return _exported_engine(lambda batch: np.asarray(compiled(batch)[0]), shape, path)
 
 
 def _load_litert(path: Path) -> Engine:
@@ -127,7 +142,7 @@ def _load_litert(path: Path) -> Engine:
         outputs = forward(**{name: batch})
         return np.array(outputs[min(outputs)])
 
-    return Engine(call, int(details["shape_signature"][-1]), path.name, path)
+    return _exported_engine(call, [int(size) if size > 0 else None for size in details["shape_signature"]], path)
 
 
 def _load_saved_model(path: Path) -> Engine:
@@ -140,4 +155,10 @@ def _load_saved_model(path: Path) -> Engine:
         outputs = serve(**{name: tf.constant(batch)})
         return next(iter(outputs.values())).numpy()
 
-    return Engine(call, int(spec.shape[-1]), path.name, path)
+    return _exported_engine(call, spec.shape.as_list(), path)
+
+
+def _exported_engine(function: Function, shape: list, path: Path) -> Engine:
+    """Return the engine of an artifact whose input has this shape, `None` for sizes left open."""
+    _, height, width, channels = shape
+    return Engine(function, channels, path.name, path, size=(height, width))
