@@ -126,6 +126,34 @@ def test_two_values_train_one_output(tmp_path):
     assert model.output_channels == 1 and result.evaluation.confusion.counts.shape == (2, 2)
 
 
+def test_evaluate_measures_any_labelled_folder(finished, data, tmp_path, capfd):
+    config, result = finished
+    flags = [f"--images={data / 'images'}", f"--masks={data / 'masks'}", "-o"]
+    model = str(config.output / "model.keras")
+    assert main(["evaluate", model, *flags, str(tmp_path / "all")]) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == str(tmp_path / "all" / "report.html")
+    measured = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    assert measured["images"] == 6 and (tmp_path / "all" / "metrics.csv").read_text().startswith("class,dice,iou\n")
+    (held_out,) = (sample.name for sample in load_data(config, QUIET).validation)
+    flags = [f"--images={data / 'images' / held_out}.png", f"--masks={data / 'masks' / held_out}_mask.png", "-o"]
+    assert main(["evaluate", model, *flags, str(tmp_path / "one")]) == 0
+    one = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert one["mean_dice"] == pytest.approx(result.evaluation.confusion.mean_dice)
+
+    assert main(["evaluate", model, *flags, str(tmp_path / "one")]) == 2
+    assert "one: exists already" in capfd.readouterr().err
+    assert main(["evaluate", "denoise-gray", *flags, str(tmp_path / "two")]) == 2
+    assert "denoise-gray: has no card that tells its classes" in capfd.readouterr().err
+    spoil_kind(paint(tmp_path / "rgb", count=2))
+    (tmp_path / "rgb" / "images" / "0.png").unlink()
+    (tmp_path / "rgb" / "masks" / "0_mask.png").unlink()
+    folder = tmp_path / "rgb"
+    flags = [f"--images={folder / 'images'}", f"--masks={folder / 'masks'}", "-o", str(tmp_path / "two")]
+    assert main(["evaluate", model, *flags]) == 2
+    assert "have 3 channels; model.keras takes 1" in capfd.readouterr().err
+    assert not (tmp_path / "two").exists()
+
+
 # === batches ===
 
 

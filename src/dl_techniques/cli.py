@@ -116,6 +116,40 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
         raise PartialFailure(f"{engine.source}: f(a*x) = a*f(x) does not hold to {certificate.limit:g}")
 
 
+@app.command(name="evaluate")
+def evaluate_model(
+    model: str,
+    /,
+    *,
+    images: str,
+    masks: str | None = None,
+    output: Annotated[Path, Parameter(name=("--output", "-o"))],
+    backend: Backend = None,
+) -> None:
+    """Measure a segmenter on labelled images: scores of each class, confusion, calibration, best and worst cases.
+
+    Writes report.html, whose path is the last line printed, metrics.json and metrics.csv.
+
+    Args:
+        model: The `model.keras` of a run, or an export of it.
+        images: Folder of images or a quoted pattern; or a CSV file with columns image and target.
+        masks: Folder or pattern of their masks.
+        output: Folder to write to; it must not exist.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    _choose_backend(backend)
+    from rich.console import Console
+
+    from dl_techniques.card import read_card
+    from dl_techniques.inference.engines import load_engine
+    from dl_techniques.training.segmentation_report import evaluate_files
+
+    engine = load_engine(model)
+    console = Console(highlight=False, soft_wrap=True)
+    card = read_card(engine.path)
+    print(evaluate_files(engine.function, card, engine.source, images, masks, output, console).resolve())
+
+
 @app.command
 def export(model: str, /, *, options: Annotated[ExportOptions, Parameter(name="*")]) -> None:
     """Write a model as ONNX, OpenVINO, SavedModel or LiteRT, run it there and compare it with Keras.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,32 @@ class Classes:
     names: tuple[str, ...]
     ignored: tuple[int, ...] = ()
     foreground: bool = False
+
+    def as_card(self) -> dict[str, Any]:
+        """Return what `from_card` takes, for a model's card."""
+        return {
+            "classes": [{"name": n, "mask_value": v} for n, v in zip(self.names, self.values, strict=True)],
+            "ignored_mask_values": list(self.ignored),
+            "every_other_value_is_foreground": self.foreground,
+        }
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any], source: str) -> Classes:
+        """Return the classes that a model's card tells.
+
+        Raises:
+            FileError: The card, of `source`, tells none.
+        """
+        try:
+            return cls(
+                tuple(int(entry["mask_value"]) for entry in card["classes"]),
+                tuple(str(entry["name"]) for entry in card["classes"]),
+                tuple(map(int, card["ignored_mask_values"])),
+                bool(card["every_other_value_is_foreground"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            reason = "has no card that tells its classes."
+            raise FileError(source, reason, "Name the model.keras of a run of `convunext train segment`.") from error
 
     @property
     def count(self) -> int:

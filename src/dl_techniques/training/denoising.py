@@ -104,22 +104,11 @@ def train_denoiser(
 
 
 def _compiled(model: keras.Model, config: DenoisingConfig) -> keras.Model:
-    import keras
-
+    from dl_techniques.training.loop import averaged_adamw
     from dl_techniques.training.schedule import WarmupStableDecay
 
-    model.compile(
-        optimizer=keras.optimizers.AdamW(
-            WarmupStableDecay(config.learning_rate, config.steps, config.cooldown),
-            weight_decay=1e-4,
-            clipnorm=1.0,
-            use_ema=True,
-            ema_momentum=0.999,
-            ema_overwrite_frequency=None,
-            name="adam_w",
-        ),
-        loss="mae",
-    )
+    rate = WarmupStableDecay(config.learning_rate, config.steps, config.cooldown)
+    model.compile(optimizer=averaged_adamw(rate, 0.999), loss="mae")
     model.optimizer.build(model.trainable_variables)
     return model
 

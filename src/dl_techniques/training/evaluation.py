@@ -75,6 +75,19 @@ def table(evaluation: Evaluation, classes: Classes) -> list[dict[str, Any]]:
     ]
 
 
+def metrics_of(evaluation: Evaluation, classes: Classes) -> dict[str, Any]:
+    """Return all figures as plain values."""
+    confusion = evaluation.confusion
+    return {
+        "images": len(evaluation.scores),
+        "mean_dice": confusion.mean_dice,
+        "mean_iou": confusion.mean_iou,
+        "accuracy": confusion.accuracy,
+        "calibration_error": evaluation.calibration.error,
+        "classes": table(evaluation, classes),
+    }
+
+
 def describe_evaluation(evaluation: Evaluation, classes: Classes, console: Console) -> None:
     """Show the figures of each class and of all."""
     from rich.table import Table
@@ -96,6 +109,13 @@ def paint(indices: np.ndarray) -> np.ndarray:
     picture = colours[indices % len(COLOURS)]
     picture[indices == IGNORED] = 64
     return picture
+
+
+def colour_key(classes: Classes) -> list[tuple[str, str]]:
+    """Return the colour of each class for HTML, and what it means."""
+    colours = [f"#{COLOURS[index % len(COLOURS)]}" for index in range(classes.count)]
+    ignored = [("#404040", "ignored")] if classes.ignored else []
+    return [*zip(colours, classes.names, strict=True), *ignored, ("#f53c3c", "wrong")]
 
 
 def error_row(name: str, sample: SegmentationSample, predicted: np.ndarray, score: float) -> list:

@@ -34,6 +34,24 @@ class Stage:
     batches: Callable[[int], Iterator]
 
 
+def averaged_adamw(rate: keras.optimizers.schedules.LearningRateSchedule, momentum: float) -> keras.optimizers.AdamW:
+    """Return the optimizer of all runs: AdamW that keeps a moving average of the weights beside them.
+
+    Args:
+        rate: Learning rate over the run.
+        momentum: Of the average: it looks back over about 1 / (1 − momentum) steps.
+    """
+    return keras.optimizers.AdamW(
+        rate,
+        weight_decay=1e-4,
+        clipnorm=1.0,
+        use_ema=True,
+        ema_momentum=momentum,
+        ema_overwrite_frequency=None,
+        name="adam_w",
+    )
+
+
 def fit_stages(
     build: Callable[[], keras.Model],
     stages: Sequence[Stage],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,17 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dl_techniques import __version__
 from dl_techniques.card import write_card
 from dl_techniques.data.files import write_file
-from dl_techniques.training.evaluation import (
-    Evaluation,
-    describe_evaluation,
-    error_row,
-    evaluate,
-    extremes,
-    predict,
-    table,
-)  # fmt: skip
+from dl_techniques.training.evaluation import Evaluation, describe_evaluation, evaluate, metrics_of
 from dl_techniques.training.run import check_run, open_run, read_log
 from dl_techniques.training.segmentation_data import (
     SegmentationData,
@@ -30,16 +22,16 @@ from dl_techniques.training.segmentation_data import (
     load_data,
     segmentation_batches,
 )  # fmt: skip
+from dl_techniques.training.segmentation_report import REPORT, write_evaluation
 from dl_techniques.training.settings import SegmentationConfig
 from dl_techniques.training.supervision import supervision_weights
 
 if TYPE_CHECKING:
-    import keras
     from rich.console import Console
 
     from dl_techniques.models.convunext.model import ConvUNextModel
 
-BEST, MODEL, REPORT = "best.keras", "model.keras", "report.html"
+BEST, MODEL = "best.keras", "model.keras"
 
 
 @dataclass(frozen=True)
@@ -110,6 +102,7 @@ def build_segmenter(config: SegmentationConfig, data: SegmentationData) -> ConvU
 
     from dl_techniques.losses import SegmentationLoss
     from dl_techniques.models.convunext.model import ConvUNextModel
+    from dl_techniques.training.loop import averaged_adamw
 
     model = ConvUNextModel(
         input_shape=(None, None, data.inspection.channels),
@@ -128,15 +121,7 @@ def build_segmenter(config: SegmentationConfig, data: SegmentationData) -> ConvU
         0.0, config.steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup, alpha=0.01
     )
     model.compile(
-        optimizer=keras.optimizers.AdamW(
-            rate,
-            weight_decay=1e-4,
-            clipnorm=1.0,
-            use_ema=True,
-            ema_momentum=0.99,
-            ema_overwrite_frequency=None,
-            name="adam_w",
-        ),
+        optimizer=averaged_adamw(rate, 0.99),
         loss=[SegmentationLoss(data.classes.activation) for _ in range(config.depth)],
         loss_weights=supervision_weights(config.depth),
     )
@@ -169,95 +154,16 @@ def _finish(
     write_file(config.output / MODEL, (config.output / BEST).read_bytes())
     card = _card(config, data, patch, batch_size, result)
     write_card(config.output / MODEL, card)
-    write_file(config.output / "metrics.json", json.dumps(card["metrics"], indent=2).encode())
     describe_evaluation(result, data.classes, console)
-    _report(config, data, model, result, function)
-    return SegmentationResult(result, config.output.resolve())
-
-
-def _card(
-    config: SegmentationConfig, data: SegmentationData, patch: int, batch_size: int, result: Evaluation
-) -> dict[str, Any]:
-    digests = "".join(sorted(facts.digest for facts in data.inspection.facts))
-    classes = data.classes
-    return {
-        "task": "segment",
-        "channels": data.inspection.channels,
-        "normalization": "standardize",
-        "value_range": "any: each image is brought to mean 0 and variance 1 before it goes in",
-        "output": f"probabilities ({data.classes.activation})",
-        "classes": [{"name": n, "mask_value": v} for n, v in zip(classes.names, classes.values, strict=True)],
-        "ignored_mask_values": list(classes.ignored),
-        "training": {
-            "images": len(data.training),
-            "steps": config.steps,
-            "patch": patch,
-            "patches_in_a_step": batch_size,
-            "seed": config.seed,
-        },
-        "data_sha256": hashlib.sha256(digests.encode()).hexdigest(),
-        "metrics": {
-            "validation_images": len(data.validation),
-            "mean_dice": result.confusion.mean_dice,
-            "mean_iou": result.confusion.mean_iou,
-            "accuracy": result.confusion.accuracy,
-            "calibration_error": result.calibration.error,
-            "classes": table(result, classes),
-        },
-    }
-
-
-def _report(
-    config: SegmentationConfig, data: SegmentationData, model: keras.Model, result: Evaluation, function
-) -> None:
-    import keras
-
-    from dl_techniques import __version__
-    from dl_techniques.training.report import Report, Table
-
-    rows = [
-        error_row(
-            word,
-            data.validation[index],
-            predict(function, data.validation[index].image, data.classes)[0],
-            result.scores[index],
-        )
-        for word, index in extremes(result.scores)
-    ]
     log = read_log(config.output)
-    confusion = result.confusion
-    names = data.classes.names
-    pixels = max(int(result.calibration.counts.sum()), 1)
-    shares = confusion.counts / np.maximum(confusion.counts.sum(axis=1, keepdims=True), 1)
-    Report(
+    write_evaluation(
+        config.output,
+        result,
+        function,
+        data.validation,
+        data.classes,
         title=f"Segmentation: {config.output.name}",
         lead=f"{len(data.validation)} validation images that the model did not see in training.",
-        numbers={
-            "mean Dice": f"{confusion.mean_dice:.3f}",
-            "mean IoU": f"{confusion.mean_iou:.3f}",
-            "pixels right": f"{confusion.accuracy:.1%}",
-        },
-        tables=[
-            Table(
-                "Classes",
-                ("class", "Dice", "IoU"),
-                [(row["class"], f"{row['dice']:.3f}", f"{row['iou']:.3f}") for row in table(result, data.classes)],
-            ),
-            Table(
-                f"Calibration: expected error {result.calibration.error:.2%}",
-                ("probability", "share of pixels", "share right"),
-                [
-                    (f"{bin.low:.2f} to {bin.high:.2f}", f"{bin.count / pixels:.2%}", f"{bin.accuracy:.1%}")
-                    for bin in result.calibration.table
-                    if bin.count
-                ],
-            ),
-            Table(
-                "Of the pixels of each class (row), how many were taken for which",
-                ("", *names),
-                [(name, *(f"{share:.1%}" for share in row)) for name, row in zip(names, shares, strict=True)],
-            ),
-        ],
         curves={
             "Loss in training": [row["loss"] for row in log],
             "Mean Dice on the validation images": [row["val_dice"] for row in log],
@@ -268,7 +174,30 @@ def _report(
             "settings": ", ".join(f"{k}={v}" for k, v in asdict(config).items() if k != "output" and v is not None),
             "versions": f"convunext {__version__}, Keras {keras.__version__} on {keras.backend.backend()}",
             "files": "model.keras (the weights that were best on the validation images, with their card), log.csv, "
-            "metrics.json, split.csv, config.json, checkpoints/",
+            "metrics.json, metrics.csv, split.csv, config.json, checkpoints/",
         },
-        rows=rows,
-    ).write(config.output / REPORT)
+    )
+    return SegmentationResult(result, config.output.resolve())
+
+
+def _card(
+    config: SegmentationConfig, data: SegmentationData, patch: int, batch_size: int, result: Evaluation
+) -> dict[str, Any]:
+    digests = "".join(sorted(facts.digest for facts in data.inspection.facts))
+    return {
+        "task": "segment",
+        "channels": data.inspection.channels,
+        "normalization": "standardize",
+        "value_range": "any: each image is brought to mean 0 and variance 1 before it goes in",
+        "output": f"probabilities ({data.classes.activation})",
+        **data.classes.as_card(),
+        "training": {
+            "images": len(data.training),
+            "steps": config.steps,
+            "patch": patch,
+            "patches_in_a_step": batch_size,
+            "seed": config.seed,
+        },
+        "data_sha256": hashlib.sha256(digests.encode()).hexdigest(),
+        "metrics": metrics_of(result, data.classes),
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ class SegmentationSample:
 
     Attributes:
         name: Stem of the image's file.
-        image: `(height, width, channels)`, float32, mean 0 and variance 1.
+        image: `(height, width, channels)`, float32, as the model wants it.
         classes: `(height, width)`, uint8, class indices, `IGNORED` where a pixel does not count.
     """
 
@@ -75,13 +75,25 @@ def load_data(config: SegmentationConfig, console: Console) -> SegmentationData:
     describe(inspection, classes, console)
     console.print(f"{len(training)} images to train on, {len(validation)} to validate on")
     return SegmentationData(
-        inspection, classes, [_read(p, classes) for p in training], [_read(p, classes) for p in validation]
+        inspection, classes, [read_sample(p, classes) for p in training], [read_sample(p, classes) for p in validation]
     )
 
 
-def _read(pair: Pair, classes: Classes) -> SegmentationSample:
+def read_sample(
+    pair: Pair, classes: Classes, normalize: Callable[[np.ndarray], np.ndarray] = standardize
+) -> SegmentationSample:
+    """Read an image and its mask.
+
+    Args:
+        pair: Their files.
+        classes: What the masks mean.
+        normalize: What the model wants done with the pixels; returns float32.
+
+    Raises:
+        FileError: A file is broken, or the mask holds a value that is no class.
+    """
     mask = classes.encode(read_mask(pair.target), pair.target)
-    return SegmentationSample(pair.name, standardize(read_image(pair.image).pixels), mask)
+    return SegmentationSample(pair.name, normalize(read_image(pair.image).pixels), mask)
 
 
 def choose_patch(config: SegmentationConfig, inspection: Inspection) -> tuple[int, int]:

@@ -1,0 +1,172 @@
+"""What a segmenter did on labelled images, as a page, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dl_techniques.data.files import write_file
+from dl_techniques.data.masks import Classes
+from dl_techniques.data.normalization import standardize
+from dl_techniques.data.pairs import find_pairs
+from dl_techniques.errors import FileError
+from dl_techniques.training.evaluation import (
+    Evaluation,
+    colour_key,
+    describe_evaluation,
+    error_row,
+    evaluate,
+    extremes,
+    metrics_of,
+    predict,
+    table,
+)  # fmt: skip
+from dl_techniques.training.inspection import describe, inspect_pairs
+from dl_techniques.training.report import Report, Table
+from dl_techniques.training.segmentation_data import SegmentationSample, read_sample
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dl_techniques.models.convunext.function import Function
+
+REPORT = "report.html"
+
+
+def write_evaluation(
+    folder: Path,
+    result: Evaluation,
+    function: Function,
+    samples: Sequence[SegmentationSample],
+    classes: Classes,
+    title: str,
+    lead: str,
+    facts: Mapping[str, str],
+    curves: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Write `report.html`, `metrics.json` and `metrics.csv`, the figures of each class.
+
+    Args:
+        folder: Where to; it exists.
+        result: What was measured.
+        function: The model, for the pictures.
+        samples: What it was measured on.
+        classes: What the model's channels mean.
+        title: Heading of the page.
+        lead: One sentence below it.
+        facts: What else to tell.
+        curves: Numbers of each epoch, by what they are.
+    """
+    write_file(folder / "metrics.json", json.dumps(metrics_of(result, classes), indent=2).encode())
+    lines = ["class,dice,iou", *(f'"{r["class"]}",{r["dice"]},{r["iou"]}' for r in table(result, classes))]
+    write_file(folder / "metrics.csv", "\n".join([*lines, ""]).encode())
+    confusion = result.confusion
+    pictures = [
+        error_row(word, samples[index], predict(function, samples[index].image, classes)[0], result.scores[index])
+        for word, index in extremes(result.scores)
+    ]
+    report = Report(
+        title=title,
+        lead=lead,
+        numbers={
+            "mean Dice": f"{confusion.mean_dice:.3f}",
+            "mean IoU": f"{confusion.mean_iou:.3f}",
+            "pixels right": f"{confusion.accuracy:.1%}",
+        },
+        tables=_tables(result, classes),
+        curves=curves or {},
+        facts=facts,
+        key=colour_key(classes),
+        rows=pictures,
+    )
+    write_file(folder / REPORT, report.to_html().encode())
+
+
+def _tables(result: Evaluation, classes: Classes) -> list[Table]:
+    counts, bins = result.confusion.counts, result.calibration.table
+    pixels = max(sum(bin.count for bin in bins), 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return [
+        Table(
+            "Classes",
+            ("class", "Dice", "IoU"),
+            [(row["class"], f"{row['dice']:.3f}", f"{row['iou']:.3f}") for row in table(result, classes)],
+        ),
+        Table(
+            "Of the pixels of each class (row), how many were taken for which",
+            ("", *classes.names),
+            [(name, *(f"{share:.1%}" for share in row)) for name, row in zip(classes.names, shares, strict=True)],
+        ),
+        Table(
+            f"Calibration: expected error {result.calibration.error:.2%}",
+            ("probability", "share of pixels", "share right"),
+            [
+                (f"{bin.low:.2f} to {bin.high:.2f}", f"{bin.count / pixels:.2%}", f"{bin.accuracy:.1%}")
+                for bin in bins
+                if bin.count
+            ],
+        ),
+    ]
+
+
+def evaluate_files(
+    function: Function,
+    card: Mapping[str, Any],
+    source: str,
+    images: str,
+    masks: str | None,
+    output: Path,
+    console: Console,
+) -> Path:
+    """Measure a segmenter on labelled images and write the page, JSON and CSV to a new folder.
+
+    Args:
+        function: The model; it returns probabilities.
+        card: Its card.
+        source: What the model is called.
+        images: Folder, pattern or CSV file.
+        masks: Folder or pattern; `None` with a CSV file.
+        output: Folder; it must not exist.
+        console: Where to tell what was measured.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileError: The card tells no classes, files are missing or broken, or the folder exists or cannot be written.
+    """
+    classes = Classes.from_card(card, source)
+    if output.exists():
+        raise FileError(str(output), "exists already.", "Name a new folder.")
+    inspection = inspect_pairs(find_pairs(images, masks), console)
+    if inspection.channels != card.get("channels"):
+        reason = f"have {inspection.channels} channels; {source} takes {card.get('channels')}."
+        raise FileError(images, reason, "Convert the images, or name another model.")
+    describe(inspection, classes, console)
+    normalize = standardize if card.get("normalization") == "standardize" else _as_floats
+    samples = [read_sample(facts.pair, classes, normalize) for facts in inspection.facts]
+    result = evaluate(function, samples, classes)
+    describe_evaluation(result, classes, console)
+    try:
+        output.mkdir(parents=True)
+    except OSError as error:
+        raise FileError(str(output), f"cannot be written: {error.strerror}.", "Choose another folder.") from error
+    write_evaluation(
+        output,
+        result,
+        function,
+        samples,
+        classes,
+        title=f"{source} on {images}",
+        lead=f"{len(samples)} images.",
+        facts={"model": source, "images": images, "masks": masks or "as the CSV file says"},
+    )
+    return output / REPORT
+
+
+def _as_floats(pixels: np.ndarray) -> np.ndarray:
+    return pixels.astype("float32")
