@@ -10,12 +10,13 @@ from PIL import Image
 from rich.console import Console
 
 from dl_techniques.data import files
-from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.data.files import Picture, write_image
+from dl_techniques.data.noise import add_gaussian_noise, add_poisson_gaussian_noise, recorrupt
 from dl_techniques.errors import ConvUNextError, FileError
 from dl_techniques.metrics import psnr
 from dl_techniques.training import callbacks, checkpoint
 from dl_techniques.training.callbacks import steps_done
-from dl_techniques.training.denoising import build_denoiser, noisy_patches, train_denoiser
+from dl_techniques.training.denoising import build_denoiser, choose_pairs, train_denoiser, training_patches
 from dl_techniques.training.run import open_run, read_log, stored_config, task_of, trim_log
 from dl_techniques.training.schedule import WarmupStableDecay
 from dl_techniques.training.settings import DenoisingConfig, Phase
@@ -60,14 +61,15 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(finished):
     assert all(f"val_psnr_{sigma}" in log for sigma in (15, 25, 50)) and log.count("\n") == 3
 
 
-def test_batches_depend_on_seed_and_position_alone():
-    images = [np.random.default_rng(1).integers(0, 256, (40, 48, 1), dtype="uint8")]
+def test_batches_depend_on_seed_and_position_alone(photos):
+    images = [np.random.default_rng(1).uniform(size=(40, 48, 1)).astype("float32")]
     phase = Phase(first=10, last=16, patch=16, batch_size=2)
-    batches = list(noisy_patches(images, phase, (0, 0), 25.0))
-    later = next(noisy_patches(images, phase, (0, 0), 25.0, done=4))
+    make_pair = choose_pairs(DenoisingConfig(images=photos, output=photos, sigma=25.0), images)
+    batches = list(training_patches(images, phase, (0, 0), make_pair))
+    later = next(training_patches(images, phase, (0, 0), make_pair, done=4))
     assert len(batches) == 6 and np.array_equal(batches[4][0], later[0])
     assert not np.array_equal(batches[0][1], batches[1][1])
-    assert not np.array_equal(batches[0][1], next(noisy_patches(images, phase, (0, 1), 25.0))[1])
+    assert not np.array_equal(batches[0][1], next(training_patches(images, phase, (0, 1), make_pair))[1])
     noisy, clean = batches[0]
     assert noisy.shape == clean.shape == (2, 16, 16, 1) and noisy.dtype == clean.dtype == "float32"
     assert 0 <= clean.min() and clean.max() <= 1
@@ -77,6 +79,40 @@ def test_batches_depend_on_seed_and_position_alone():
 def test_patches_grow_when_the_learning_rate_begins_to_fall(photos):
     config = DenoisingConfig(images=photos, output=photos / "unused", steps=20_000, cooldown=0.56)
     assert config.phases == (Phase(0, 9_000, 96, 2), Phase(9_000, 20_000, 136, 1))
+
+
+def test_shot_noise_grows_with_the_light(rng):
+    image = np.full((200, 200), 0.5, "float32")
+    image[:100] = 0.05
+    noisy = add_poisson_gaussian_noise(image, 0.01, 0.02, rng)
+    dark, bright = noisy[:100], noisy[100:]
+    assert noisy.dtype == "float32" and abs(bright.mean() - 0.5) < 0.003 and abs(dark.mean() - 0.05) < 0.002
+    assert bright.var() == pytest.approx(0.01 * 0.5 + 0.02**2, rel=0.05)
+    assert dark.var() == pytest.approx(0.01 * 0.05 + 0.02**2, rel=0.05)
+    assert np.array_equal(add_poisson_gaussian_noise(image, 0.0, 0.0, rng), image)
+
+
+def test_recorrupted_images_have_independent_noise(rng):
+    clean = np.full((300, 300), 0.5, "float32")
+    first, second = recorrupt(add_gaussian_noise(clean, 0.1, rng), 0.1, rng)
+    one, other = first - clean, second - clean
+    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.015
+    assert one.std() == pytest.approx(0.1 * 1.25**0.5, rel=0.02) and other.std() == pytest.approx(
+        0.1 * 5**0.5, rel=0.02
+    )
+
+
+def test_noisy_images_alone_teach_a_denoiser(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = [np.kron(rng.uniform(0.2, 0.8, (6, 5)), np.ones((8, 8)))[..., None] for _ in range(4)]
+    for index, image in enumerate(smooth):
+        noisy = add_gaussian_noise(image, 0.1, rng)
+        write_image(tmp_path / f"{index}.tif", Picture((4095 * noisy).astype("float32")))
+    settings = {**SMALL, "steps": 600, "steps_per_epoch": 300, "batch_size": 4, "patch": 16}
+    config = DenoisingConfig(images=tmp_path, output=tmp_path / "run", noisy_only=True, **settings)
+    train_denoiser(config, Console(quiet=True))
+    gains = [row["val_gain"] for row in read_log(config.output)]
+    assert gains[1] > gains[0] and gains[1] > 1.0  # dB, and the images were never seen clean
 
 
 def test_noise_has_the_level_asked_for(rng):
@@ -220,8 +256,9 @@ def test_a_run_is_never_begun_over_another(finished):
         ({"channels": 2}, "`channels` must be 1 .* or 3"),
         ({"cooldown": 1.5}, r"`cooldown` must be in \[0, 1\]"),
         ({"sigma": 0.0}, "`sigma` must be above 0"),
+        ({"gain": -1.0}, "`gain` must be at least 0"),
         ({"patch": 64}, "0.png: is smaller than a patch of 64 pixels"),
-        ({"channels": 3}, "0.png: is uint8 grey, not 8-bit RGB"),
+        ({"channels": 3}, "0.png: has 1 channels, not 3"),
         ({"held_out": 3}, "holds 3 images; 3 are held out and none is left"),
     ],
 )

@@ -13,11 +13,11 @@ from dl_techniques.card import read_card
 from dl_techniques.certify import certify
 from dl_techniques.cli import main
 from dl_techniques.data.files import Picture, read_image, write_image
-from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.data.noise import add_gaussian_noise, estimate_sigma
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.inference.denoising import denoise_files, denoise_pixels
 from dl_techniques.inference.engines import Engine, load_engine
-from dl_techniques.inference.quality import estimate_sigma, inspect_noise
+from dl_techniques.inference.quality import inspect_noise
 from dl_techniques.inference.settings import DenoisingOptions
 from dl_techniques.inference.tiling import apply_tiled, plan_tiles
 from dl_techniques.metrics import psnr

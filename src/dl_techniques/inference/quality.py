@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dl_techniques.data.noise import estimate_sigma
+from dl_techniques.metrics import estimate_gain
+
 # Residuals of white Gaussian noise stay below these by a wide margin on natural images.
 CORRELATED, BLOCKY, CLIPPED, BIASED = 0.15, 1.15, 0.02, 0.2
 
@@ -30,47 +33,6 @@ class NoiseReport:
     bias: float
     clipped: float
     warnings: tuple[str, ...]
-
-
-def estimate_sigma(image: np.ndarray) -> float:
-    """Return the standard deviation of white noise from the finest diagonal details, the mean over channels.
-
-    Args:
-        image: `(height, width, channels)`, any unit; below 2×2 pixels there is no detail and the answer is 0.
-
-    Reference: Donoho & Johnstone 1994, Ideal spatial adaptation by wavelet shrinkage: median absolute deviation of
-    the Haar wavelet's diagonal coefficients over 0.6745.
-    """
-    height, width = (extent // 2 * 2 for extent in image.shape[:2])
-    if not height or not width:
-        return 0.0
-    x = image[:height, :width].astype("float64")
-    details = (x[::2, ::2] - x[1::2, ::2] - x[::2, 1::2] + x[1::2, 1::2]) / 2
-    return float(np.mean(np.median(np.abs(details), axis=(0, 1)) / 0.6745))
-
-
-def estimate_gain(
-    noisy: np.ndarray, denoised: np.ndarray, sigma: float, function: Callable[[np.ndarray], np.ndarray]
-) -> float:
-    """Return the gain in PSNR by Stein's unbiased risk estimate, the divergence measured with one random probe.
-
-    `MSE ≈ ‖y − f(y)‖²/N − σ² + 2σ²·div f(y)/N`, gain = `10 log₁₀(σ² / MSE)`.
-
-    Args:
-        noisy: `(height, width, channels)`.
-        denoised: `function(noisy)`.
-        sigma: Standard deviation of the noise, above 0.
-        function: The denoiser.
-
-    Reference: Ramani et al. 2008, Monte-Carlo SURE, eq. 14.
-    """
-    probe = np.random.default_rng(0).choice(np.array([-1.0, 1.0], "float32"), size=noisy.shape)
-    step = np.float32(0.1 * sigma)
-    change = function(noisy + step * probe).astype("float64") - denoised
-    divergence = float(np.mean(probe * change) / step)
-    residual = float(np.mean(np.square(noisy.astype("float64") - denoised)))
-    error = residual - sigma**2 + 2 * sigma**2 * divergence
-    return float(10 * np.log10(sigma**2 / max(error, 1e-4 * sigma**2)))
 
 
 def inspect_noise(noisy: np.ndarray, denoised: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> NoiseReport:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from dl_techniques.data.files import unit_range, write_file
+from dl_techniques.data.files import write_file
+from dl_techniques.data.noise import estimate_sigma
 from dl_techniques.errors import ConvUNextError
-from dl_techniques.metrics import denoising_psnr
+from dl_techniques.metrics import denoising_psnr, estimate_gain
 from dl_techniques.models.convunext.function import keras_function
 from dl_techniques.models.convunext.model import create_inference_model_from_training_model
 from dl_techniques.training.checkpoint import model_state, save_checkpoint, save_model
@@ -128,14 +129,13 @@ class DenoisingValidation(keras.callbacks.Callback):
     """After every epoch, log the mean PSNR of the averaged weights on noisy images as `val_psnr_<sigma>`.
 
     Args:
-        images: Clean images, `(height, width, channels)`, of an integer type.
+        images: Clean images, `(height, width, channels)`, float32, in [0, 1].
         sigmas: Standard deviations, in units of 1/255.
     """
 
     def __init__(self, images: Sequence[np.ndarray], sigmas: Sequence[float]) -> None:
         super().__init__()
-        self.images = [unit_range(image) for image in images]
-        self.sigmas = sigmas
+        self.images, self.sigmas = images, sigmas
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         function = keras_function(self.model)
@@ -143,3 +143,25 @@ class DenoisingValidation(keras.callbacks.Callback):
             for sigma in self.sigmas:
                 value = denoising_psnr(lambda noisy: function(noisy[None])[0], self.images, sigma)
                 (logs if logs is not None else {})[f"val_psnr_{sigma:g}"] = value
+
+
+class GainValidation(keras.callbacks.Callback):
+    """After every epoch, log the averaged weights' mean gain in PSNR as `val_gain`, estimated without clean images.
+
+    Args:
+        images: Noisy images, `(height, width, channels)`, float32.
+    """
+
+    def __init__(self, images: Sequence[np.ndarray]) -> None:
+        super().__init__()
+        self.images = [(image, estimate_sigma(image)) for image in images]
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        function = keras_function(self.model)
+
+        def denoise(noisy: np.ndarray) -> np.ndarray:
+            return function(noisy[None])[0]
+
+        with averaged_weights(self.model):
+            gains = [estimate_gain(image, denoise(image), sigma, denoise) for image, sigma in self.images if sigma > 0]
+        (logs if logs is not None else {})["val_gain"] = float(np.mean(gains)) if gains else 0.0

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.files import find_images, read_pixels, unit_range
-from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.data.files import find_images, read_image, unit_range
+from dl_techniques.data.noise import add_gaussian_noise, add_poisson_gaussian_noise, estimate_sigma, recorrupt
 from dl_techniques.data.pipeline import seeded_batches
 from dl_techniques.errors import FileError
 from dl_techniques.training.settings import DenoisingConfig, Phase
@@ -64,25 +64,26 @@ def train_denoiser(
     """
     import keras
 
-    from dl_techniques.training.callbacks import DenoisingValidation
+    from dl_techniques.training.callbacks import DenoisingValidation, GainValidation
     from dl_techniques.training.checkpoint import save_model
     from dl_techniques.training.loop import Stage, fit_stages
     from dl_techniques.training.run import check_run, open_run
 
     check_run(config.output, config, resume)
-    images = load_clean_images(config.images, config.channels, max(config.patch, config.final_patch))
+    images = load_images(config.images, config.channels, max(config.patch, config.final_patch))
     if len(images) <= config.held_out:
         count = len(images)
         reason = f"holds {count} images; {config.held_out} are held out and none is left to train on."
         raise FileError(str(config.images), reason, "Add images or hold out fewer.")
     held_out, training = images[: config.held_out], images[config.held_out :]
     console.print(f"{len(training)} images to train on, {len(held_out)} held out")
+    make_pair = choose_pairs(config, training)
     stages = [
         Stage(
             phase.first,
             phase.last,
-            lambda done, phase=phase, number=number: noisy_patches(
-                training, phase, (config.seed, number), config.sigma, done
+            lambda done, phase=phase, number=number: training_patches(
+                training, phase, (config.seed, number), make_pair, done
             ),
         )
         for number, phase in enumerate(config.phases)
@@ -94,7 +95,7 @@ def train_denoiser(
             stages,
             config.steps_per_epoch,
             checkpoints,
-            [DenoisingValidation(held_out, VALIDATION_SIGMAS)],
+            [GainValidation(held_out) if config.noisy_only else DenoisingValidation(held_out, VALIDATION_SIGMAS)],
             console,
             resume,
         )
@@ -107,49 +108,76 @@ def _compiled(model: keras.Model, config: DenoisingConfig) -> keras.Model:
     from dl_techniques.training.loop import averaged_adamw
     from dl_techniques.training.schedule import WarmupStableDecay
 
-    rate = WarmupStableDecay(config.learning_rate, config.steps, config.cooldown)
-    model.compile(optimizer=averaged_adamw(rate, 0.999), loss="mae")
+    rate = WarmupStableDecay(config.learning_rate, config.steps, config.cooldown, warmup=min(500, config.steps // 10))
+    momentum = min(0.999, max(0.0, 1 - 5 / config.steps))  # the average looks back over a fifth of a short run
+    model.compile(optimizer=averaged_adamw(rate, momentum), loss="mse" if config.noisy_only else "mae")
     model.optimizer.build(model.trainable_variables)
     return model
 
 
-def load_clean_images(folder: Path, channels: int, least: int) -> list[np.ndarray]:
-    """Return the images of a folder, sorted by name, `(height, width, channels)` of their own integer type.
+def load_images(folder: Path, channels: int, least: int) -> list[np.ndarray]:
+    """Return the images of a folder, sorted by name, `(height, width, channels)`, float32.
+
+    The largest value of an integer type becomes 1; floats are divided by the largest magnitude of all.
 
     Raises:
-        FileError: The folder holds no image, or one that is broken or smaller than `least` pixels.
+        FileError: The folder holds no image, or one that is broken, of other channels, not finite or smaller than
+            `least` pixels.
     """
-    paths = find_images([folder])
-    images = [read_pixels(path, channels) for path in paths]
-    for path, image in zip(paths, images, strict=True):
-        if min(image.shape[:2]) < least:
-            raise FileError(
-                str(path), f"is smaller than a patch of {least} pixels.", "Remove it or choose a smaller patch."
-            )
-    return images
+    images = []
+    for path in find_images([folder]):
+        pixels = read_image(path).pixels
+        if pixels.shape[2] != channels:
+            reason = f"has {pixels.shape[2]} channels, not {channels}."
+            raise FileError(str(path), reason, "Convert it, or set --channels.")
+        if not np.isfinite(pixels).all():
+            raise FileError(str(path), "holds samples that are NaN or infinite.", "Repair it.")
+        if min(pixels.shape[:2]) < least:
+            remedy = "Remove it or choose a smaller patch."
+            raise FileError(str(path), f"is smaller than a patch of {least} pixels.", remedy)
+        images.append(pixels)
+    unit = max((float(np.abs(image).max()) for image in images if image.dtype.kind == "f"), default=1.0) or 1.0
+    return [np.float32(i / unit) if i.dtype.kind == "f" else unit_range(i) for i in images]
 
 
-def noisy_patches(
-    images: Sequence[np.ndarray], phase: Phase, seed: tuple[int, int], sigma: float, done: int = 0
+MakePair = Callable[[np.ndarray, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+def choose_pairs(config: DenoisingConfig, images: Sequence[np.ndarray]) -> MakePair:
+    """Return what makes input and target of a crop, given the number of its image."""
+    if config.noisy_only:
+        sigmas = [estimate_sigma(image) for image in images]
+        return lambda crop, number, rng: recorrupt(crop, sigmas[number], rng)
+
+    def corrupt(crop: np.ndarray, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        sigma = rng.uniform(0.0, config.sigma) / 255
+        if config.gain == 0:
+            return add_gaussian_noise(crop, sigma, rng), crop
+        return add_poisson_gaussian_noise(crop, rng.uniform(0.0, config.gain) / 255, sigma, rng), crop
+
+    return corrupt
+
+
+def training_patches(
+    images: Sequence[np.ndarray], phase: Phase, seed: tuple[int, int], make_pair: MakePair, done: int = 0
 ) -> Iterator[tuple]:
-    """Yield a phase's remaining batches of noisy and clean patches; batch n depends on the seed and n alone.
+    """Yield a phase's remaining batches of inputs and targets; batch n depends on the seed and n alone.
 
-    Each is `(batch, patch, patch, channels)`, float32, in [0, 1] before the noise.
+    Each is `(batch, patch, patch, channels)`, float32.
 
     Args:
-        images: Clean images, `(height, width, channels)`, of an integer type.
+        images: `(height, width, channels)`, float32.
         phase: Size and number of the patches.
         seed: Seed of the run and number of the phase.
-        sigma: Largest standard deviation of the noise, in units of 1/255; each patch draws its own from 0 to it.
+        make_pair: Makes input and target of a crop.
         done: Steps of the phase that are done.
     """
     size = phase.patch
 
-    def patch(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        image = images[int(rng.integers(len(images)))]
-        top, left = (int(rng.integers(extent - size + 1)) for extent in image.shape[:2])
-        crop = np.rot90(image[top : top + size, left : left + size], int(rng.integers(4)))
-        clean = unit_range(crop[:, ::-1] if rng.integers(2) else crop)
-        return add_gaussian_noise(clean, rng.uniform(0.0, sigma) / 255, rng), clean
+    def pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        number = int(rng.integers(len(images)))
+        top, left = (int(rng.integers(extent - size + 1)) for extent in images[number].shape[:2])
+        crop = np.rot90(images[number][top : top + size, left : left + size], int(rng.integers(4)))
+        return make_pair(crop[:, ::-1] if rng.integers(2) else crop, number, rng)
 
-    return seeded_batches(patch, phase.last - phase.first, phase.batch_size, seed[0] + 1_000_003 * seed[1], done)
+    return seeded_batches(pair, phase.last - phase.first, phase.batch_size, seed[0] + 1_000_003 * seed[1], done)

@@ -16,10 +16,14 @@ class DenoisingConfig:
     """Settings of the training of a denoiser.
 
     Attributes:
-        images: Folder of clean PNG, JPEG, WebP, TIFF or BMP images.
+        images: Folder of clean PNG, JPEG, WebP, TIFF or BMP images; of noisy ones with `noisy_only`.
         output: Folder of the run.
         channels: 1 for grey, 3 for colour.
+        noisy_only: The images are noisy and there are no clean ones: learn from them alone. Their noise must be white
+            and Gaussian; its level is estimated for each.
         sigma: Largest standard deviation of the noise, in units of 1/255; each patch draws its own from 0 to it.
+        gain: Largest intensity of a photon, in units of 1/255, for shot noise beside the Gaussian; each patch draws its
+            own from 0 to it.
         steps: Steps of training.
         cooldown: Share of the steps, at the end, over which the learning rate falls to zero.
         patch: Height and width of a patch, in pixels, until the learning rate falls.
@@ -42,7 +46,9 @@ class DenoisingConfig:
     images: Path
     output: Annotated[Path, Parameter(name=("--output", "-o"))]
     channels: int = 1
+    noisy_only: bool = False
     sigma: float = 55.0
+    gain: float = 0.0
     steps: int = 40_000
     cooldown: float = 0.3
     patch: int = 96
@@ -70,6 +76,8 @@ class DenoisingConfig:
             raise ArgumentError("channels", "must be 1 (grey) or 3 (colour)", self.channels)
         if not self.sigma > 0:
             raise ArgumentError("sigma", "must be above 0", self.sigma)
+        if not self.gain >= 0:
+            raise ArgumentError("gain", "must be at least 0", self.gain)
         if not 0 <= self.cooldown <= 1:
             raise ArgumentError("cooldown", "must be in [0, 1]", self.cooldown)
 
