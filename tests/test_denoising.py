@@ -108,7 +108,7 @@ def test_noisy_images_alone_teach_a_denoiser(tmp_path):
     for index, image in enumerate(smooth):
         noisy = add_gaussian_noise(image, 0.1, rng)
         write_image(tmp_path / f"{index}.tif", Picture((4095 * noisy).astype("float32")))
-    settings = {**SMALL, "steps": 600, "steps_per_epoch": 300, "batch_size": 4, "patch": 16}
+    settings = {**SMALL, "steps": 400, "steps_per_epoch": 200, "batch_size": 4, "patch": 16}
     config = DenoisingConfig(images=tmp_path, output=tmp_path / "run", noisy_only=True, **settings)
     train_denoiser(config, Console(quiet=True))
     gains = [row["val_gain"] for row in read_log(config.output)]
@@ -222,7 +222,7 @@ def test_interrupted_within_an_epoch_ends_where_an_uninterrupted_run_does(finish
     _, model = finished
     config = DenoisingConfig(images=photos, output=tmp_path / "run", **SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "DenoisingValidation", lambda *_: StopAt(4))
+        patch.setattr(callbacks, "Validation", lambda *_: StopAt(4))
         with pytest.raises(KeyboardInterrupt):
             train_denoiser(config, Console(quiet=True))
     assert checkpoint.list_checkpoints(config.output / "checkpoints")[0].name.startswith("step-000000005")

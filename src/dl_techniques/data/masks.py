@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -112,7 +112,7 @@ class Classes:
         return 1 if self.count == 2 else self.count
 
     @property
-    def activation(self) -> str:
+    def activation(self) -> Literal["sigmoid", "softmax"]:
         """What turns the model's logits into probabilities."""
         return "sigmoid" if self.outputs == 1 else "softmax"
 
@@ -128,7 +128,7 @@ class Classes:
         """
         found = np.unique(mask)
         if self.foreground:
-            indices = np.uint8(mask != self.values[0])
+            indices = (mask != self.values[0]).astype("uint8")
         else:
             if unknown := sorted(set(found.tolist()) - set(self.values) - set(self.ignored)):
                 raise FileError(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from dl_techniques.data.files import unit_range
 
 
 def standardize(pixels: np.ndarray) -> np.ndarray:
@@ -18,3 +22,13 @@ def standardize(pixels: np.ndarray) -> np.ndarray:
         return np.zeros(pixels.shape, "float32")
     x = pixels.astype("float64")
     return ((x - x.mean()) / x.std()).astype("float32")
+
+
+def to_one_unit(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return images as float32 of one unit: the largest value of an integer type, the largest magnitude of all floats.
+
+    Args:
+        images: Integers or floats, finite.
+    """
+    unit = max((float(np.abs(image).max()) for image in images if image.dtype.kind == "f"), default=1.0) or 1.0
+    return [(i / unit).astype("float32") if i.dtype.kind == "f" else unit_range(i) for i in images]

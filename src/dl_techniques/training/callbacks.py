@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
 from dl_techniques.data.files import write_file
-from dl_techniques.data.noise import estimate_sigma
 from dl_techniques.errors import ConvUNextError
-from dl_techniques.metrics import denoising_psnr, estimate_gain
-from dl_techniques.models.convunext.function import keras_function
+from dl_techniques.models.convunext.function import Function, keras_function
 from dl_techniques.models.convunext.model import create_inference_model_from_training_model
 from dl_techniques.training.checkpoint import model_state, save_checkpoint, save_model
-from dl_techniques.training.evaluation import evaluate
-
-if TYPE_CHECKING:
-    from dl_techniques.data.masks import Classes
-    from dl_techniques.training.segmentation_data import SegmentationSample
 
 
 class StateCheckpoint(keras.callbacks.Callback):
@@ -94,74 +86,34 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
             weight.assign(value)
 
 
-class SegmentationValidation(keras.callbacks.Callback):
-    """After every epoch, log Dice and IoU of the averaged weights on whole images, and keep the best weights.
+class Validation(keras.callbacks.Callback):
+    """After every epoch, measure the averaged weights, log what came out, and keep the best.
 
     Args:
-        samples: Images and their classes.
-        classes: What the model's channels mean.
+        measure: Returns figures by name, given the model as a function; they are logged as `val_<name>`.
+        watched: Name of the figure whose highest value is the best; none is kept if not given.
         path: Where the best inference model goes, a `.keras` file.
-        best: Mean Dice of the one that is there.
+        best: Figure of the one that is there.
+        activation: What the inference model ends in.
     """
 
-    def __init__(self, samples: Sequence[SegmentationSample], classes: Classes, path: Path, best: float) -> None:
+    def __init__(
+        self,
+        measure: Callable[[Function], Mapping[str, float]],
+        watched: str | None = None,
+        path: Path | None = None,
+        best: float = -np.inf,
+        activation: str = "linear",
+    ) -> None:
         super().__init__()
-        self.samples, self.classes, self.path, self.best = samples, classes, path, best
+        self.measure, self.watched, self.path, self.best, self.activation = measure, watched, path, best, activation
 
     def on_epoch_end(self, epoch, logs=None) -> None:
-        function, activation = keras_function(self.model), keras.activations.get(self.classes.activation)
-
-        def probabilities(batch: np.ndarray) -> np.ndarray:
-            return keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(function(batch))))
-
         with averaged_weights(self.model):
-            result = evaluate(probabilities, self.samples, self.classes).confusion
-            (logs if logs is not None else {}).update(val_dice=result.mean_dice, val_iou=result.mean_iou)
-            if result.mean_dice > self.best or not self.path.exists():
-                self.best = result.mean_dice
-                inference_model = create_inference_model_from_training_model(
-                    self.model, final_activation=self.classes.activation
-                )
-                save_model(inference_model, self.path)
-
-
-class DenoisingValidation(keras.callbacks.Callback):
-    """After every epoch, log the mean PSNR of the averaged weights on noisy images as `val_psnr_<sigma>`.
-
-    Args:
-        images: Clean images, `(height, width, channels)`, float32, in [0, 1].
-        sigmas: Standard deviations, in units of 1/255.
-    """
-
-    def __init__(self, images: Sequence[np.ndarray], sigmas: Sequence[float]) -> None:
-        super().__init__()
-        self.images, self.sigmas = images, sigmas
-
-    def on_epoch_end(self, epoch, logs=None) -> None:
-        function = keras_function(self.model)
-        with averaged_weights(self.model):
-            for sigma in self.sigmas:
-                value = denoising_psnr(lambda noisy: function(noisy[None])[0], self.images, sigma)
-                (logs if logs is not None else {})[f"val_psnr_{sigma:g}"] = value
-
-
-class GainValidation(keras.callbacks.Callback):
-    """After every epoch, log the averaged weights' mean gain in PSNR as `val_gain`, estimated without clean images.
-
-    Args:
-        images: Noisy images, `(height, width, channels)`, float32.
-    """
-
-    def __init__(self, images: Sequence[np.ndarray]) -> None:
-        super().__init__()
-        self.images = [(image, estimate_sigma(image)) for image in images]
-
-    def on_epoch_end(self, epoch, logs=None) -> None:
-        function = keras_function(self.model)
-
-        def denoise(noisy: np.ndarray) -> np.ndarray:
-            return function(noisy[None])[0]
-
-        with averaged_weights(self.model):
-            gains = [estimate_gain(image, denoise(image), sigma, denoise) for image, sigma in self.images if sigma > 0]
-        (logs if logs is not None else {})["val_gain"] = float(np.mean(gains)) if gains else 0.0
+            figures = self.measure(keras_function(self.model))
+            (logs if logs is not None else {}).update({f"val_{name}": value for name, value in figures.items()})
+            if self.watched is not None and self.path is not None:
+                if figures[self.watched] > self.best or not self.path.exists():
+                    self.best = figures[self.watched]
+                    changes = {"final_activation": self.activation} if self.activation != "linear" else {}
+                    save_model(create_inference_model_from_training_model(self.model, **changes), self.path)

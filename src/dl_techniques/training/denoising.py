@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.files import find_images, read_image, unit_range
+from dl_techniques.data.files import find_images, read_image
 from dl_techniques.data.noise import add_gaussian_noise, add_poisson_gaussian_noise, estimate_sigma, recorrupt
+from dl_techniques.data.normalization import to_one_unit
 from dl_techniques.data.pipeline import seeded_batches
 from dl_techniques.errors import FileError
+from dl_techniques.metrics import denoising_psnr, estimate_gain
 from dl_techniques.training.settings import DenoisingConfig, Phase
 
 if TYPE_CHECKING:
     import keras
     from rich.console import Console
 
+    from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
 
 VALIDATION_SIGMAS = (15.0, 25.0, 50.0)
@@ -64,7 +67,7 @@ def train_denoiser(
     """
     import keras
 
-    from dl_techniques.training.callbacks import DenoisingValidation, GainValidation
+    from dl_techniques.training.callbacks import Validation
     from dl_techniques.training.checkpoint import save_model
     from dl_techniques.training.loop import Stage, fit_stages
     from dl_techniques.training.run import check_run, open_run
@@ -95,13 +98,27 @@ def train_denoiser(
             stages,
             config.steps_per_epoch,
             checkpoints,
-            [GainValidation(held_out) if config.noisy_only else DenoisingValidation(held_out, VALIDATION_SIGMAS)],
+            [Validation(lambda function: measure_denoiser(function, held_out, config.noisy_only))],
             console,
             resume,
         )
         model.optimizer.finalize_variable_values(model.trainable_variables)
         save_model(model, config.output / "model.keras")
     return model
+
+
+def measure_denoiser(function: Function, images: Sequence[np.ndarray], noisy_only: bool) -> dict[str, float]:
+    """Return the PSNR of a denoiser at `VALIDATION_SIGMAS`, or its estimated gain where no image is clean, in dB."""
+
+    def denoise(noisy: np.ndarray) -> np.ndarray:
+        return function(noisy[None])[0]
+
+    if not noisy_only:
+        return {f"psnr_{sigma:g}": denoising_psnr(denoise, images, sigma) for sigma in VALIDATION_SIGMAS}
+    sigmas = [estimate_sigma(image) for image in images]
+    pairs = [(image, sigma) for image, sigma in zip(images, sigmas, strict=True) if sigma > 0]
+    gains = [estimate_gain(image, denoise(image), sigma, denoise) for image, sigma in pairs]
+    return {"gain": float(np.mean(gains)) if gains else 0.0}
 
 
 def _compiled(model: keras.Model, config: DenoisingConfig) -> keras.Model:
@@ -136,8 +153,7 @@ def load_images(folder: Path, channels: int, least: int) -> list[np.ndarray]:
             remedy = "Remove it or choose a smaller patch."
             raise FileError(str(path), f"is smaller than a patch of {least} pixels.", remedy)
         images.append(pixels)
-    unit = max((float(np.abs(image).max()) for image in images if image.dtype.kind == "f"), default=1.0) or 1.0
-    return [np.float32(i / unit) if i.dtype.kind == "f" else unit_range(i) for i in images]
+    return to_one_unit(images)
 
 
 MakePair = Callable[[np.ndarray, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]

@@ -51,7 +51,7 @@ def predict(function: Function, image: np.ndarray, classes: Classes) -> tuple[np
     output = function(image[None])[0]
     if classes.outputs == 1:
         output = np.concatenate([1 - output, output], axis=-1)
-    return np.uint8(output.argmax(axis=-1)), output.max(axis=-1)
+    return output.argmax(axis=-1).astype("uint8"), output.max(axis=-1)
 
 
 def evaluate(function: Function, samples: Iterable[SegmentationSample], classes: Classes) -> Evaluation:
@@ -123,7 +123,8 @@ def error_row(name: str, sample: SegmentationSample, predicted: np.ndarray, scor
     low, high = np.percentile(sample.image, (0.5, 99.5))
     wrong = (predicted != sample.classes) & (sample.classes != IGNORED)
     shown = to_display(sample.image, low, high)
-    dimmed = np.uint8(0.4 * (shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, 2)))
+    colours = shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, 2)
+    dimmed = (0.4 * colours).astype("uint8")
     dimmed[wrong] = (245, 60, 60)
     return [
         (f"{name}: {sample.name}", shown),

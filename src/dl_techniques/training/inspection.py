@@ -170,7 +170,7 @@ def _inspect(pair: Pair) -> PairFacts:
         low=float(pixels.min()),
         high=float(pixels.max()),
         counts=dict(zip(values.tolist(), counts.tolist(), strict=True)),
-        digest=hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest(),
+        digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
     )
 
 

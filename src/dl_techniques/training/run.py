@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -109,6 +110,19 @@ def read_log(folder: Path) -> list[dict[str, float]]:
         return []
     with open(path, encoding="utf-8", newline="") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def best_so_far(folder: Path, name: str) -> float:
+    """Return the highest value of a figure in a run's log, minus infinity if there is none."""
+    return max((row[name] for row in read_log(folder)), default=-math.inf)
+
+
+def write_split(folder: Path, training: Iterable[Any], validation: Iterable[Any]) -> None:
+    """Write which samples, by their `name`, are trained on and which validated on."""
+    lines = ["side,name"]
+    for side, samples in (("training", training), ("validation", validation)):
+        lines += [f'{side},"{sample.name}"' for sample in samples]
+    write_file(folder / "split.csv", "\n".join([*lines, ""]).encode())
 
 
 def _plain(config: Any) -> dict[str, Any]:

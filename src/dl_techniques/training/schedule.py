@@ -34,3 +34,14 @@ class WarmupStableDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self) -> dict:
         return {"peak": self.peak, "steps": self.steps, "cooldown": self.cooldown, "warmup": self.warmup}
+
+
+def warmup_cosine(peak: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
+    """Return a learning rate that rises for a tenth of the steps, at most 100, and falls along a cosine to a hundredth.
+
+    Reference: Loshchilov & Hutter 2017, SGDR, equation 5.
+    """
+    warmup = min(100, steps // 10)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup, warmup_target=peak, warmup_steps=warmup, alpha=0.01
+    )

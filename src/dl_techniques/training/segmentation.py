@@ -14,7 +14,7 @@ from dl_techniques import __version__
 from dl_techniques.card import write_card
 from dl_techniques.data.files import write_file
 from dl_techniques.training.evaluation import Evaluation, describe_evaluation, evaluate, metrics_of
-from dl_techniques.training.run import check_run, open_run, read_log
+from dl_techniques.training.run import best_so_far, check_run, open_run, read_log, write_split
 from dl_techniques.training.segmentation_data import (
     SegmentationData,
     choose_augmentation,
@@ -29,6 +29,7 @@ from dl_techniques.training.supervision import supervision_weights
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
 
 BEST, MODEL = "best.keras", "model.keras"
@@ -66,7 +67,7 @@ def train_segmenter(config: SegmentationConfig, console: Console, resume: bool =
     """
     import keras
 
-    from dl_techniques.training.callbacks import SegmentationValidation
+    from dl_techniques.training.callbacks import Validation
     from dl_techniques.training.loop import Stage, fit_stages
 
     check_run(config.output, config, resume)
@@ -81,15 +82,21 @@ def train_segmenter(config: SegmentationConfig, console: Console, resume: bool =
         )
 
     with open_run(config.output, "segment", config, resume) as checkpoints:
-        _write_split(config.output, data)
+        write_split(config.output, data.training, data.validation)
         keras.utils.set_random_seed(config.seed)
-        best = config.output / BEST
+        validation = Validation(
+            lambda function: measure_segmenter(function, data),
+            "dice",
+            config.output / BEST,
+            best_so_far(config.output, "val_dice"),
+            data.classes.activation,
+        )
         fit_stages(
             lambda: build_segmenter(config, data),
             [Stage(0, config.steps, batches)],
             config.steps_per_epoch,
             checkpoints,
-            [SegmentationValidation(data.validation, data.classes, best, best_so_far(config.output))],
+            [validation],
             console,
             resume,
         )
@@ -98,11 +105,11 @@ def train_segmenter(config: SegmentationConfig, console: Console, resume: bool =
 
 def build_segmenter(config: SegmentationConfig, data: SegmentationData) -> ConvUNextModel:
     """Return the untrained model of a run, compiled; its outputs are logits."""
-    import keras
 
     from dl_techniques.losses import SegmentationLoss
     from dl_techniques.models.convunext.model import ConvUNextModel
     from dl_techniques.training.loop import averaged_adamw
+    from dl_techniques.training.schedule import warmup_cosine
 
     model = ConvUNextModel(
         input_shape=(None, None, data.inspection.channels),
@@ -116,12 +123,8 @@ def build_segmenter(config: SegmentationConfig, data: SegmentationData) -> ConvU
         layer_scale_init_value=0.1,
         seed=config.seed,
     )
-    warmup = min(100, config.steps // 10)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, config.steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup, alpha=0.01
-    )
     model.compile(
-        optimizer=averaged_adamw(rate, 0.99),
+        optimizer=averaged_adamw(warmup_cosine(config.learning_rate, config.steps), 0.99),
         loss=[SegmentationLoss(data.classes.activation) for _ in range(config.depth)],
         loss_weights=supervision_weights(config.depth),
     )
@@ -129,16 +132,17 @@ def build_segmenter(config: SegmentationConfig, data: SegmentationData) -> ConvU
     return model
 
 
-def best_so_far(folder: Path) -> float:
-    """Return the best validation score in a run's log, minus infinity if there is none."""
-    return max((row["val_dice"] for row in read_log(folder)), default=-np.inf)
+def measure_segmenter(function: Function, data: SegmentationData) -> dict[str, float]:
+    """Return mean Dice and IoU of a model that returns logits."""
+    import keras
 
+    activation = keras.activations.get(data.classes.activation)
 
-def _write_split(folder: Path, data: SegmentationData) -> None:
-    lines = ["side,name"]
-    for side, samples in (("training", data.training), ("validation", data.validation)):
-        lines += [f'{side},"{sample.name}"' for sample in samples]
-    write_file(folder / "split.csv", "\n".join([*lines, ""]).encode())
+    def probabilities(batch: np.ndarray) -> np.ndarray:
+        return keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(function(batch))))
+
+    confusion = evaluate(probabilities, data.validation, data.classes).confusion
+    return {"dice": confusion.mean_dice, "iou": confusion.mean_iou}
 
 
 def _finish(
