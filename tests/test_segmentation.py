@@ -12,17 +12,17 @@ from dl_techniques.card import read_card
 from dl_techniques.cli import main
 from dl_techniques.data.augment import Augmentation
 from dl_techniques.data.masks import IGNORED, Classes
+from dl_techniques.data.pipeline import random_crop
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.models.convunext.function import keras_function
 from dl_techniques.training.checkpoint import list_checkpoints
+from dl_techniques.training.choices import choose_augmentation
 from dl_techniques.training.evaluation import evaluate
 from dl_techniques.training.run import read_log
 from dl_techniques.training.segmentation import train_segmenter
 from dl_techniques.training.segmentation_data import (
     SegmentationSample,
-    choose_augmentation,
     load_data,
-    random_crop,
     segmentation_batches,
 )  # fmt: skip
 from dl_techniques.training.settings import SegmentationConfig
@@ -219,7 +219,7 @@ def spoil_twin(folder):
         (spoil_size, {}, "1 of 6 pairs cannot be used:\n.*2_mask.png: is 5x7 pixels, its image 2.png 24x20"),
         (spoil_image, {}, "3.png: is not an image"),
         (spoil_count, {}, "masks: has no target for 4.png"),
-        (spoil_kind, {}, "1.png: has 3 channels where most images have 1"),
+        (spoil_kind, {}, "1.png: has 3 channels where most have 1"),
         (lambda folder: None, {"classes": ("a", "b")}, "`classes` must name 3 classes"),
         (lambda folder: None, {"group_regex": "()"}, "must give at least two groups"),
         (spoil_twin, {"val_images": "val/0.png", "val_masks": "val/0_mask.png"}, "0.png: is the same image as"),

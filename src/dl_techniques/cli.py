@@ -16,7 +16,7 @@ from dl_techniques import __version__
 from dl_techniques.errors import ConvUNextError, ExportError
 from dl_techniques.inference.settings import DenoisingOptions, ExportOptions
 from dl_techniques.training.demo import DemoConfig
-from dl_techniques.training.settings import DenoisingConfig, SegmentationConfig
+from dl_techniques.training.settings import DenoisingConfig, RestorationConfig, SegmentationConfig
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 Backend = Literal["tensorflow", "jax", "torch"] | None
@@ -192,6 +192,21 @@ def train_segment(config: Annotated[SegmentationConfig, Parameter(name="*")], *,
     _train(config, backend)
 
 
+@train.command(name="restore")
+def train_restore(config: Annotated[RestorationConfig, Parameter(name="*")], *, backend: Backend = None) -> None:
+    """Train a model that restores images, from pairs of what is and what it should be: deblurring, cleaning, any size.
+
+    Looks at every file first and names what is wrong. A run that was stopped, by whatever, goes on with
+    `convunext train --resume RUN` as if it had not been. Writes model.keras, the weights that were best on the
+    validation images, and report.html, whose path is the last line printed.
+
+    Args:
+        config: Settings of the run.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    _train(config, backend)
+
+
 @train.command(name="denoise")
 def train_denoise(config: Annotated[DenoisingConfig, Parameter(name="*")], *, backend: Backend = None) -> None:
     """Train a blind denoiser on clean images; Gaussian noise of every level up to sigma is added on the way.
@@ -217,13 +232,15 @@ def resume_training(*, resume: Path, backend: Backend = None) -> None:
     from dl_techniques.training.run import stored_config, task_of
 
     task = task_of(resume)
-    kinds = {"denoise": DenoisingConfig, "segment": SegmentationConfig}
+    kinds = {"denoise": DenoisingConfig, "restore": RestorationConfig, "segment": SegmentationConfig}
     if task not in kinds:
         raise ConvUNextError(str(resume), f"is a run of task {task!r}, which this version does not know.", "Update.")
     _train(stored_config(resume, kinds[task]), backend, resume=True)
 
 
-def _train(config: DenoisingConfig | SegmentationConfig, backend: Backend, resume: bool = False) -> None:
+def _train(
+    config: DenoisingConfig | RestorationConfig | SegmentationConfig, backend: Backend, resume: bool = False
+) -> None:
     _choose_backend(backend)
     from rich.console import Console
 
@@ -232,8 +249,11 @@ def _train(config: DenoisingConfig | SegmentationConfig, backend: Backend, resum
         if isinstance(config, SegmentationConfig):
             from dl_techniques.training.segmentation import train_segmenter
 
-            result = train_segmenter(config, console, resume)
-            print(result.report)
+            print(train_segmenter(config, console, resume).report)
+        elif isinstance(config, RestorationConfig):
+            from dl_techniques.training.restoration import train_restorer
+
+            print(train_restorer(config, console, resume).report)
         else:
             from dl_techniques.training.denoising import train_denoiser
 

@@ -88,3 +88,23 @@ def seeded_batches(
 
     batches = grain.MapDataset.range(steps * batch_size).seed(seed).random_map(Sample()).batch(batch_size)[done:]
     yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads))
+
+
+def random_crop(
+    image: np.ndarray, target: np.ndarray, patch: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a square out of an image and its target; what is smaller is reflected at its borders first.
+
+    Args:
+        image: `(height, width, channels)`.
+        target: `(height, width)` or `(height, width, channels)`.
+        patch: Height and width of the square.
+        rng: Source of its place.
+    """
+    missing = [max(patch - extent, 0) for extent in image.shape[:2]]
+    if any(missing):
+        pads = [(pixels // 2, pixels - pixels // 2) for pixels in missing]
+        image, target = (np.pad(x, pads + [(0, 0)] * (x.ndim - 2), mode="symmetric") for x in (image, target))
+    top, left = (int(rng.integers(extent - patch + 1)) for extent in image.shape[:2])
+    window = slice(top, top + patch), slice(left, left + patch)
+    return image[window], target[window]

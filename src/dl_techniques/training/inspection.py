@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What was found in an image and its mask.
+    """What was found in an image and its mask, or the image that it is to become.
 
     Attributes:
         pair: The files.
@@ -33,7 +33,8 @@ class PairFacts:
         dtype: Type of the image's samples.
         low: Smallest sample.
         high: Largest sample.
-        counts: Pixels of each mask value.
+        counts: Pixels of each mask value; empty for images.
+        target_channels: Channels of the target; 1 for masks.
         digest: Of the image's samples.
         problem: Why the pair cannot be used, empty if it can.
     """
@@ -45,6 +46,7 @@ class PairFacts:
     low: float = 0.0
     high: float = 0.0
     counts: Mapping[int, int] = field(default_factory=dict)
+    target_channels: int = 1
     digest: str = ""
     problem: str = ""
 
@@ -77,8 +79,13 @@ class Inspection:
         return min(min(facts.size) for facts in self.facts)
 
 
-def inspect_pairs(pairs: Sequence[Pair], console: Console) -> Inspection:
-    """Read every image and mask once, in parallel.
+def inspect_pairs(pairs: Sequence[Pair], console: Console, masks: bool = True) -> Inspection:
+    """Read every image and its target once, in parallel.
+
+    Args:
+        pairs: The files.
+        console: Where to show progress.
+        masks: Whether targets are masks or images.
 
     Raises:
         FileError: Files cannot be used; the first ten are named with the reason, before anything is trained.
@@ -86,7 +93,7 @@ def inspect_pairs(pairs: Sequence[Pair], console: Console) -> Inspection:
     from rich.progress import track
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(_inspect, pairs)
+        found = pool.map(lambda pair: _inspect(pair, masks), pairs)
         facts = list(
             track(found, "reading", len(pairs), console=console, disable=not console.is_terminal, transient=True)
         )
@@ -96,11 +103,8 @@ def inspect_pairs(pairs: Sequence[Pair], console: Console) -> Inspection:
         more = f"\n  … {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         folder = str(pairs[0].image.parent)
         raise FileError(folder, f"{len(problems)} of {len(pairs)} pairs cannot be used:\n  {shown}{more}", "")
-    if len(kinds := Counter(entry.channels for entry in facts)) > 1:
-        rare = min(kinds, key=lambda channels: kinds[channels])
-        first = next(entry for entry in facts if entry.channels == rare)
-        reason = f"has {rare} channels where most images have {max(kinds, key=lambda channels: kinds[channels])}."
-        raise FileError(str(first.pair.image), reason, "Convert the images to one kind.")
+    _refuse_mixture([(entry.pair.image, entry.channels) for entry in facts])
+    _refuse_mixture([(entry.pair.target, entry.target_channels) for entry in facts])
     return Inspection(tuple(facts), tuple(_notes(facts)))
 
 
@@ -113,10 +117,8 @@ def refuse_overlap(training: Sequence[PairFacts], validation: Sequence[PairFacts
             raise FileError(str(facts.pair.image), reason, "Take one of them away.")
 
 
-def describe(inspection: Inspection, classes: Classes, console: Console) -> None:
-    """Show sizes, values, shares of the classes and notes."""
-    from rich.table import Table
-
+def describe_images(inspection: Inspection, console: Console) -> None:
+    """Show sizes, values and notes."""
     sizes = Counter(facts.size for facts in inspection.facts)
     common = ", ".join(f"{count} of {w}x{h}" for (h, w), count in sizes.most_common(3))
     low, high = min(facts.low for facts in inspection.facts), max(facts.high for facts in inspection.facts)
@@ -125,6 +127,14 @@ def describe(inspection: Inspection, classes: Classes, console: Console) -> None
         f"{len(inspection.facts)} images ({common}{' …' if len(sizes) > 3 else ''}), {inspection.channels} channels, "
         f"{kinds}, values {low:g} to {high:g}"
     )
+    for note in inspection.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def describe_classes(inspection: Inspection, classes: Classes, console: Console) -> None:
+    """Show the shares of the classes."""
+    from rich.table import Table
+
     counts = inspection.counts
     table = Table("class", "mask value", "share of pixels", "images with it")
     total = sum(counts.values())
@@ -138,8 +148,6 @@ def describe(inspection: Inspection, classes: Classes, console: Console) -> None
         share = sum(counts[value] for value in classes.ignored) / total
         table.add_row("ignored", ", ".join(map(str, classes.ignored)), f"{share:.2%}", "")
     console.print(table)
-    for note in inspection.notes:
-        console.print(f"note: {note}", markup=False)
 
 
 def _values_of(index: int, classes: Classes, counts: Mapping[int, int]) -> list[int]:
@@ -148,28 +156,38 @@ def _values_of(index: int, classes: Classes, counts: Mapping[int, int]) -> list[
     return [classes.values[index]]
 
 
-def _inspect(pair: Pair) -> PairFacts:
+def _refuse_mixture(found: Sequence[tuple[Path, int]]) -> None:
+    kinds = Counter(channels for _, channels in found).most_common()
+    if len(kinds) > 1:
+        path, channels = next(entry for entry in found if entry[1] == kinds[-1][0])
+        reason = f"has {channels} channels where most have {kinds[0][0]}."
+        raise FileError(str(path), reason, "Convert the images to one kind.")
+
+
+def _inspect(pair: Pair, masks: bool) -> PairFacts:
     try:
         pixels = read_image(pair.image).pixels
-        mask = read_mask(pair.target)
+        target = read_mask(pair.target)[..., None] if masks else read_image(pair.target).pixels
     except ConvUNextError as error:
         return PairFacts(pair, problem=str(error))
-    if not np.isfinite(pixels).all():
-        count = int((~np.isfinite(pixels)).sum())
-        return PairFacts(pair, problem=f"{pair.image}: holds {count} samples that are NaN or infinite. Repair them.")
-    if pixels.shape[:2] != mask.shape:
-        (h, w), (mask_h, mask_w) = pixels.shape[:2], mask.shape
-        problem = f"{pair.target}: is {mask_w}x{mask_h} pixels, its image {pair.image.name} {w}x{h}. Resize one."
+    for path, array in ((pair.image, pixels), (pair.target, target)):
+        if not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            return PairFacts(pair, problem=f"{path}: holds {count} samples that are NaN or infinite. Repair them.")
+    if pixels.shape[:2] != target.shape[:2]:
+        (h, w), (other_h, other_w) = pixels.shape[:2], target.shape[:2]
+        problem = f"{pair.target}: is {other_w}x{other_h} pixels, its image {pair.image.name} {w}x{h}. Resize one."
         return PairFacts(pair, problem=problem)
-    values, counts = np.unique(mask, return_counts=True)
+    values, counts = np.unique(target if masks else np.zeros(0, "int32"), return_counts=True)
     return PairFacts(
         pair,
-        size=mask.shape,
+        size=(pixels.shape[0], pixels.shape[1]),
         channels=pixels.shape[2],
         dtype=str(pixels.dtype),
         low=float(pixels.min()),
         high=float(pixels.max()),
         counts=dict(zip(values.tolist(), counts.tolist(), strict=True)),
+        target_channels=target.shape[2],
         digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
     )
 

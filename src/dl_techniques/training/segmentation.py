@@ -13,12 +13,11 @@ import numpy as np
 from dl_techniques import __version__
 from dl_techniques.card import write_card
 from dl_techniques.data.files import write_file
+from dl_techniques.training.choices import choose_augmentation, choose_patch
 from dl_techniques.training.evaluation import Evaluation, describe_evaluation, evaluate, metrics_of
 from dl_techniques.training.run import best_so_far, check_run, open_run, read_log, write_split
 from dl_techniques.training.segmentation_data import (
     SegmentationData,
-    choose_augmentation,
-    choose_patch,
     load_data,
     segmentation_batches,
 )  # fmt: skip

@@ -13,16 +13,19 @@ from dl_techniques.data.files import read_image
 from dl_techniques.data.masks import IGNORED, Classes, choose_classes, read_mask
 from dl_techniques.data.normalization import standardize
 from dl_techniques.data.pairs import Pair, find_pairs, split_pairs
-from dl_techniques.data.pipeline import seeded_batches
-from dl_techniques.training.inspection import Inspection, describe, inspect_pairs, refuse_overlap
+from dl_techniques.data.pipeline import random_crop, seeded_batches
+from dl_techniques.training.inspection import (
+    Inspection,
+    describe_classes,
+    describe_images,
+    inspect_pairs,
+    refuse_overlap,
+)
 from dl_techniques.training.settings import SegmentationConfig
 from dl_techniques.training.supervision import channel_target, class_target, target_pyramid
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-PIXELS_IN_A_STEP = 131_072
-LARGEST_PATCH = 256
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def load_data(config: SegmentationConfig, console: Console) -> SegmentationData:
     inspection = inspect_pairs([*training, *validation], console)
     refuse_overlap(inspection.facts[: len(training)], inspection.facts[len(training) :])
     classes = choose_classes(inspection.counts, config.mask_kind, config.classes, config.ignore)
-    describe(inspection, classes, console)
+    describe_images(inspection, console)
+    describe_classes(inspection, classes, console)
     console.print(f"{len(training)} images to train on, {len(validation)} to validate on")
     return SegmentationData(
         inspection, classes, [read_sample(p, classes) for p in training], [read_sample(p, classes) for p in validation]
@@ -94,19 +98,6 @@ def read_sample(
     """
     mask = classes.encode(read_mask(pair.target), pair.target)
     return SegmentationSample(pair.name, normalize(read_image(pair.image).pixels), mask)
-
-
-def choose_patch(config: SegmentationConfig, inspection: Inspection) -> tuple[int, int]:
-    """Return the patch size and the number of patches in a step: those of the settings, or what suits the images."""
-    multiple = 2**config.depth
-    patch = config.patch or max(multiple, min(LARGEST_PATCH, inspection.smallest) // multiple * multiple)
-    return patch, config.batch_size or max(1, round(PIXELS_IN_A_STEP / patch**2))
-
-
-def choose_augmentation(config: SegmentationConfig, inspection: Inspection) -> Augmentation:
-    """Return the random changes of crops: without turns where up and down differ."""
-    upright = config.symmetries == "mirror" or (config.symmetries == "auto" and inspection.channels > 1)
-    return Augmentation(upend=0.0, turn=0.0) if upright else Augmentation()
 
 
 def segmentation_batches(
@@ -150,17 +141,3 @@ def segmentation_batches(
 
     for images, targets in seeded_batches(crop, steps, batch_size, seed, done, threads=2):
         yield images, tuple(target_pyramid(targets, outputs))
-
-
-def random_crop(
-    image: np.ndarray, mask: np.ndarray, patch: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a square out of an image and its mask; what is smaller is reflected at its borders first."""
-    missing = [max(patch - extent, 0) for extent in mask.shape]
-    if any(missing):
-        pads = [(pixels // 2, pixels - pixels // 2) for pixels in missing]
-        image = np.pad(image, (*pads, (0, 0)), mode="symmetric")
-        mask = np.pad(mask, pads, mode="symmetric")
-    top, left = (int(rng.integers(extent - patch + 1)) for extent in mask.shape)
-    window = slice(top, top + patch), slice(left, left + patch)
-    return image[window], mask[window]

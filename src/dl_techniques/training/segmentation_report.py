@@ -25,7 +25,7 @@ from dl_techniques.training.evaluation import (
     predict,
     table,
 )  # fmt: skip
-from dl_techniques.training.inspection import describe, inspect_pairs
+from dl_techniques.training.inspection import describe_classes, describe_images, inspect_pairs
 from dl_techniques.training.report import Report, Table
 from dl_techniques.training.segmentation_data import SegmentationSample, read_sample
 
@@ -146,7 +146,8 @@ def evaluate_files(
     if inspection.channels != card.get("channels"):
         reason = f"have {inspection.channels} channels; {source} takes {card.get('channels')}."
         raise FileError(images, reason, "Convert the images, or name another model.")
-    describe(inspection, classes, console)
+    describe_images(inspection, console)
+    describe_classes(inspection, classes, console)
     normalize = standardize if card.get("normalization") == "standardize" else _as_floats
     samples = [read_sample(facts.pair, classes, normalize) for facts in inspection.facts]
     result = evaluate(function, samples, classes)

@@ -90,23 +90,16 @@ class DenoisingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationConfig:
-    """Settings of the training of a segmenter.
+class PairedConfig:
+    """Settings of trainings on images and what belongs to each.
 
     Attributes:
         images: Folder of images or a pattern such as `'slices/*.tif'`; or a CSV file with columns image and target.
-        masks: Folder or pattern of masks, each named like its image, all with the same ending or none: grey values,
-            palette indices or colours, PNG or TIFF. Not with a CSV file.
         output: Folder of the run.
         val_images: Images to validate on, as `images`; a share of `images` if not given.
-        val_masks: Their masks.
         val_fraction: Share of the images, or of their groups, to validate on.
         group_regex: Images stay on one side of the split whose name gives the same first group of this pattern, such
             as `'^([^_]+)_'` for the frames of one film.
-        mask_kind: `"classes"`: each mask value is a class; `"foreground"`: all but one value are one class, as in
-            binary masks and instances; `"auto"`: foreground for two values and for more than 24 without names.
-        classes: Names of the classes, in the order of their mask values.
-        ignore: Mask values of pixels that neither train nor count.
         steps: Steps of training.
         steps_per_epoch: Steps between two validations, each with a checkpoint and a line in the log.
         patch: Height and width of the crops that are trained on, in pixels; chosen by the sizes of the images if not
@@ -118,20 +111,14 @@ class SegmentationConfig:
         depth: Number of times the model halves the image.
         initial_filters: Channels of the model's finest level.
         blocks_per_level: ConvNeXt blocks in each level.
-        convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
         seed: Seed of weights, split, crops and augmentation.
     """
 
     images: str
-    masks: str | None = None
     output: Annotated[Path, Parameter(name=("--output", "-o"))]
     val_images: str | None = None
-    val_masks: str | None = None
     val_fraction: float = 0.2
     group_regex: str | None = None
-    mask_kind: Literal["auto", "classes", "foreground"] = "auto"
-    classes: tuple[str, ...] = ()
-    ignore: tuple[int, ...] = ()
     steps: int = 1000
     steps_per_epoch: int = 100
     patch: int | None = None
@@ -141,7 +128,6 @@ class SegmentationConfig:
     depth: int = 3
     initial_filters: int = 16
     blocks_per_level: int = 1
-    convnext_version: Literal["v1", "v2"] = "v2"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -154,8 +140,54 @@ class SegmentationConfig:
             raise ArgumentError("steps", rule, self.steps)
         if not 0 < self.val_fraction < 1:
             raise ArgumentError("val_fraction", "must be above 0 and below 1", self.val_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig(PairedConfig):
+    """Settings of the training of a segmenter.
+
+    Attributes:
+        masks: Folder or pattern of masks, each named like its image, all with the same ending or none: grey values,
+            palette indices or colours, PNG or TIFF. Not with a CSV file.
+        val_masks: Masks of `val_images`.
+        mask_kind: `"classes"`: each mask value is a class; `"foreground"`: all but one value are one class, as in
+            binary masks and instances; `"auto"`: foreground for two values and for more than 24 without names.
+        classes: Names of the classes, in the order of their mask values.
+        ignore: Mask values of pixels that neither train nor count.
+        convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
+    """
+
+    masks: str | None = None
+    val_masks: str | None = None
+    mask_kind: Literal["auto", "classes", "foreground"] = "auto"
+    classes: tuple[str, ...] = ()
+    ignore: tuple[int, ...] = ()
+    convnext_version: Literal["v1", "v2"] = "v2"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.val_masks is not None and self.val_images is None:
             raise ArgumentError("val_masks", "must come with val_images", self.val_masks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestorationConfig(PairedConfig):
+    """Settings of the training of a model that restores images: sharp from blurred, clean from stained.
+
+    Attributes:
+        targets: Folder or pattern of what the images shall become, each named like its image, all with the same ending
+            or none, and of the same size. Not with a CSV file.
+        val_targets: Targets of `val_images`.
+    """
+
+    targets: str | None = None
+    val_targets: str | None = None
+    blocks_per_level: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val_targets is not None and self.val_images is None:
+            raise ArgumentError("val_targets", "must come with val_images", self.val_targets)
 
 
 @dataclass(frozen=True)
