@@ -231,6 +231,20 @@ def test_interrupted_within_an_epoch_ends_where_an_uninterrupted_run_does(finish
         assert np.array_equal(actual, expected)
 
 
+def test_run_killed_before_its_first_checkpoint_starts_anew_and_says_so(finished, photos, tmp_path, capsys):
+    _, model = finished
+    config = DenoisingConfig(images=photos, output=tmp_path / "run", **SMALL)
+    with open_run(config.output, "denoise", config, resume=False):
+        pass
+    resumed = train_denoiser(config, Console(soft_wrap=True), resume=True)
+    assert "stopped before its first checkpoint: starting from the first step" in capsys.readouterr().out
+    assert all(map(np.array_equal, weights(resumed), weights(model)))
+    for path in checkpoint.list_checkpoints(config.output / "checkpoints"):
+        path.unlink()
+    with pytest.raises(FileError, match="holds no checkpoint"):  # it had some, as its log tells
+        train_denoiser(config, Console(quiet=True), resume=True)
+
+
 def test_loss_that_is_no_number_stops_the_run(photos, tmp_path):
     config = DenoisingConfig(images=photos, output=tmp_path / "run", **{**SMALL, "learning_rate": float("inf")})
     with pytest.raises(ConvUNextError, match="loss: became nan in step 2. Lower the learning rate"):

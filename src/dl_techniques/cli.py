@@ -31,6 +31,7 @@ app = App(
     version=__version__,
     help="A modern U-Net of ConvNeXt blocks in Keras 3. Start with `convunext demo`.",
     help_format="markdown",
+    default_parameter=Parameter(negative_iterable=()),
     suppress_keyboard_interrupt=False,  # `main` says what happened
 )
 
@@ -91,7 +92,7 @@ def denoise(
 
 @app.command(name="certify")
 def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) -> None:
-    """Measure that f(a*x) = a*f(x), for a from 0.001 to 1000 and several sizes, and write it into the model's card.
+    """Measure that f(a·x) = a·f(x), for a from 0.001 to 1000 and several sizes, and write it into the model's card.
 
     The exit status is 1 if the promise is broken.
 
@@ -222,13 +223,16 @@ def train_denoise(config: Annotated[DenoisingConfig, Parameter(name="*")], *, ba
 
 
 @train.default
-def resume_training(*, resume: Path, backend: Backend = None) -> None:
+def resume_training(*, resume: Path | None = None, backend: Backend = None) -> None:
     """Train a model on your own images, or go on with a run that was stopped as if it had not been.
 
     Args:
         resume: Folder of the run to go on with.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
+    if resume is None:
+        train.help_print([])
+        return
     from dl_techniques.training.run import stored_config, task_of
 
     task = task_of(resume)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import keras
 
 from dl_techniques.training.callbacks import EpochLog, FiniteLoss, StateCheckpoint
-from dl_techniques.training.checkpoint import load_checkpoint, restore_model_state
+from dl_techniques.training.checkpoint import list_checkpoints, load_checkpoint, restore_model_state
 from dl_techniques.training.interruption import interruptible
 from dl_techniques.training.progress import TrainingProgress
 from dl_techniques.training.run import LOG, trim_log
@@ -78,8 +78,11 @@ def fit_stages(
     Returns:
         The model, with the weights of the last step.
     """
-    model, step = (_restore(build(), checkpoints, console)) if resume else (build(), 0)
     run, last = checkpoints.parent, stages[-1].last
+    if resume and not list_checkpoints(checkpoints) and not (run / LOG).exists():
+        console.print("stopped before its first checkpoint: starting from the first step")
+        resume = False
+    model, step = _restore(build(), checkpoints, console) if resume else (build(), 0)
     trim_log(run, step // steps_per_epoch)
     console.print(
         f"{model.count_params():,} parameters · Keras {keras.__version__} on {keras.backend.backend()} · "
