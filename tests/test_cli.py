@@ -116,3 +116,9 @@ def test_losses_of_the_demo_fall(demo):
     folder, _ = demo
     losses = np.genfromtxt(folder / "convunext-demo" / "log.csv", delimiter=",", names=True)["loss"]
     assert losses[-1] < losses[0]
+
+
+def test_train_without_a_task_shows_the_tasks(capfd):
+    assert main(["train"]) == 0
+    shown = capfd.readouterr().out
+    assert all(task in shown for task in ("denoise", "restore", "segment", "--resume"))

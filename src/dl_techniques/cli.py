@@ -277,7 +277,7 @@ def _choose_backend(backend: str | None) -> None:
         with _quiet_stderr():
             import keras
 
-            if keras.backend.backend() == "jax":
+            if keras.backend.backend() != "tensorflow":
                 with contextlib.suppress(ImportError):
                     import tensorflow  # noqa: F401 - Keras imports it later, aloud
     except ModuleNotFoundError as error:
