@@ -33,7 +33,7 @@ def make_images(folder: Path) -> None:
     folder.mkdir()
     for index in range(6):
         smooth = np.kron(rng.uniform(0, 255, (6, 6)), np.ones((16, 16)))
-        Image.fromarray(np.uint8(smooth)).save(folder / f"{index}.png")
+        Image.fromarray(smooth.astype("uint8")).save(folder / f"{index}.png")
 
 
 def first_command(images: Path, output: Path) -> list[str]:
