@@ -20,13 +20,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 from skimage import restoration
-from skimage.metrics import structural_similarity
 
 from dl_techniques.data.files import find_images, read_image, unit_range
 from dl_techniques.data.noise import add_gaussian_noise
 from dl_techniques.inference.denoising import denoise_pixels
 from dl_techniques.inference.engines import load_engine
-from dl_techniques.metrics import psnr
+from dl_techniques.metrics import psnr, ssim
 
 Method = Callable[[np.ndarray, float], np.ndarray]
 
@@ -81,13 +80,9 @@ def main() -> None:
                 if not figures[name]:
                     method(noisy, sigma / 255)  # what is set up once is not timed
                 start = time.perf_counter()
-                result = np.clip(method(noisy, sigma / 255), 0, 1)
+                result = np.clip(method(noisy, sigma / 255), 0, 1).reshape(clean.shape)  # some drop a single channel
                 seconds = time.perf_counter() - start
-                similarity = structural_similarity(
-                    clean, np.asarray(result, "float32"), data_range=1.0, channel_axis=-1, gaussian_weights=True,
-                    sigma=1.5, use_sample_covariance=False,
-                )  # fmt: skip
-                figures[name].append((psnr(result, clean), float(np.asarray(similarity)), seconds))
+                figures[name].append((psnr(result, clean), ssim(result, clean), seconds))
         for name, values in figures.items():
             mean = np.mean(values, axis=0)
             rows.append({"sigma": sigma, "method": name, "psnr": mean[0], "ssim": mean[1], "seconds": mean[2]})
