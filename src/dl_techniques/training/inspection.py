@@ -15,11 +15,13 @@ import numpy as np
 
 from dl_techniques.data.files import read_image
 from dl_techniques.data.masks import Classes, read_mask
-from dl_techniques.data.pairs import SHOWN, Pair
+from dl_techniques.data.pairs import SHOWN, Pair, find_pairs, split_pairs
 from dl_techniques.errors import ConvUNextError, FileError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from dl_techniques.training.settings import PairedConfig
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,37 @@ def inspect_pairs(pairs: Sequence[Pair], console: Console, masks: bool = True) -
     _refuse_mixture([(entry.pair.image, entry.channels) for entry in facts])
     _refuse_mixture([(entry.pair.target, entry.target_channels) for entry in facts])
     return Inspection(tuple(facts), tuple(_notes(facts)))
+
+
+def find_and_inspect(
+    config: PairedConfig, targets: str | None, val_targets: str | None, console: Console, masks: bool
+) -> tuple[int, Inspection]:
+    """Find and split the images and targets of a run, look at all of them, and tell what was found.
+
+    Args:
+        config: Settings.
+        targets: Folder or pattern of the targets.
+        val_targets: The same of those to validate on.
+        console: Where to tell.
+        masks: Whether targets are masks or images.
+
+    Returns:
+        How many of the pairs, the first ones, are to be trained on; and all of them, inspected.
+
+    Raises:
+        FileError: Files are missing, broken or do not fit; the first ten are named.
+        ArgumentError: A setting does not fit the data.
+    """
+    training = find_pairs(config.images, targets)
+    if config.val_images is None:
+        training, validation = split_pairs(training, config.val_fraction, config.seed, config.group_regex)
+    else:
+        validation = find_pairs(config.val_images, val_targets)
+    inspection = inspect_pairs([*training, *validation], console, masks)
+    refuse_overlap(inspection.facts[: len(training)], inspection.facts[len(training) :])
+    describe_images(inspection, console)
+    console.print(f"{len(training)} images to train on, {len(validation)} to validate on")
+    return len(training), inspection
 
 
 def refuse_overlap(training: Sequence[PairFacts], validation: Sequence[PairFacts]) -> None:

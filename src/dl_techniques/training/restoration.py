@@ -15,13 +15,13 @@ from dl_techniques.card import write_card
 from dl_techniques.data.augment import SYMMETRIES
 from dl_techniques.data.files import read_image, write_file
 from dl_techniques.data.normalization import to_one_unit
-from dl_techniques.data.pairs import Pair, find_pairs, split_pairs
+from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pictures import to_display
 from dl_techniques.data.pipeline import random_crop, seeded_batches
 from dl_techniques.metrics import psnr, ssim
 from dl_techniques.training.choices import choose_augmentation, choose_patch
 from dl_techniques.training.evaluation import extremes
-from dl_techniques.training.inspection import Inspection, describe_images, inspect_pairs, refuse_overlap
+from dl_techniques.training.inspection import Inspection, find_and_inspect
 from dl_techniques.training.report import Report
 from dl_techniques.training.run import best_so_far, check_run, open_run, read_log, write_split
 from dl_techniques.training.settings import RestorationConfig
@@ -131,18 +131,9 @@ def load_data(
         FileError: Files are missing, broken or do not fit; the first ten are named.
         ArgumentError: A setting does not fit the data.
     """
-    training = find_pairs(config.images, config.targets)
-    if config.val_images is None:
-        training, validation = split_pairs(training, config.val_fraction, config.seed, config.group_regex)
-    else:
-        validation = find_pairs(config.val_images, config.val_targets)
-    pairs = [*training, *validation]
-    inspection = inspect_pairs(pairs, console, masks=False)
-    refuse_overlap(inspection.facts[: len(training)], inspection.facts[len(training) :])
-    describe_images(inspection, console)
-    console.print(f"{len(training)} images to train on, {len(validation)} to validate on")
-    samples = _read(pairs)
-    return samples[: len(training)], samples[len(training) :], inspection
+    count, inspection = find_and_inspect(config, config.targets, config.val_targets, console, masks=False)
+    samples = _read([facts.pair for facts in inspection.facts])
+    return samples[:count], samples[count:], inspection
 
 
 def _read(pairs: Sequence[Pair]) -> list[RestorationSample]:

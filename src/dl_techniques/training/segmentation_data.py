@@ -12,15 +12,9 @@ from dl_techniques.data.augment import Augmentation
 from dl_techniques.data.files import read_image
 from dl_techniques.data.masks import IGNORED, Classes, choose_classes, read_mask
 from dl_techniques.data.normalization import standardize
-from dl_techniques.data.pairs import Pair, find_pairs, split_pairs
+from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pipeline import random_crop, seeded_batches
-from dl_techniques.training.inspection import (
-    Inspection,
-    describe_classes,
-    describe_images,
-    inspect_pairs,
-    refuse_overlap,
-)
+from dl_techniques.training.inspection import Inspection, describe_classes, find_and_inspect
 from dl_techniques.training.settings import SegmentationConfig
 from dl_techniques.training.supervision import channel_target, class_target, target_pyramid
 
@@ -67,20 +61,11 @@ def load_data(config: SegmentationConfig, console: Console) -> SegmentationData:
         FileError: Files are missing, broken or do not fit; the first ten are named.
         ArgumentError: A setting does not fit the data.
     """
-    training = find_pairs(config.images, config.masks)
-    if config.val_images is None:
-        training, validation = split_pairs(training, config.val_fraction, config.seed, config.group_regex)
-    else:
-        validation = find_pairs(config.val_images, config.val_masks)
-    inspection = inspect_pairs([*training, *validation], console)
-    refuse_overlap(inspection.facts[: len(training)], inspection.facts[len(training) :])
+    count, inspection = find_and_inspect(config, config.masks, config.val_masks, console, masks=True)
     classes = choose_classes(inspection.counts, config.mask_kind, config.classes, config.ignore)
-    describe_images(inspection, console)
     describe_classes(inspection, classes, console)
-    console.print(f"{len(training)} images to train on, {len(validation)} to validate on")
-    return SegmentationData(
-        inspection, classes, [read_sample(p, classes) for p in training], [read_sample(p, classes) for p in validation]
-    )
+    samples = [read_sample(facts.pair, classes) for facts in inspection.facts]
+    return SegmentationData(inspection, classes, samples[:count], samples[count:])
 
 
 def read_sample(
