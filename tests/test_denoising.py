@@ -218,14 +218,16 @@ class StopAt(keras.callbacks.Callback):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_interrupted_within_an_epoch_ends_where_an_uninterrupted_run_does(finished, photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [4, 5], ids=["within an epoch", "in an epoch's last step"])
+def test_interrupted_run_ends_where_an_uninterrupted_one_does(step, finished, photos, tmp_path, monkeypatch):
     _, model = finished
     config = DenoisingConfig(images=photos, output=tmp_path / "run", **SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "Validation", lambda *_: StopAt(4))
+        patch.setattr(callbacks, "Validation", lambda *_: StopAt(step))
         with pytest.raises(KeyboardInterrupt):
             train_denoiser(config, Console(quiet=True))
-    assert checkpoint.list_checkpoints(config.output / "checkpoints")[0].name.startswith("step-000000005")
+    assert checkpoint.list_checkpoints(config.output / "checkpoints")[0].name.startswith(f"step-00000000{step + 1}")
+    assert len(read_log(config.output)) == (step + 1) // 3
     resumed = train_denoiser(config, Console(quiet=True), resume=True)
     for actual, expected in zip(weights(resumed), weights(model), strict=True):
         assert np.array_equal(actual, expected)

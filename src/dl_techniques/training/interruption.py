@@ -29,8 +29,9 @@ class Interruption(keras.callbacks.Callback):
             handler(number, None)
 
     def on_train_batch_end(self, batch, logs=None) -> None:
-        if self.pending is not None:
-            self.before()
+        if self.pending is None or batch + 1 == (self.params or {}).get("steps"):
+            return  # after the last batch the epoch's own end comes first: its validation and its line in the log
+        self.before()
         self.handle_pending()
 
     def on_epoch_end(self, epoch, logs=None) -> None:
