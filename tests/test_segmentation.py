@@ -1,6 +1,7 @@
 """Training of segmenters on a user's folder: what is wrong is named first, runs resume, the result explains itself."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,19 +13,17 @@ from dl_techniques.card import read_card
 from dl_techniques.cli import main
 from dl_techniques.data.augment import Augmentation
 from dl_techniques.data.masks import IGNORED, Classes
+from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pipeline import random_crop
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.models.convunext.function import keras_function
 from dl_techniques.training.checkpoint import list_checkpoints
-from dl_techniques.training.choices import choose_augmentation
+from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import evaluate
+from dl_techniques.training.inspection import Inspection, PairFacts
 from dl_techniques.training.run import read_log
-from dl_techniques.training.segmentation import train_segmenter
-from dl_techniques.training.segmentation_data import (
-    SegmentationSample,
-    load_data,
-    segmentation_batches,
-)  # fmt: skip
+from dl_techniques.training.segmentation import SegmentationTask, train_segmenter
+from dl_techniques.training.segmentation_data import SegmentationSample, segmentation_batches
 from dl_techniques.training.settings import SegmentationConfig
 
 SMALL = {"steps": 16, "steps_per_epoch": 8, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4}
@@ -82,7 +81,7 @@ def test_model_gives_probabilities_that_score_as_reported(finished, data):
     config, result = finished
     model = keras.saving.load_model(config.output / "model.keras", compile=False, safe_mode=True)
     assert model.final_activation is keras.activations.softmax and not model.enable_deep_supervision
-    samples = load_data(config, QUIET).validation
+    samples = SegmentationTask(config, QUIET).validation
     again = evaluate(keras_function(model), samples, Classes((0, 4, 9), ("sky", "road", "car"), (11,)))
     assert np.array_equal(again.confusion.counts, result.evaluation.confusion.counts)
     assert again.confusion.counts.sum() == 20 * 24 - 9  # of one image, without the corner
@@ -134,7 +133,7 @@ def test_evaluate_measures_any_labelled_folder(finished, data, tmp_path, capfd):
     assert capfd.readouterr().out.splitlines()[-1] == str(tmp_path / "all" / "report.html")
     measured = json.loads((tmp_path / "all" / "metrics.json").read_text())
     assert measured["images"] == 6 and (tmp_path / "all" / "metrics.csv").read_text().startswith("class,dice,iou\n")
-    (held_out,) = (sample.name for sample in load_data(config, QUIET).validation)
+    (held_out,) = SegmentationTask(config, QUIET).validation.names
     flags = [f"--images={data / 'images' / held_out}.png", f"--masks={data / 'masks' / held_out}_mask.png", "-o"]
     assert main(["evaluate", model, *flags, str(tmp_path / "one")]) == 0
     one = json.loads((tmp_path / "one" / "metrics.json").read_text())
@@ -164,13 +163,14 @@ def samples_of_one(value=7) -> list[SegmentationSample]:
 
 def test_batches_depend_on_seed_and_position_alone():
     classes = Classes((0, 1, 2), ("a", "b", "c"))
-    common = (samples_of_one(2), classes, Augmentation(), 16, 2, 2)
-    batches = list(segmentation_batches(*common, steps=4, seed=0))
-    (images, targets), later = batches[2], next(segmentation_batches(*common, steps=4, seed=0, done=2))
+    config = SegmentationConfig(images="", output=Path(), **{**SMALL, "steps": 4, "steps_per_epoch": 4})
+    common = (classes, Augmentation(), config)
+    batches = list(segmentation_batches(samples_of_one(2), *common))
+    (images, targets), later = batches[2], next(segmentation_batches(samples_of_one(2), *common, done=2))
     assert np.array_equal(images, later[0]) and not np.array_equal(images, batches[1][0])
     assert images.shape == (2, 16, 16, 1) and [target.shape for target in targets] == [(2, 16, 16, 4), (2, 8, 8, 4)]
     assert all((target == [0, 0, 1, 1]).all() for target in targets)
-    ((ignored, *_),) = (t for _, t in segmentation_batches(samples_of_one(IGNORED), *common[1:], steps=1, seed=0))
+    _, (ignored, *_) = next(segmentation_batches(samples_of_one(IGNORED), *common))
     assert not ignored.any()
 
 
@@ -183,9 +183,11 @@ def test_crops_of_any_image_have_the_size_asked_for(size, rng):
 
 
 def test_photographs_are_not_turned_upside_down(data, tmp_path):
-    inspection = load_data(settings(data, tmp_path / "run"), QUIET).inspection
-    assert choose_augmentation(settings(data, tmp_path), inspection).upend > 0
-    assert choose_augmentation(settings(data, tmp_path, symmetries="mirror"), inspection).upend == 0
+    grey, colour = (Inspection((PairFacts(Pair(data, data), channels=channels),), ()) for channels in (1, 3))
+    open_config = settings(data, tmp_path)
+    assert choose_augmentation(settle(open_config, grey)).upend > 0
+    assert choose_augmentation(settle(open_config, colour)).upend == 0
+    assert choose_augmentation(settle(settings(data, tmp_path, symmetries="all"), colour)).upend > 0
 
 
 # === what is wrong with a data set ===

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from dl_techniques.training.callbacks import EpochLog, FiniteLoss, StateCheckpoint
+from dl_techniques.training.callbacks import EarlyStop, EpochLog, FiniteLoss, StateCheckpoint
 from dl_techniques.training.checkpoint import list_checkpoints, load_checkpoint, restore_model_state
 from dl_techniques.training.interruption import interruptible
 from dl_techniques.training.progress import TrainingProgress
@@ -34,12 +34,15 @@ class Stage:
     batches: Callable[[int], Iterator]
 
 
-def averaged_adamw(rate: keras.optimizers.schedules.LearningRateSchedule, momentum: float) -> keras.optimizers.AdamW:
+def averaged_adamw(
+    rate: keras.optimizers.schedules.LearningRateSchedule, momentum: float, accumulate: int = 1
+) -> keras.optimizers.AdamW:
     """Return the optimizer of all runs: AdamW that keeps a moving average of the weights beside them.
 
     Args:
         rate: Learning rate over the run.
         momentum: Of the average: it looks back over about 1 / (1 − momentum) steps.
+        accumulate: Steps whose gradients are averaged before the weights change.
     """
     return keras.optimizers.AdamW(
         rate,
@@ -48,6 +51,7 @@ def averaged_adamw(rate: keras.optimizers.schedules.LearningRateSchedule, moment
         use_ema=True,
         ema_momentum=momentum,
         ema_overwrite_frequency=None,
+        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
         name="adam_w",
     )
 
@@ -60,6 +64,7 @@ def fit_stages(
     callbacks: Sequence[keras.callbacks.Callback],
     console: Console,
     resume: bool,
+    stop: EarlyStop | None = None,
 ) -> keras.Model:
     """Train, saving the whole state after every epoch and before a signal ends the run.
 
@@ -74,6 +79,7 @@ def fit_stages(
         callbacks: What is done after an epoch before it is logged and saved.
         console: Where to tell what happens.
         resume: Go on from the newest whole checkpoint.
+        stop: Ends the run before its last step; never if not given.
 
     Returns:
         The model, with the weights of the last step.
@@ -90,6 +96,7 @@ def fit_stages(
     )
     progress = TrainingProgress(last // steps_per_epoch, steps_per_epoch, console, done=step)
     save = StateCheckpoint(checkpoints)
+    stop = stop or EarlyStop(lambda: False)
     try:
         with interruptible(save.save) as interruption:
             for stage in stages:
@@ -97,7 +104,7 @@ def fit_stages(
                     continue
                 if step == stage.first > 0:
                     model, step = _restore(build(), checkpoints, console)
-                while step < stage.last:
+                while step < stage.last and not stop.due():
                     rest = steps_per_epoch - step % steps_per_epoch  # of an epoch that was interrupted
                     epoch = step // steps_per_epoch
                     whole = rest == steps_per_epoch
@@ -108,7 +115,7 @@ def fit_stages(
                         initial_epoch=epoch,
                         epochs=until,
                         shuffle=False,
-                        callbacks=[FiniteLoss(), *callbacks, EpochLog(run / LOG), save, progress, interruption],
+                        callbacks=[FiniteLoss(), *callbacks, EpochLog(run / LOG), save, progress, stop, interruption],
                         verbose=0,
                     )
                     step = until * steps_per_epoch
