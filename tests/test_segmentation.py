@@ -1,6 +1,7 @@
 """Training of segmenters on a user's folder: what is wrong is named first, runs resume, the result explains itself."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import keras
@@ -12,6 +13,8 @@ from rich.console import Console
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
 from dl_techniques.data.augment import Augmentation
+from dl_techniques.data.collection import Samples
+from dl_techniques.data.files import read_image
 from dl_techniques.data.masks import IGNORED, Classes
 from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pipeline import random_crop
@@ -21,12 +24,15 @@ from dl_techniques.training.checkpoint import list_checkpoints
 from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import evaluate
 from dl_techniques.training.inspection import Inspection, PairFacts
-from dl_techniques.training.run import read_log
+from dl_techniques.training.run import read_log, stored_config
 from dl_techniques.training.segmentation import SegmentationTask, train_segmenter
 from dl_techniques.training.segmentation_data import SegmentationSample, segmentation_batches
 from dl_techniques.training.settings import SegmentationConfig
 
-SMALL = {"steps": 16, "steps_per_epoch": 8, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4}
+SMALL = {
+    "steps": 16, "steps_per_epoch": 8, "patch": 16, "batch_size": 2, "accumulate": 2, "depth": 2, "initial_filters": 4,
+    "preview_every": 2,
+}  # fmt: skip
 QUIET = Console(quiet=True)
 
 
@@ -75,6 +81,11 @@ def test_run_leaves_a_model_that_explains_itself(finished):
     assert result.evaluation.confusion.mean_dice == pytest.approx(best, abs=1e-3)
     sides = (config.output / "split.csv").read_text().split()
     assert len(sides) == 7 and sum(line.startswith("validation") for line in sides) == 1
+    (preview,) = (config.output / "previews").iterdir()  # of the second epoch
+    assert preview.name.startswith("epoch-0002-") and read_image(preview).pixels.shape == (28, 4 * 32, 3)
+    written = tomllib.loads((config.output / "plan.toml").read_text())
+    assert written["settings"]["mask_kind"] == "classes" and written["settings"]["symmetries"] == "all"
+    assert len(list((config.output / "tensorboard").rglob("events.*"))) == 2
 
 
 def test_model_gives_probabilities_that_score_as_reported(finished, data):
@@ -118,9 +129,15 @@ def test_interrupted_run_goes_on_from_the_command_line(finished, data, tmp_path,
     assert read_log(output) == read_log(config.output)
 
 
-def test_two_values_train_one_output(tmp_path):
-    config = settings(paint(tmp_path, values=(0, 255)), tmp_path / "run", steps=8, convnext_version="v1")
+def test_two_values_train_one_output_until_nothing_gets_better(tmp_path):
+    folder = paint(tmp_path, values=(0, 255))
+    still = {"learning_rate": 0.0, "patience": 1, "steps": 40, "preview_every": 0, "convnext_version": "v1"}
+    config = settings(folder, tmp_path / "run", **still)
     result = train_segmenter(config, QUIET)
+    assert [row["epoch"] for row in read_log(config.output)] == [0, 1]
+    again = train_segmenter(config, QUIET, resume=True)
+    assert len(read_log(config.output)) == 2 and again.evaluation.scores == result.evaluation.scores
+    assert not (config.output / "previews").exists()
     model = keras.saving.load_model(config.output / "model.keras", compile=False, safe_mode=True)
     assert model.output_channels == 1 and result.evaluation.confusion.counts.shape == (2, 2)
 
@@ -151,6 +168,48 @@ def test_evaluate_measures_any_labelled_folder(finished, data, tmp_path, capfd):
     assert main(["evaluate", model, *flags]) == 2
     assert "have 3 channels; model.keras takes 1" in capfd.readouterr().err
     assert not (tmp_path / "two").exists()
+
+
+# === plans ===
+
+
+def test_a_plan_is_chosen_measured_and_followed(data, tmp_path, capfd):
+    path, output = tmp_path / "plan.toml", tmp_path / "run"
+    sources = [f"--images={data / 'images'}", f"--masks={data / 'masks'}", "--ignore=11"]
+    small = ["--steps=4", "--steps-per-epoch=2", "--initial-filters=4", "--depth=2", "--convnext-version=v1"]
+    assert main(["plan", "segment", *sources, *small, f"--output={path}"]) == 0
+    captured = capfd.readouterr().out
+    assert "5 to train on, 1 to validate on" in captured and "s a step" in captured
+    plan = tomllib.loads(path.read_text())
+    assert plan["settings"]["patch"] == 20 and plan["settings"]["batch_size"] == 328
+    assert plan["measured"]["step_seconds"] > 0 and 0 <= plan["measured"]["waiting"] <= 1
+
+    assert main(["train", "segment", f"--plan={path}", "--batch-size=1", f"--output={output}"]) == 0
+    followed = stored_config(output, SegmentationConfig)
+    assert (followed.patch, followed.batch_size, followed.classes) == (20, 1, ("0", "4", "9"))
+
+    assert main(["plan", "segment", *sources, f"--output={path}"]) == 2
+    assert "plan.toml: exists already" in capfd.readouterr().err
+    assert main(["plan", "segment", *sources, f"--output={tmp_path / 'plan'}"]) == 2
+    assert "must be a file that ends in .toml" in capfd.readouterr().err
+    path.write_text(path.read_text().replace("patience", "pateince"))
+    assert main(["train", "segment", f"--plan={path}", f"--output={tmp_path / 'other'}"]) == 2
+    assert "pateince" in capfd.readouterr().err
+    path.write_text("steps = 4")
+    assert main(["train", "segment", f"--plan={path}", f"--output={tmp_path / 'other'}"]) == 2
+    assert "plan.toml: is no plan: it has no table [settings]" in capfd.readouterr().err
+
+
+def test_samples_stay_in_memory_while_there_is_room(tmp_path):
+    read: list[str] = []
+
+    def sample(pair: Pair) -> SegmentationSample:
+        read.append(pair.name)
+        return SegmentationSample(pair.name, np.zeros((5, 5, 1), "float32"), np.zeros((5, 5), "uint8"))
+
+    samples = Samples([Pair(Path(name), Path(name)) for name in "abc"], sample, room=2 * 125 + 124)
+    assert [each.name for _ in range(2) for each in samples] == ["a", "b", "c"] * 2
+    assert read == ["a", "b", "c", "c"] and samples.names == ["a", "b", "c"] and samples[1:][0] is samples[1]
 
 
 # === batches ===

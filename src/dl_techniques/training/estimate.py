@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def estimate(task: SupervisedTask) -> Estimate:
 
     keras.utils.set_random_seed(task.config.seed)
     model = task.build()
-    batches = task.batches()
+    batches = itertools.chain.from_iterable(task.batches() for _ in itertools.count())  # a run may be shorter
     first = next(batches)
     for _ in range(WARMUP):
         model.train_on_batch(*first)
