@@ -28,6 +28,7 @@ from dl_techniques.training.run import read_log, stored_config
 from dl_techniques.training.segmentation import SegmentationTask, train_segmenter
 from dl_techniques.training.segmentation_data import SegmentationSample, segmentation_batches
 from dl_techniques.training.settings import SegmentationConfig
+from dl_techniques.training.supervised import train_supervised
 
 SMALL = {
     "steps": 16, "steps_per_epoch": 8, "patch": 16, "batch_size": 2, "accumulate": 2, "depth": 2, "initial_filters": 4,
@@ -293,6 +294,20 @@ def test_wrong_data_is_named_before_anything_is_written(spoil, change, message, 
     with pytest.raises(ConvUNextError, match=message):
         train_segmenter(settings(folder, tmp_path / "run", **change), QUIET)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_vanishes_in_training_is_named(tmp_path):
+    folder = paint(tmp_path, values=(0, 255))
+
+    def load(config, console):
+        task = SegmentationTask(config, console)
+        task.training.pairs[0].image.unlink()
+        return task
+
+    config = settings(folder, tmp_path / "run", cache_gb=0.0, steps_per_epoch=16, convnext_version="v1")
+    with pytest.raises(FileError, match=r"images/\d.png: does not exist"):
+        train_supervised(load, config, QUIET, resume=False)
+    assert not list((config.output / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(

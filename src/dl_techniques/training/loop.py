@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import keras
 
+from dl_techniques.errors import ConvUNextError
 from dl_techniques.training.callbacks import EarlyStop, EpochLog, FiniteLoss, StateCheckpoint
 from dl_techniques.training.checkpoint import list_checkpoints, load_checkpoint, restore_model_state
 from dl_techniques.training.interruption import interruptible
@@ -109,19 +111,42 @@ def fit_stages(
                     epoch = step // steps_per_epoch
                     whole = rest == steps_per_epoch
                     until = stage.last // steps_per_epoch if whole else epoch + 1
-                    model.fit(
-                        stage.batches(step - stage.first),
-                        steps_per_epoch=rest,
-                        initial_epoch=epoch,
-                        epochs=until,
-                        shuffle=False,
-                        callbacks=[FiniteLoss(), *callbacks, EpochLog(run / LOG), save, progress, stop, interruption],
-                        verbose=0,
-                    )
+                    with _refusals_kept(stage.batches(step - stage.first)) as batches:
+                        model.fit(
+                            batches,
+                            steps_per_epoch=rest,
+                            initial_epoch=epoch,
+                            epochs=until,
+                            shuffle=False,
+                            callbacks=[
+                                FiniteLoss(), *callbacks, EpochLog(run / LOG), save, progress, stop, interruption,
+                            ],
+                            verbose=0,
+                        )  # fmt: skip
                     step = until * steps_per_epoch
     finally:
         progress.stop()
     return model
+
+
+@contextmanager
+def _refusals_kept(batches: Iterator) -> Iterator[Iterator]:
+    """Give batches, and raise what their making refused; TensorFlow turns it into a text of its own."""
+    refused: list[ConvUNextError] = []
+
+    def observed() -> Iterator:
+        try:
+            yield from batches
+        except ConvUNextError as error:
+            refused.append(error)
+            raise
+
+    try:
+        yield observed()
+    except Exception:
+        if refused:
+            raise refused[0] from None
+        raise
 
 
 def _restore(model: keras.Model, checkpoints: Path, console: Console) -> tuple[keras.Model, int]:
