@@ -162,8 +162,9 @@ def _train(
 
             train_denoiser(config, console, resume)
             print((config.output / "model.keras").resolve())
-    except (KeyboardInterrupt, SystemExit):
-        if (config.output / "checkpoints").is_dir():
+    except (KeyboardInterrupt, SystemExit, FileError) as stop:
+        refused = isinstance(stop, FileError) and not Path(stop.subject).is_relative_to(config.output / "checkpoints")
+        if not refused and (config.output / "checkpoints").is_dir():
             print(f"convunext: stopped; go on with: convunext train --resume {config.output}", file=sys.stderr)
         raise
 
