@@ -36,9 +36,9 @@ def make_images(folder: Path) -> None:
         Image.fromarray(smooth.astype("uint8")).save(folder / f"{index}.png")
 
 
-def first_command(images: Path, output: Path) -> list[str]:
+def first_command(images: Path, output: Path, steps: int = STEPS) -> list[str]:
     settings = {
-        "images": images, "output": output, "steps": STEPS, "steps-per-epoch": PER_EPOCH, "patch": 32,
+        "images": images, "output": output, "steps": steps, "steps-per-epoch": PER_EPOCH, "patch": 32,
         "final-patch": 48, "batch-size": 2, "held-out": 2, "depth": 2, "initial-filters": 8,
     }  # fmt: skip
     return [*COMMAND, "denoise", *(f"--{name}={value}" for name, value in settings.items())]

@@ -18,6 +18,7 @@ from dl_techniques.data.files import write_file
 from dl_techniques.errors import FileError
 
 CONFIG, LOG, LOCK = "config.json", "log.csv", ".lock"
+UNBEGUN = (LOCK, f".{CONFIG}.tmp", "checkpoints")  # what a run leaves that is killed before its settings are there
 PROLONGABLE = ("steps", "cooldown")  # may differ when a run is resumed
 
 Config = TypeVar("Config")
@@ -64,7 +65,7 @@ def check_run(folder: Path, config: Any, resume: bool) -> None:
     """
     if resume:
         _compare(folder, _plain(config))
-    elif folder.exists():
+    elif folder.exists() and (not folder.is_dir() or any(path.name not in UNBEGUN for path in folder.iterdir())):
         raise FileError(str(folder), "exists already.", "Name a new folder, or resume the run in it.")
 
 
