@@ -10,13 +10,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dl_techniques.data.files import TIFF_MAGIC, read_image
+from dl_techniques.data import tiff
+from dl_techniques.data.files import read_image
 from dl_techniques.data.formats import FORMATS
 from dl_techniques.errors import ArgumentError, FileError
 
 IGNORED = 255  # in arrays of class indices
 MOST_CLASSES = 254
 MANY_VALUES = 24  # more values than this in unnamed masks are instances, not classes
+
+# Black, then the colours of Wong 2011, which the colour-blind tell apart, then more.
+COLOURS = (
+    "000000", "e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7", "999999", "9467bd", "8c564b",
+    "bcbd22", "17becf", "ff9896", "98df8a",
+)  # fmt: skip
 
 
 def read_mask(path: str | os.PathLike) -> np.ndarray:
@@ -38,7 +45,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
         if magic[:3] == b"\xff\xd8\xff":
             reason = "is a JPEG: its values are not those that were painted."
             raise FileError(str(path), reason, "Save masks as PNG or TIFF.")
-        if magic not in TIFF_MAGIC:
+        if magic not in tiff.MAGIC:
             with Image.open(path, formats=FORMATS) as file:
                 if file.mode in ("P", "1") and getattr(file, "n_frames", 1) == 1:
                     return np.asarray(ImageOps.exif_transpose(file)).astype("int32")
@@ -116,6 +123,24 @@ class Classes:
         """What turns the model's logits into probabilities."""
         return "sigmoid" if self.outputs == 1 else "softmax"
 
+    @property
+    def colours(self) -> list[tuple[int, int, int]]:
+        """Red, green and blue of each class: its mask value where that is a colour, otherwise one of `COLOURS`."""
+        if max(self.values) >= 2**16:
+            return [(value >> 16, value >> 8 & 255, value & 255) for value in self.values]
+        table = [bytes.fromhex(colour) for colour in COLOURS]
+        return [tuple(table[index % len(table)]) for index in range(self.count)]
+
+    def decide(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the class index of each pixel, uint8, and the probability that a model gives it, `(height, width)`.
+
+        Args:
+            output: Probabilities, `(height, width, outputs)`.
+        """
+        if self.outputs == 1:
+            output = np.concatenate([1 - output, output], axis=-1)
+        return output.argmax(axis=-1).astype("uint8"), output.max(axis=-1)
+
     def encode(self, mask: np.ndarray, path: Path) -> np.ndarray:
         """Return class indices, uint8, `IGNORED` where a pixel does not count.
 
@@ -187,3 +212,11 @@ def describe_values(values) -> str:
     """Return the first values of a list in words."""
     shown = [value_name(value) for value in values]
     return ", ".join(shown[:12]) + (f" … ({len(shown)} in all)" if len(shown) > 12 else "")
+
+
+def paint(indices: np.ndarray) -> np.ndarray:
+    """Return class indices as colours, `(height, width, 3)`, uint8; what is ignored is dark grey."""
+    colours = np.array([tuple(bytes.fromhex(colour)) for colour in COLOURS], np.uint8)
+    picture = colours[indices % len(COLOURS)]
+    picture[indices == IGNORED] = 64
+    return picture
