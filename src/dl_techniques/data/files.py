@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,31 @@ def read_images(
         yield from _read_tiff(path, max_pixels, channels, single=False)
 
 
+def count_images(path: str | os.PathLike) -> int:
+    """Return the number of images in a file: the pages of a TIFF; 1 for all others and for what cannot be read."""
+    try:
+        return tiff.count_pages(Path(path)) if is_tiff(Path(path)) else 1
+    except (OSError, FileError):
+        return 1
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Return height and width of a file's first image, from its head alone.
+
+    Raises:
+        FileError: It cannot be read.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    with _refusals(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        if is_tiff(path):
+            return tiff.page_size(path)
+        with Image.open(path, formats=FORMATS) as file:
+            return file.size[1], file.size[0]
+
+
 def is_tiff(path: Path) -> bool:
     """Return whether a file begins as TIFF files do.
 
@@ -133,8 +158,10 @@ def _refusals(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise FileError(str(path), "does not exist.", "Check the path.") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
         raise FileError(str(path), f"is not an image in one of {', '.join(FORMATS)}.") from error
+    except Image.DecompressionBombError as error:
+        raise FileError(str(path), f"has more pixels than the {MAX_PIXELS} allowed.", "Crop it.") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise FileError(str(path), f"cannot be read: {error}.", "Copy or export it again.") from error
 
@@ -184,8 +211,8 @@ def _decode(path: Path, file, channels: int | None) -> Picture:
 
 
 def _read_tiff(path: Path, max_pixels: int, channels: int | None, single: bool) -> Iterator[Picture]:
-    for array, notes in tiff.read_pages(path, lambda size: _check_size(path, size, max_pixels), single):
-        yield _split(array, notes, {}, channels)
+    for array, notes, extras in tiff.read_pages(path, lambda size: _check_size(path, size, max_pixels), single):
+        yield _split(array, notes, extras, channels)
 
 
 def _split(array: np.ndarray, notes: tuple[str, ...], extras: dict[str, Any], channels: int | None) -> Picture:
@@ -218,11 +245,7 @@ def write_image(path: Path, picture: Picture) -> None:
     suffix = path.suffix.lower()
     buffer = io.BytesIO()
     if suffix in (".tif", ".tiff"):
-        import tifffile
-
-        extra: dict[str, Any] = {"extrasamples": ["unassalpha"]} if picture.alpha is not None else {}
-        photometric = "rgb" if picture.pixels.shape[2] == 3 else "minisblack"
-        tifffile.imwrite(buffer, array, photometric=photometric, compression="zlib", **extra)
+        tiff.write_pages(buffer, [_page(picture)])
     elif suffix == ".png" and array.dtype == np.uint16:
         import imagecodecs
 
@@ -238,6 +261,29 @@ def write_image(path: Path, picture: Picture) -> None:
     else:
         raise FileError(str(path), f"cannot hold {array.dtype.name} samples.", "Choose .tif, or .png up to 16 bits.")
     write_file(path, buffer.getvalue())
+
+
+def write_images(path: Path, pictures: Sequence[Picture]) -> None:
+    """Write images as the pages of a TIFF, or the only one in the format of the path's suffix, whole or not at all.
+
+    Raises:
+        FileError: The format cannot hold them, or the file cannot be written.
+    """
+    if len(pictures) == 1:
+        write_image(path, pictures[0])
+        return
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise FileError(str(path), f"cannot hold {len(pictures)} images.", "Choose .tif.")
+    buffer = io.BytesIO()
+    tiff.write_pages(buffer, [_page(picture) for picture in pictures])
+    write_file(path, buffer.getvalue())
+
+
+def _page(picture: Picture) -> tiff.Page:
+    array = picture.pixels
+    if picture.alpha is not None:
+        array = np.concatenate([array, picture.alpha[..., None]], axis=-1)
+    return tiff.Page(array, picture.pixels.shape[2], picture.extras)
 
 
 def write_file(path: Path, content: bytes) -> None:

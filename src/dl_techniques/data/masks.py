@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from dl_techniques.data import tiff
-from dl_techniques.data.files import read_image
+from dl_techniques.data.files import Picture, read_image, write_file, write_images
 from dl_techniques.data.formats import FORMATS
+from dl_techniques.data.pictures import to_display
 from dl_techniques.errors import ArgumentError, FileError
 
 IGNORED = 255  # in arrays of class indices
@@ -212,6 +214,43 @@ def describe_values(values) -> str:
     """Return the first values of a list in words."""
     shown = [value_name(value) for value in values]
     return ", ".join(shown[:12]) + (f" … ({len(shown)} in all)" if len(shown) > 12 else "")
+
+
+def write_masks(path: Path, masks: Sequence[np.ndarray], classes: Classes) -> None:
+    """Write class indices as a PNG with the colours of the classes as its palette, or as the pages of a TIFF.
+
+    Raises:
+        FileError: The format cannot hold them, or the file cannot be written.
+    """
+    from PIL import Image
+
+    suffix = path.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        write_images(path, [Picture(mask[..., None]) for mask in masks])
+        return
+    if suffix != ".png" or len(masks) > 1:
+        reason = f"cannot hold {len(masks)} masks." if len(masks) > 1 else "is no format for masks."
+        raise FileError(str(path), reason, "Choose .tif." if len(masks) > 1 else "Choose .png or .tif.")
+    image = Image.fromarray(masks[0])
+    image.putpalette([value for colour in classes.colours for value in colour])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_file(path, buffer.getvalue())
+
+
+def overlay(pixels: np.ndarray, indices: np.ndarray, classes: Classes) -> np.ndarray:
+    """Return an image with all classes but the first as colours over it, `(height, width, 3)`, uint8.
+
+    Args:
+        pixels: `(height, width, channels)`; the first one or three channels are shown.
+        indices: `(height, width)`, class indices.
+        classes: Whose colours are taken.
+    """
+    low, high = np.percentile(pixels, (0.5, 99.5))
+    shown = to_display(pixels[..., : 3 if pixels.shape[2] >= 3 else 1], float(low), float(high))
+    grey = np.repeat(shown[..., None], 3, axis=2) if shown.ndim == 2 else shown
+    colours = np.array(classes.colours, np.uint16)[indices]
+    return np.where(indices[..., None] > 0, (grey + colours) // 2, grey).astype("uint8")
 
 
 def paint(indices: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ class GlobalResponseNormalization(keras.layers.Layer):
         self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta") if self.use_bias else None
 
     def energy(self, x, kept=None):
-        """Return the sum of squares of every channel, over the pixels where `kept` is 1 if given, `(batch, channels)`."""
+        """Return the sum of squares of every channel, `(batch, channels)`, over pixels where `kept` is 1 if given."""
         wide = ops.square(ops.cast(x, keras.backend.result_type(x.dtype, "float32")))
         return ops.sum(wide if kept is None else wide * ops.cast(kept, wide.dtype), axis=(1, 2))
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dl_techniques.models.convunext.function import Function
     from dl_techniques.training.segmentation_data import SegmentationSample
 
+
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured.

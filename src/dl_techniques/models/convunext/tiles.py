@@ -15,6 +15,7 @@ from dl_techniques.models.convunext.graph import connect_layers
 if TYPE_CHECKING:
     from dl_techniques.models.convunext.model import ConvUNextModel
 
+
 class TileBlock(keras.layers.Layer):
     """A V2 block of a tile, its response normalization told the statistics of the whole image.
 
