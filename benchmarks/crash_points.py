@@ -1,4 +1,4 @@
-"""Kill a training at every file that it creates, renames or removes, and resume it: ckpt-chaos (PyPI) holds the ends alike.
+"""Kill a training at every file that it makes, renames or removes, resume it, compare the ends with ckpt-chaos (PyPI).
 
     python benchmarks/crash_points.py --modes before,torn,term
 
@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 
 from chaos import first_command, make_images
-
 from dl_techniques.cli import main as convunext
 from dl_techniques.training.checkpoint import list_checkpoints
 from dl_techniques.training.run import CONFIG, LOG

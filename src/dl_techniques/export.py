@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dl_techniques import __version__
-from dl_techniques.card import card_path, read_card, write_card
+from dl_techniques.card import card_path, read_card, standardizes, write_card
 from dl_techniques.certify import Certificate, certify, print_certificate
 from dl_techniques.data.normalization import standardize
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
@@ -101,7 +101,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     _check_free(options)
     engine = load_engine(source)
     card = read_card(engine.path)
-    standard = _standardizes(card, engine.path)
+    standard = standardizes(card, engine.path)
     network = _exportable(engine, options)
     staging = _staging_folder(options.output)
     try:
@@ -135,15 +135,6 @@ def _check_runtime(form: ArtifactFormat) -> None:
 
 
 # === The model ===
-
-
-def _standardizes(card: dict[str, Any], path: Path) -> bool:
-    """Return whether images must have mean 0 and variance 1 before they go into the model."""
-    name = card.get("normalization", "none")
-    if name not in ("none", "standardize"):
-        reason = f"has a card whose normalization is {name!r}, which this version does not know."
-        raise FileError(str(path), reason, "Update convunext, or correct the card.")
-    return name == "standardize"
 
 
 def _exportable(engine: Engine, options: ExportOptions) -> ConvUNextModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from dl_techniques import __version__
 from dl_techniques.cli.backend import Backend, choose_backend
 from dl_techniques.cli.training import plan, planned_settings, train
 from dl_techniques.errors import ConvUNextError, ExportError
-from dl_techniques.inference.settings import DenoisingOptions, ExportOptions
+from dl_techniques.inference.settings import DenoisingOptions, ExportOptions, PredictionOptions
 from dl_techniques.training.demo import DemoConfig
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -81,7 +82,39 @@ def denoise(
 
     from dl_techniques.inference.denoising import denoise_files
 
-    results = denoise_files(inputs, options, Console(highlight=False, soft_wrap=True))
+    _report(denoise_files(inputs, options, Console(highlight=False, soft_wrap=True)))
+
+
+@app.command
+def predict(
+    model: str,
+    inputs: Annotated[list[str], Parameter(consume_multiple=True)],
+    /,
+    *,
+    options: Annotated[PredictionOptions, Parameter(name="*")],
+    backend: Backend = None,
+) -> None:
+    """Apply a trained model to images: masks from a segmenter, restored images from a denoiser or restorer.
+
+    Any size, 8 or 16 bits or floats, the pages of a TIFF one by one; large images in tiles, within --max-memory, with
+    the result of the whole. What was done by an earlier run is left as it is, so a run that was stopped goes on. An
+    image that cannot be read is named and the others go on; the exit status is then 1.
+
+    Args:
+        model: A `.keras` file, a run's folder, a preset's name or folder, or an export.
+        inputs: Image files, folders of them and quoted patterns.
+        options: Settings.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    choose_backend(backend)
+    from rich.console import Console
+
+    from dl_techniques.inference.predicting import predict_files
+
+    _report(predict_files(model, inputs, options, Console(highlight=False, soft_wrap=True)))
+
+
+def _report(results: Sequence) -> None:
     refused = sum(bool(result.error) for result in results)
     if refused:
         raise PartialFailure(f"{refused} of {len(results)} images refused")

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.files import Picture, find_images, read_image, write_image
+from dl_techniques.data.files import Picture, read_image, write_image
 from dl_techniques.data.pictures import contact_sheet, to_display
-from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
+from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.inference.batch import FileResult, OnTile, lossless_name, plan_outputs, process_files
+from dl_techniques.inference.engines import Engine
+from dl_techniques.inference.network import Network
 from dl_techniques.inference.quality import NoiseReport, inspect_noise
 from dl_techniques.inference.settings import DenoisingOptions
 from dl_techniques.inference.symmetries import symmetric_moments
-from dl_techniques.inference.tiling import apply_tiled
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dl_techniques.inference.engines import Engine
-
-LOSSLESS = {".jpg": ".png", ".jpeg": ".png", ".bmp": ".png"}  # what a result is saved as in a folder
 INSPECTED = 768  # height and width of the centre on which noise is judged, in pixels
 COMPARED = 512  # and of the one that is shown before and after
 
@@ -52,7 +50,14 @@ def denoise_pixels(
     Raises:
         ArgumentError: The model does not fit the channels, or the image has no finite sample.
     """
-    channels = pixels.shape[-1]
+    return restore_pixels(pixels, Network(engine, tile), on_tile, tta)[0]
+
+
+def restore_pixels(
+    pixels: np.ndarray, network: Network, on_tile: OnTile = lambda done, total: None, tta: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `denoise_pixels` does, and the standard deviation over the symmetries, float32, in the same unit."""
+    engine, channels = network.engine, pixels.shape[-1]
     if engine.channels not in (1, channels):
         raise ArgumentError("pixels", f"must have {engine.channels} channels for {engine.source}", pixels.shape)
     finite = np.isfinite(pixels) if pixels.dtype.kind == "f" else np.ones(pixels.shape, bool)
@@ -66,18 +71,18 @@ def denoise_pixels(
 
     def apply(plane: np.ndarray) -> np.ndarray:
         before = next(rounds)
-        return _apply(
-            plane, engine, tile, lambda done, total: on_tile(before * total + done, len(planes) * tta * total)
-        )
+        return network.apply(plane, lambda done, total: on_tile(before * total + done, len(planes) * tta * total))
 
-    outputs = [symmetric_moments(apply, plane, tta)[0] for plane in planes]
-    result = np.concatenate(outputs, axis=-1).astype("float64") * unit
+    means, deviations = zip(*(symmetric_moments(apply, plane, tta) for plane in planes), strict=True)
+    result = np.concatenate(means, axis=-1).astype("float64") * unit
+    deviation = (np.concatenate(deviations, axis=-1) * unit).astype("float32")
     if not np.isfinite(result).all():
         raise ArgumentError("engine", "must return finite values for finite images", engine.source)
     if pixels.dtype.kind == "f":
-        return np.where(finite, result, pixels).astype(pixels.dtype)
+        kept = np.where(finite, result, pixels) if result.shape == pixels.shape else result
+        return kept.astype(pixels.dtype), deviation
     limits = np.iinfo(pixels.dtype)
-    return np.rint(result).clip(limits.min, limits.max).astype(pixels.dtype)
+    return np.rint(result).clip(limits.min, limits.max).astype(pixels.dtype), deviation
 
 
 def _unit(largest: float) -> float:
@@ -85,34 +90,7 @@ def _unit(largest: float) -> float:
     return 1.0 if largest == 0 or 1e-12 < largest < 1e12 else float(2.0 ** np.floor(np.log2(largest)))
 
 
-def _apply(x: np.ndarray, engine: Engine, tile: int, on_tile: Callable[[int, int], object]) -> np.ndarray:
-    from dl_techniques.models.convunext.receptive import receptive_radius
-
-    radius = receptive_radius(engine.model) if engine.model is not None else None
-    if radius is None or engine.model is None:  # a whole-image statistic, or a graph that cannot be asked
-        tile, radius, multiple = max(*x.shape[:2], tile), 0, 1
-    else:
-        multiple = 2**engine.model.depth
-    return apply_tiled(lambda crop: engine.function(crop[None])[0], x, tile, radius, multiple, on_tile)
-
-
-@dataclass(frozen=True)
-class DenoisingResult:
-    """What became of one file.
-
-    Attributes:
-        source: The file.
-        output: Where the result lies, `None` if the file was refused.
-        report: Noise and gain, `None` if not inspected or refused.
-        error: Why it was refused, empty if it was not.
-        seconds: Time taken.
-    """
-
-    source: Path
-    output: Path | None
-    report: NoiseReport | None
-    error: str
-    seconds: float
+DenoisingResult = FileResult[NoiseReport | None]
 
 
 def denoise_files(inputs: Sequence[Path], options: DenoisingOptions, console: Console) -> list[DenoisingResult]:
@@ -126,34 +104,13 @@ def denoise_files(inputs: Sequence[Path], options: DenoisingOptions, console: Co
     Raises:
         FileError: An input does not exist, an output exists already, or nothing can be written.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    pairs = _plan_outputs(find_images(inputs), options, single=len(inputs) == 1 and not Path(inputs[0]).is_dir())
+    pairs = plan_outputs(inputs, options.output, options.overwrite, lossless_name)
     engines = _Engines(options.model)
-    results = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        overall = progress.add_task("images", total=len(pairs))
-        for source, output in pairs:
-            task = progress.add_task("tiles", total=None)
-            start = time.perf_counter()
-            try:
-                report = _denoise_file(
-                    source,
-                    output,
-                    engines,
-                    options,
-                    lambda done, total, task=task: progress.update(task, completed=done, total=total),
-                )
-                result = DenoisingResult(source, output, report, "", time.perf_counter() - start)
-            except ConvUNextError as error:
-                result = DenoisingResult(source, None, None, str(error), time.perf_counter() - start)
-            progress.remove_task(task)
-            progress.advance(overall)
-            for line in _describe(result):
-                console.print(line, markup=False)
-            results.append(result)
-    return results
+
+    def work(source: Path, output: Path, on_tile: OnTile) -> NoiseReport | None:
+        return _denoise_file(source, output, engines, options, on_tile)
+
+    return process_files(pairs, work, _describe, console, options.overwrite)
 
 
 class _Engines:
@@ -174,30 +131,6 @@ class _Engines:
         if name not in self.loaded:
             self.loaded[name] = load_engine(name)
         return self.loaded[name]
-
-
-def _plan_outputs(sources: list[Path], options: DenoisingOptions, single: bool) -> list[tuple[Path, Path]]:
-    output = options.output
-    if single and output.suffix and not output.is_dir():
-        pairs = [(sources[0], output)]
-        folder = output.parent
-    else:
-        folder = output
-        pairs = [(path, folder / f"{path.stem}{LOSSLESS.get(path.suffix.lower(), path.suffix)}") for path in sources]
-    taken: dict[Path, Path] = {}
-    for source, target in pairs:
-        if target in taken:
-            reason = f"and {source.name} would both become {target.name}."
-            raise FileError(str(taken[target]), reason, "Give them different names or folders.")
-        taken[target] = source
-        if target.exists() and (not options.overwrite or target.resolve() == source.resolve()):
-            remedy = "Choose another --output" + ("." if options.overwrite else ", or add --overwrite.")
-            raise FileError(str(target), "exists already.", remedy)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(str(folder), f"cannot be written: {error.strerror}.", "Choose another --output.") from error
-    return pairs
 
 
 def _denoise_file(
@@ -244,12 +177,8 @@ def _comparison(noisy: np.ndarray, denoised: np.ndarray) -> np.ndarray:
     return contact_sheet([row])
 
 
-def _describe(result: DenoisingResult) -> list[str]:
-    if result.error:
-        return [f"refused  {result.error}"]
-    line = f"{result.source} -> {result.output}  {result.seconds:.1f} s"
-    if result.report is not None:
-        line += f"  noise sigma {result.report.sigma:.4g}"
-        if result.report.gain is not None:
-            line += f", estimated gain {result.report.gain:.1f} dB"
-    return [line, *(f"  warning: {warning}" for warning in (result.report.warnings if result.report else ()))]
+def _describe(report: NoiseReport | None) -> list[str]:
+    if report is None:
+        return []
+    gain = "" if report.gain is None else f", estimated gain {report.gain:.1f} dB"
+    return [f"noise sigma {report.sigma:.4g}{gain}", *(f"warning: {warning}" for warning in report.warnings)]

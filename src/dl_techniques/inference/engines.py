@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
 
+RUN_MODEL = "model.keras"  # in the folder of a training run
 Size = tuple[int | None, int | None]
 
 
@@ -49,8 +51,8 @@ def load_engine(source: str | os.PathLike) -> Engine:
     """Load a model.
 
     Args:
-        source: A `.keras` file, a preset's name or folder, or an exported `.onnx`, `.xml` (OpenVINO), `.tflite` file or
-            SavedModel folder.
+        source: A `.keras` file, a run's folder, a preset's name or folder, or an exported `.onnx`, `.xml` (OpenVINO),
+            `.tflite` file or SavedModel folder.
 
     Raises:
         FileError: The file is broken or holds another kind of model.
@@ -60,6 +62,8 @@ def load_engine(source: str | os.PathLike) -> Engine:
     from dl_techniques.models.convunext.presets import preset_folder, shipped_presets
 
     path = Path(source)
+    if (path / RUN_MODEL).is_file():
+        path = path / RUN_MODEL
     loaders = {".keras": _load_keras, ".onnx": _load_onnx, ".xml": _load_openvino, ".tflite": _load_litert}
     if path.suffix in loaders and path.is_file():
         try:
@@ -68,10 +72,10 @@ def load_engine(source: str | os.PathLike) -> Engine:
             extra = {".onnx": "onnx", ".xml": "openvino"}.get(path.suffix, "")
             remedy = f"pip install 'convunext[{extra}]'"
             raise FileError(str(path), f"needs the module {error.name!r}, which is not installed.", remedy) from error
-        except (ValueError, OSError, RuntimeError, TypeError, KeyError) as error:
+        except (ValueError, OSError, RuntimeError, TypeError, KeyError, zipfile.BadZipFile) as error:
             if isinstance(error, FileError | ArgumentError):
                 raise
-            raise FileError(str(path), f"cannot be loaded: {error}".split("\n")[0] + ".", "Export it again.") from error
+            raise FileError(str(path), f"cannot be loaded: {error}".split("\n")[0] + ".", "Get it again.") from error
     if (path / "saved_model.pb").is_file():
         return _load_saved_model(path)
     if path.suffix in loaders:
