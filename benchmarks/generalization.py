@@ -79,7 +79,7 @@ def train_and_measure(name: str, folder: Path, arguments: argparse.Namespace) ->
     settings, build = DESIGNS[name]
     config = DenoisingConfig(
         images=arguments.images, output=folder, sigma=TRAINED, steps=arguments.steps, depth=2,
-        initial_filters=arguments.filters, blocks_per_level=2, **settings,
+        initial_filters=arguments.filters, blocks_per_level=2, convnext_version="v2", block_kernel_size=7, **settings,
     )  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
     model = train_denoiser(config, Console(), resume=folder.exists(), build=build)
