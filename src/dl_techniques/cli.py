@@ -79,7 +79,7 @@ def denoise(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _choose_backend(backend)
+    _choose_backend_for(options.model, backend)
     from rich.console import Console
 
     from dl_techniques.inference.denoising import denoise_files
@@ -101,7 +101,7 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
         save: Write the certificate into the model's card; never into those that ship with the package.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _choose_backend(backend)
+    _choose_backend_for(model, backend)
     from rich.console import Console
 
     from dl_techniques.certify import certify, print_certificate, save_certificate
@@ -138,7 +138,7 @@ def evaluate_model(
         output: Folder to write to; it must not exist.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _choose_backend(backend)
+    _choose_backend_for(model, backend)
     from rich.console import Console
 
     from dl_techniques.card import read_card
@@ -269,6 +269,14 @@ def _train(
         raise
 
 
+def _choose_backend_for(model: str | None, backend: str | None) -> None:
+    """Choose the backend if the model needs one; a machine that runs exported artifacts may have none."""
+    from dl_techniques.inference.engines import needs_keras
+
+    if needs_keras(model):
+        _choose_backend(backend)
+
+
 def _choose_backend(backend: str | None) -> None:
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend
@@ -282,7 +290,8 @@ def _choose_backend(backend: str | None) -> None:
                     import tensorflow  # noqa: F401 - Keras imports it later, aloud
     except ModuleNotFoundError as error:
         extra = {"jax": "jax", "torch": "torch"}.get(str(error.name), "")
-        remedy = f"Install it: pip install 'convunext[{extra}]'." if extra else "Reinstall convunext."
+        known = f"Install it: pip install 'convunext[{extra}]'."
+        remedy = known if extra else "Without it, only models exported as .onnx or .xml run."
         raise ConvUNextError("backend", f"needs the module {error.name!r}, which is not installed.", remedy) from error
 
 

@@ -23,6 +23,7 @@ from dl_techniques.data.normalization import standardize
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
 from dl_techniques.inference.engines import Engine, load_engine
 from dl_techniques.inference.settings import ArtifactFormat, ExportOptions
+from dl_techniques.models.convunext.receptive import receptive_radius
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,7 +116,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
             certificate = certify(exported, ALPHAS, SIZES, LIMIT) if promises else None
         artifact = Artifact(options.output, comparison, certificate)
         _judge(artifact, exported, console)
-        write_card(path, _card(card, artifact, options))
+        write_card(path, _card(card, artifact, network, options))
         _publish(staging, options)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -265,14 +266,17 @@ def _judge(artifact: Artifact, engine: Engine, console: Console) -> None:
         raise ExportError(str(artifact.path), "does not keep the promise f(a*x) = a*f(x) of its model.", remedy)
 
 
-def _card(card: dict[str, Any], artifact: Artifact, options: ExportOptions) -> dict[str, Any]:
+def _card(card: dict[str, Any], artifact: Artifact, network: ConvUNextModel, options: ExportOptions) -> dict[str, Any]:
     """Return the model's card with what holds for the artifact instead of what held for the model."""
     kept = {key: value for key, value in card.items() if key not in ("normalization", "certificate")}
+    # What pools over the whole image, the normalization too, gives another result for each crop.
+    halo = None if options.size or card.get("normalization", "none") != "none" else receptive_radius(network)
     export = {
         "format": options.artifact_format,
         "size": options.size or "any",
         "normalization": card.get("normalization", "none"),  # done inside
         "activation": options.activation,
+        "tiling": None if halo is None else {"halo": halo, "multiple": 2**network.depth},
         "against_keras": asdict(artifact.comparison),
         "convunext_version": __version__,
     }

@@ -51,6 +51,9 @@ def denoise_pixels(
     channels = pixels.shape[-1]
     if engine.channels not in (1, channels):
         raise ArgumentError("pixels", f"must have {engine.channels} channels for {engine.source}", pixels.shape)
+    if engine.fit(pixels.shape[:2]) != pixels.shape[:2]:
+        rule = f"must be of {engine.size[0]}x{engine.size[1]} pixels for {engine.source}"
+        raise ArgumentError("pixels", rule, pixels.shape)
     finite = np.isfinite(pixels) if pixels.dtype.kind == "f" else np.ones(pixels.shape, bool)
     if not finite.any():
         raise ArgumentError("pixels", "must have a finite sample", pixels.shape)
@@ -80,14 +83,9 @@ def _unit(largest: float) -> float:
 
 
 def _apply(x: np.ndarray, engine: Engine, tile: int, on_tile: Callable[[int, int], object]) -> np.ndarray:
-    from dl_techniques.models.convunext.receptive import receptive_radius
-
-    radius = receptive_radius(engine.model) if engine.model is not None else None
-    if radius is None or engine.model is None:  # a whole-image statistic, or a graph that cannot be asked
-        tile, radius, multiple = max(*x.shape[:2], tile), 0, 1
-    else:
-        multiple = 2**engine.model.depth
-    return apply_tiled(lambda crop: engine.function(crop[None])[0], x, tile, radius, multiple, on_tile)
+    if engine.halo is None:  # a whole-image statistic, or nothing is known
+        tile = max(*x.shape[:2], tile)
+    return apply_tiled(lambda crop: engine.function(crop[None])[0], x, tile, engine.halo or 0, engine.multiple, on_tile)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dl_techniques.card import read_card
 from dl_techniques.errors import ArgumentError, FileError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dl_techniques.models.convunext.model import ConvUNextModel
 
 Size = tuple[int | None, int | None]
+WITHOUT_KERAS = (".onnx", ".xml")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Engine:
         path: The file or folder, where the card lies in or beside.
         model: The Keras model, `None` for exported files.
         size: Height and width that images must have, each `None` if any will do.
+        halo: Pixels that an output depends on to each side, `None` if it may depend on the whole image or the size is
+            fixed: images are then computed whole.
+        multiple: Crops that shall give what the whole image gives begin at multiples of this many pixels.
     """
 
     function: Function
@@ -39,10 +44,17 @@ class Engine:
     path: Path
     model: ConvUNextModel | None = None
     size: Size = (None, None)
+    halo: int | None = None
+    multiple: int = 1
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return a height and a width that the model takes: its own where they are fixed, otherwise those given."""
         return self.size[0] or size[0], self.size[1] or size[1]
+
+
+def needs_keras(source: str | os.PathLike | None) -> bool:
+    """Return whether `load_engine` needs Keras for a model; `None` stands for a preset."""
+    return source is None or Path(source).suffix not in WITHOUT_KERAS
 
 
 def load_engine(source: str | os.PathLike) -> Engine:
@@ -56,7 +68,6 @@ def load_engine(source: str | os.PathLike) -> Engine:
         FileError: The file is broken or holds another kind of model.
         ArgumentError: There is no such file or preset.
     """
-    from dl_techniques.models.convunext.model import ConvUNextModel
     from dl_techniques.models.convunext.presets import preset_folder, shipped_presets
 
     path = Path(source)
@@ -65,8 +76,7 @@ def load_engine(source: str | os.PathLike) -> Engine:
         try:
             return loaders[path.suffix](path)
         except ModuleNotFoundError as error:
-            extra = {".onnx": "onnx", ".xml": "openvino"}.get(path.suffix, "")
-            remedy = f"pip install 'convunext[{extra}]'"
+            remedy = f"Install it: pip install {error.name}"
             raise FileError(str(path), f"needs the module {error.name!r}, which is not installed.", remedy) from error
         except (ValueError, OSError, RuntimeError, TypeError, KeyError) as error:
             if isinstance(error, FileError | ArgumentError):
@@ -81,6 +91,8 @@ def load_engine(source: str | os.PathLike) -> Engine:
     except ArgumentError as error:
         rule = f"must be a file (.keras, .onnx, .xml, .tflite), an exported folder or one of {shipped_presets()}"
         raise ArgumentError("model", rule, str(source)) from error
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
     model = ConvUNextModel.from_preset(folder)
     return _keras_engine(model, f"preset {folder.name}", folder)
 
@@ -98,9 +110,11 @@ def _load_keras(path: Path) -> Engine:
 
 def _keras_engine(model: ConvUNextModel, source: str, path: Path) -> Engine:
     from dl_techniques.models.convunext.function import keras_function
+    from dl_techniques.models.convunext.receptive import receptive_radius
 
     height, width, channels = model.input_shape
-    return Engine(keras_function(model), channels, source, path, model, (height, width))
+    halo = receptive_radius(model) if height is None and width is None else None
+    return Engine(keras_function(model), channels, source, path, model, (height, width), halo, 2**model.depth)
 
 
 def _load_onnx(path: Path) -> Engine:
@@ -161,4 +175,20 @@ def _load_saved_model(path: Path) -> Engine:
 def _exported_engine(function: Function, shape: list, path: Path) -> Engine:
     """Return the engine of an artifact whose input has this shape, `None` for sizes left open."""
     _, height, width, channels = shape
-    return Engine(function, channels, path.name, path, size=(height, width))
+    halo, multiple = _tiling_of(read_card(path), path)
+    return Engine(function, channels, path.name, path, size=(height, width), halo=halo, multiple=multiple)
+
+
+def _tiling_of(card: dict[str, Any], path: Path) -> tuple[int | None, int]:
+    """Return halo and multiple as the card of an artifact has them; without any, images are computed whole."""
+    export = card.get("export")
+    tiling = export.get("tiling") if isinstance(export, dict) else None
+    if tiling is None:
+        return None, 1
+    try:
+        halo, multiple = tiling["halo"], tiling["multiple"]
+        if min(halo, multiple - 1) >= 0 and isinstance(halo + multiple, int):
+            return halo, multiple
+    except (KeyError, TypeError):
+        pass
+    raise FileError(str(path), f"has a card whose tiling is {tiling!r}.", "Export it again.")
