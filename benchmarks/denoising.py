@@ -53,9 +53,9 @@ def tv_method(noisy: np.ndarray, sigma: float) -> np.ndarray:
     return restoration.denoise_tv_chambolle(noisy, weight=1.2 * sigma, channel_axis=-1)
 
 
-def preset_method(name: str) -> Method:
+def preset_method(name: str, tta: int) -> Method:
     engine = load_engine(name)
-    return lambda noisy, _: denoise_pixels(noisy, engine)
+    return lambda noisy, _: denoise_pixels(noisy, engine, tta=tta)
 
 
 def main() -> None:
@@ -63,10 +63,15 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of clean images, never trained on")
     parser.add_argument("--sigma", type=float, nargs="+", default=[15.0, 25.0, 50.0], help="in units of 1/255")
     parser.add_argument("--models", nargs="+", default=["denoise-gray"], help="presets or model files")
+    parser.add_argument("--tta", type=int, nargs="+", default=[1, 4], help="symmetries that presets average over")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
 
-    methods = {name: preset_method(name) for name in arguments.models}
+    methods = {
+        name if tta == 1 else f"{name}, {tta} symmetries": preset_method(name, tta)
+        for name in arguments.models
+        for tta in arguments.tta
+    }
     methods |= {"BM3D": bm3d_method, "non-local means": nlm_method, "wavelet": wavelet_method, "TV": tv_method}
     paths = find_images([arguments.images])
     rows = []

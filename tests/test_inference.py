@@ -19,12 +19,41 @@ from dl_techniques.inference.denoising import denoise_files, denoise_pixels
 from dl_techniques.inference.engines import Engine, load_engine
 from dl_techniques.inference.quality import inspect_noise
 from dl_techniques.inference.settings import DenoisingOptions
+from dl_techniques.inference.symmetries import symmetric_moments
 from dl_techniques.inference.tiling import apply_tiled, plan_tiles
 from dl_techniques.metrics import psnr
 from dl_techniques.models.convunext.model import ConvUNextModel
 from dl_techniques.models.convunext.presets import shipped_presets
 from dl_techniques.models.convunext.receptive import receptive_radius
 from models import DENOISER, image, randomize, relative_difference, run, small_model, smoothing_engine
+
+# === symmetries ===
+
+
+@pytest.mark.parametrize("count, turns", [(2, {0, 2}), (4, {0, 1, 2, 3}), (8, {0, 1, 2, 3})])
+def test_mean_over_symmetries_turns_with_the_image(count, turns):
+    weights = np.random.default_rng(0).normal(size=(12, 12, 1))  # a function of the position: turns matter
+    x = np.random.default_rng(1).normal(size=(12, 12, 1))
+
+    def mean(picture: np.ndarray) -> np.ndarray:
+        return symmetric_moments(lambda y: weights * y, picture, count)[0]
+
+    for quarters in range(4):
+        same = np.allclose(np.rot90(mean(x), quarters), mean(np.rot90(x, quarters)), atol=1e-6)
+        assert same == (quarters in turns)
+    assert np.allclose(mean(x)[:, ::-1], mean(x[:, ::-1]), atol=1e-6) == (count == 8)
+
+
+def test_disagreement_of_symmetries():
+    x = image(20, 31, 3)
+    mean, deviation = symmetric_moments(lambda y: 2 * y, x, 8)
+    assert np.allclose(mean, 2 * x) and deviation.shape == x.shape and deviation.max() < 1e-6
+    values = iter(range(8))
+    mean, deviation = symmetric_moments(lambda y: np.full_like(y, 1000 + next(values)), x, 8)
+    assert np.allclose(mean, 1003.5) and np.allclose(deviation, np.std(range(8)), rtol=1e-4)
+    with pytest.raises(ArgumentError, match="tta.*3"):
+        symmetric_moments(lambda y: y, x, 3)
+
 
 # === tiles ===
 
@@ -114,6 +143,14 @@ def test_samples_that_are_no_numbers_stay_and_spoil_nothing(engine):
     assert np.isnan(result[3, 4]) and np.isinf(result[5, 6]) and np.isfinite(result).sum() == result.size - 2
     with pytest.raises(ArgumentError, match="must have a finite sample"):
         denoise_pixels(np.full((2, 2, 1), np.nan), engine)
+
+
+def test_results_are_averaged_over_symmetries_of_the_whole_image(engine):
+    pixels, calls = image(50, 61, 3), []
+    result = denoise_pixels(pixels, engine, tta=2, on_tile=lambda done, total: calls.append((done, total)))
+    upside_down = denoise_pixels(pixels[::-1, ::-1], engine)[::-1, ::-1]
+    assert relative_difference(result, (denoise_pixels(pixels, engine) + upside_down) / 2) <= 1e-6
+    assert calls == [(number, 6) for number in range(1, 7)]
 
 
 def test_model_of_other_channels_is_refused(engine):
@@ -287,7 +324,9 @@ def test_shipped_presets_keep_their_promise(name):
     for sigma in (5, 25, 50):
         clean, noisy = scene(sigma / 255)
         clean, noisy = (np.repeat(x[:128, :128], engine.channels, axis=2) for x in (clean, noisy))
-        assert psnr(denoise_pixels(noisy, engine), clean) > psnr(noisy, clean) + 6
+        once = psnr(denoise_pixels(noisy, engine), clean)
+        assert once > psnr(noisy, clean) + 6
+        assert psnr(denoise_pixels(noisy, engine, tta=4), clean) > once + 0.02
 
 
 def test_unknown_preset_lists_the_known_ones():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from dl_techniques.data.pictures import contact_sheet, to_display
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.inference.quality import NoiseReport, inspect_noise
 from dl_techniques.inference.settings import DenoisingOptions
+from dl_techniques.inference.symmetries import symmetric_moments
 from dl_techniques.inference.tiling import apply_tiled
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def denoise_pixels(
     engine: Engine,
     tile: int = 512,
     on_tile: Callable[[int, int], object] = lambda done, total: None,
+    tta: int = 1,
 ) -> np.ndarray:
     """Return an image without its noise, in its own type and unit.
 
@@ -44,6 +47,7 @@ def denoise_pixels(
         engine: The model.
         tile: Larger images are computed in tiles, with exactly the result of the whole.
         on_tile: Called with the number of tiles done and their total after each.
+        tta: Symmetries of the image over which results are averaged: 1, 2, 4 or 8.
 
     Raises:
         ArgumentError: The model does not fit the channels, or the image has no finite sample.
@@ -61,13 +65,15 @@ def denoise_pixels(
     unit = _unit(float(np.abs(x).max()))
     x = (x / unit).astype("float32")
     planes = [x] if engine.channels == channels else [x[..., c : c + 1] for c in range(channels)]
-    outputs = []
-    for number, plane in enumerate(planes):
+    rounds = itertools.count()
 
-        def report(done: int, total: int, before: int = number) -> None:
-            on_tile(before * total + done, len(planes) * total)
+    def apply(plane: np.ndarray) -> np.ndarray:
+        before = next(rounds)
+        return _apply(
+            plane, engine, tile, lambda done, total: on_tile(before * total + done, len(planes) * tta * total)
+        )
 
-        outputs.append(_apply(plane, engine, tile, report))
+    outputs = [symmetric_moments(apply, plane, tta)[0] for plane in planes]
     result = np.concatenate(outputs, axis=-1).astype("float64") * unit
     if not np.isfinite(result).all():
         raise ArgumentError("engine", "must return finite values for finite images", engine.source)
@@ -198,7 +204,7 @@ def _denoise_file(
     picture = read_image(source, options.max_pixels)
     engine = engines.of(picture.pixels.shape[2])
     try:
-        denoised = denoise_pixels(picture.pixels, engine, options.tile, on_tile)
+        denoised = denoise_pixels(picture.pixels, engine, options.tile, on_tile, options.tta)
     except ArgumentError as error:
         raise FileError(str(source), str(error)) from error
     write_image(output, replace(picture, pixels=denoised))
@@ -211,7 +217,7 @@ def _denoise_file(
     noisy = np.where(np.isfinite(noisy), noisy, 0)
 
     def function(x: np.ndarray) -> np.ndarray:
-        return denoise_pixels(x, engine, options.tile)
+        return denoise_pixels(x, engine, options.tile, tta=options.tta)
 
     return inspect_noise(noisy, function(noisy), function)
 

@@ -29,6 +29,8 @@ class DenoisingOptions:
         model: A preset's name, a `.keras` file or a preset's folder; a preset that ships, by the image's channels, if
             not given.
         tile: Larger images are computed in tiles of this height and width, in pixels, with exactly the same result.
+        tta: Average over this many symmetries of the image (test-time augmentation): a little better, and as many times
+            slower.
         compare: Save a picture of the image before and after, and of what was removed.
         inspect: Estimate noise and gain, and warn where the noise is not what the model knows.
         overwrite: Replace results that exist.
@@ -38,6 +40,7 @@ class DenoisingOptions:
     output: Annotated[Path, Parameter(name=("--output", "-o"))]
     model: str | None = None
     tile: int = 512
+    tta: Literal[1, 2, 4, 8] = 1
     compare: bool = False
     inspect: bool = True
     overwrite: bool = False
