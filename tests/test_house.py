@@ -17,6 +17,7 @@ FLOORS = {
     "__init__": 0,
     "data": 1,
     "layers": 1,
+    "backend": 1,
     "card": 2,
     "losses": 2,
     "metrics": 2,
@@ -24,6 +25,8 @@ FLOORS = {
     "inference": 4,
     "training": 4,
     "certify": 5,
+    "page": 5,
+    "quantize": 5,
     "export": 6,
     "cli": 7,
 }

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, Fil
 from dl_techniques.inference.engines import Engine, load_engine
 from dl_techniques.inference.settings import ArtifactFormat, ExportOptions
 from dl_techniques.models.convunext.receptive import receptive_radius
+from dl_techniques.quantize import Loss, quantize, read_centres
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,12 +74,14 @@ class Artifact:
     Attributes:
         path: The file or folder.
         comparison: How far it is from Keras.
-        certificate: Its scale-equivariance, `None` if the model does not promise any.
+        certificate: Its scale-equivariance, `None` if the model does not promise any, or of 8-bit integers.
+        loss: What 8-bit integers cost, `None` if it has none.
     """
 
     path: Path
     comparison: Comparison
     certificate: Certificate | None
+    loss: Loss | None = None
 
 
 def export_model(source: str | os.PathLike, options: ExportOptions, console: Console) -> Artifact:
@@ -104,6 +107,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     card = read_card(engine.path)
     standard = _standardizes(card, engine.path)
     network = _exportable(engine, options)
+    centres = read_centres(options.int8, card, engine.channels, options.size) if options.int8 else []
     staging = _staging_folder(options.output)
     try:
         path = staging / options.output.name
@@ -116,6 +120,13 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
             certificate = certify(exported, ALPHAS, SIZES, LIMIT) if promises else None
         artifact = Artifact(options.output, comparison, certificate)
         _judge(artifact, exported, console)
+        if centres:
+            loss = quantize(path, centres, card, options.max_loss)
+            artifact = replace(artifact, certificate=None, loss=loss)
+            console.print(f"{options.output.name} in 8 bits against itself in float: {loss}")
+            if not loss.holds:
+                remedy = f"Nothing was written. Add --max-loss {math.ceil(1000 * loss.value) / 1000:g} if that is fine."
+                raise ExportError(str(options.output), f"loses too much: {loss}.", remedy)
         write_card(path, _card(card, artifact, network, options))
         _publish(staging, options)
     finally:
@@ -278,6 +289,7 @@ def _card(card: dict[str, Any], artifact: Artifact, network: ConvUNextModel, opt
         "activation": options.activation,
         "tiling": None if halo is None else {"halo": halo, "multiple": 2**network.depth},
         "against_keras": asdict(artifact.comparison),
+        **({} if artifact.loss is None else {"int8": asdict(artifact.loss)}),
         "convunext_version": __version__,
     }
     certificate = {} if artifact.certificate is None else {"certificate": artifact.certificate.as_dict()}

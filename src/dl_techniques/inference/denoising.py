@@ -62,7 +62,7 @@ def denoise_pixels(
     if not finite.any():
         raise ArgumentError("pixels", "must have a finite sample", pixels.shape)
     x = pixels if finite.all() else np.where(finite, pixels, np.median(pixels[finite]))
-    unit = _unit(float(np.abs(x).max()))
+    unit = _unit(float(np.abs(x).max()), engine.largest)
     x = (x / unit).astype("float32")
     planes = [x] if engine.channels == channels else [x[..., c : c + 1] for c in range(channels)]
     rounds = itertools.count()
@@ -83,9 +83,14 @@ def denoise_pixels(
     return np.rint(result).clip(limits.min, limits.max).astype(pixels.dtype)
 
 
-def _unit(largest: float) -> float:
-    """Return 1 for magnitudes whose squares float32 can hold, otherwise a power of two next to them."""
-    return 1.0 if largest == 0 or 1e-12 < largest < 1e12 else float(2.0 ** np.floor(np.log2(largest)))
+def _unit(peak: float, largest: float | None) -> float:
+    """Return 1 for magnitudes that the model knows, otherwise a power of two that brings them there.
+
+    It knows those whose squares float32 can hold; where 8-bit integers were calibrated, those next to the largest.
+    """
+    if peak == 0 or (largest is None and 1e-12 < peak < 1e12):
+        return 1.0
+    return float(2.0 ** (np.floor(np.log2(peak)) if largest is None else np.rint(np.log2(peak / largest))))
 
 
 def _apply(x: np.ndarray, engine: Engine, tile: int, on_tile: Callable[[int, int], object]) -> np.ndarray:

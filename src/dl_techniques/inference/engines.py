@@ -36,6 +36,7 @@ class Engine:
         halo: Pixels that an output depends on to each side, `None` if it may depend on the whole image or the size is
             fixed: images are then computed whole.
         multiple: Crops that shall give what the whole image gives begin at multiples of this many pixels.
+        largest: Largest intensity that 8-bit integers were calibrated for; `None` if there are none.
     """
 
     function: Function
@@ -46,6 +47,7 @@ class Engine:
     size: Size = (None, None)
     halo: int | None = None
     multiple: int = 1
+    largest: float | None = None
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return a height and a width that the model takes: its own where they are fixed, otherwise those given."""
@@ -175,20 +177,20 @@ def _load_saved_model(path: Path) -> Engine:
 def _exported_engine(function: Function, shape: list, path: Path) -> Engine:
     """Return the engine of an artifact whose input has this shape, `None` for sizes left open."""
     _, height, width, channels = shape
-    halo, multiple = _tiling_of(read_card(path), path)
-    return Engine(function, channels, path.name, path, size=(height, width), halo=halo, multiple=multiple)
+    halo, multiple, largest = _stated(read_card(path).get("export"), path)
+    return Engine(function, channels, path.name, path, None, (height, width), halo, multiple, largest)
 
 
-def _tiling_of(card: dict[str, Any], path: Path) -> tuple[int | None, int]:
-    """Return halo and multiple as the card of an artifact has them; without any, images are computed whole."""
-    export = card.get("export")
-    tiling = export.get("tiling") if isinstance(export, dict) else None
-    if tiling is None:
-        return None, 1
+def _stated(export: Any, path: Path) -> tuple[int | None, int, float | None]:
+    """Return halo, multiple and largest as an artifact's card states them; without it, images are computed whole."""
+    export = export if isinstance(export, dict) else {}
+    tiling = export.get("tiling") or {"halo": None, "multiple": 1}
+    integers = export.get("int8") or {"largest": None}
     try:
-        halo, multiple = tiling["halo"], tiling["multiple"]
-        if min(halo, multiple - 1) >= 0 and isinstance(halo + multiple, int):
-            return halo, multiple
+        halo, multiple, largest = tiling["halo"], tiling["multiple"], integers["largest"]
+        whole = isinstance(multiple + (halo or 0), int) and min(multiple - 1, halo or 0) >= 0
+        if whole and (largest is None or largest > 0):
+            return halo, multiple, largest
     except (KeyError, TypeError):
         pass
-    raise FileError(str(path), f"has a card whose tiling is {tiling!r}.", "Export it again.")
+    raise FileError(str(path), f"has a card whose tiling is {tiling!r} and int8 {integers!r}.", "Export it again.")
