@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from dl_techniques import __version__
+from dl_techniques.backend import choose_backend
 from dl_techniques.errors import ConvUNextError, ExportError
 from dl_techniques.inference.settings import DenoisingOptions, ExportOptions
+from dl_techniques.page.settings import PageOptions
 from dl_techniques.training.demo import DemoConfig
 from dl_techniques.training.settings import DenoisingConfig, RestorationConfig, SegmentationConfig
 
@@ -51,7 +50,7 @@ def demo(
         config: Settings of the run.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _choose_backend(backend)
+    choose_backend(backend)
     from rich.console import Console
 
     from dl_techniques.training.demo import run_demo
@@ -79,7 +78,7 @@ def denoise(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _choose_backend_for(options.model, backend)
+    _choose_backend_for([options.model], backend)
     from rich.console import Console
 
     from dl_techniques.inference.denoising import denoise_files
@@ -101,7 +100,7 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
         save: Write the certificate into the model's card; never into those that ship with the package.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _choose_backend_for(model, backend)
+    _choose_backend_for([model], backend)
     from rich.console import Console
 
     from dl_techniques.certify import certify, print_certificate, save_certificate
@@ -138,7 +137,7 @@ def evaluate_model(
         output: Folder to write to; it must not exist.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _choose_backend_for(model, backend)
+    _choose_backend_for([model], backend)
     from rich.console import Console
 
     from dl_techniques.card import read_card
@@ -162,7 +161,7 @@ def export(model: str, /, *, options: Annotated[ExportOptions, Parameter(name="*
         model: A `.keras` file, a preset's name or folder.
         options: Settings.
     """
-    _choose_backend("tensorflow")
+    choose_backend("tensorflow")
     from rich.console import Console
 
     from dl_techniques.export import export_model
@@ -172,6 +171,29 @@ def export(model: str, /, *, options: Annotated[ExportOptions, Parameter(name="*
     except ExportError as error:
         raise PartialFailure(str(error)) from error
     print(artifact.path.resolve())
+
+
+@app.command
+def page(
+    models: Annotated[list[str], Parameter(consume_multiple=True)],
+    /,
+    *,
+    options: Annotated[PageOptions, Parameter(name="*")] = PageOptions(),  # noqa: B008 - frozen
+    backend: Backend = None,
+) -> None:
+    """Show a web page on this machine: drop an image, see what a model makes of it, download the result.
+
+    Nothing leaves the machine and nobody else reaches the page, unless --host says so. Ctrl-C stops it.
+
+    Args:
+        models: `.keras` files, folders of runs, presets' names or folders, or exports.
+        options: Settings.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    _choose_backend_for([*models], backend)
+    from dl_techniques.page.serving import serve_page
+
+    serve_page(models, options)
 
 
 train = App(name="train", help="Train a model on your own images, or go on with a run that was stopped.")
@@ -245,7 +267,7 @@ def resume_training(*, resume: Path | None = None, backend: Backend = None) -> N
 def _train(
     config: DenoisingConfig | RestorationConfig | SegmentationConfig, backend: Backend, resume: bool = False
 ) -> None:
-    _choose_backend(backend)
+    choose_backend(backend)
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -269,44 +291,12 @@ def _train(
         raise
 
 
-def _choose_backend_for(model: str | None, backend: str | None) -> None:
-    """Choose the backend if the model needs one; a machine that runs exported artifacts may have none."""
+def _choose_backend_for(models: list[str | None], backend: str | None) -> None:
+    """Choose the backend if a model needs one; a machine that runs exported artifacts may have none."""
     from dl_techniques.inference.engines import needs_keras
 
-    if needs_keras(model):
-        _choose_backend(backend)
-
-
-def _choose_backend(backend: str | None) -> None:
-    if backend is not None:
-        os.environ["KERAS_BACKEND"] = backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        with _quiet_stderr():
-            import keras
-
-            if keras.backend.backend() != "tensorflow":
-                with contextlib.suppress(ImportError):
-                    import tensorflow  # noqa: F401 - Keras imports it later, aloud
-    except ModuleNotFoundError as error:
-        extra = {"jax": "jax", "torch": "torch"}.get(str(error.name), "")
-        known = f"Install it: pip install 'convunext[{extra}]'."
-        remedy = known if extra else "Without it, only models exported as .onnx or .xml run."
-        raise ConvUNextError("backend", f"needs the module {error.name!r}, which is not installed.", remedy) from error
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Hide what C++ code writes while TensorFlow starts: five lines that look like errors and are none."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    if any(map(needs_keras, models)):
+        choose_backend(backend)
 
 
 def _terminate(*_: object) -> None:
