@@ -1,0 +1,49 @@
+"""The backend of Keras, chosen before it is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+from dl_techniques.errors import ConvUNextError
+
+Backend = Literal["tensorflow", "jax", "torch"] | None
+
+
+def choose_backend(backend: str | None) -> None:
+    """Import Keras on a backend; on that of KERAS_BACKEND, or TensorFlow, if not given.
+
+    Raises:
+        ConvUNextError: The backend is not installed.
+    """
+    if backend is not None:
+        os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        with _quiet_stderr():
+            import keras
+
+            if keras.backend.backend() != "tensorflow":
+                with contextlib.suppress(ImportError):
+                    import tensorflow  # noqa: F401 - Keras imports it later, aloud
+    except ModuleNotFoundError as error:
+        extra = {"jax": "jax", "torch": "torch"}.get(str(error.name), "")
+        remedy = f"Install it: pip install 'convunext[{extra}]'." if extra else "Reinstall convunext."
+        raise ConvUNextError("backend", f"needs the module {error.name!r}, which is not installed.", remedy) from error
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Hide what C++ code writes while TensorFlow starts: five lines that look like errors and are none."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
