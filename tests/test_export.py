@@ -20,7 +20,8 @@ from dl_techniques.cli import main
 from dl_techniques.data.normalization import standardize
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
 from dl_techniques.export import export_model
-from dl_techniques.inference.engines import load_engine
+from dl_techniques.inference.engines import Tiling, load_engine
+from dl_techniques.inference.memory import model_bytes_per_pixel
 from dl_techniques.inference.settings import ExportOptions
 from dl_techniques.models.convunext.receptive import receptive_radius
 from models import image, randomize, run, small_model
@@ -111,8 +112,8 @@ def test_artifact_matches_keras_at_every_size(case, sources, tmp_path):
     assert card["export"]["normalization"] == ("standardize" if bias else "none")
     assert card["export"]["activation"] == activation
     exact = version == "v1" and not bias and not fixed  # the others pool over the whole image, or are of one size
-    tiling = {"halo": receptive_radius(model), "multiple": 4} if exact else None
-    assert card["export"]["tiling"] == tiling and load_engine(path).halo == (tiling and tiling["halo"])
+    tiling = Tiling(receptive_radius(model), 4, model_bytes_per_pixel(model), model.output_channels) if exact else None
+    assert load_engine(path).tiling == tiling
     assert card["export"]["format"] == form and card["export"]["size"] == (list(fixed) if fixed else "any")
     if bias:
         assert artifact.certificate is None and "certificate" not in card

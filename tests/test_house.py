@@ -17,7 +17,6 @@ FLOORS = {
     "__init__": 0,
     "data": 1,
     "layers": 1,
-    "backend": 1,
     "card": 2,
     "losses": 2,
     "metrics": 2,

@@ -20,7 +20,7 @@ from dl_techniques.inference.engines import Engine, load_engine
 from dl_techniques.inference.quality import inspect_noise
 from dl_techniques.inference.settings import DenoisingOptions
 from dl_techniques.inference.symmetries import symmetric_moments
-from dl_techniques.inference.tiling import apply_tiled, plan_tiles
+from dl_techniques.inference.tiling import plan_tiles
 from dl_techniques.metrics import psnr
 from dl_techniques.models.convunext.model import ConvUNextModel
 from dl_techniques.models.convunext.presets import shipped_presets
@@ -82,10 +82,16 @@ def test_tiled_result_is_that_of_the_whole_image(depth, blocks, kernel, downsamp
     def function(crop: np.ndarray) -> np.ndarray:
         return run(model, crop[None])[0][0]
 
+    def tiled_with(halo: int) -> np.ndarray:
+        result = np.empty_like(whole)
+        for part in plan_tiles(*x.shape[:2], 2 * radius + 48, halo, multiple):
+            result[part.write] = function(x[part.read])[part.keep]
+        return result
+
     whole = function(x)
-    tiled = apply_tiled(function, x, 2 * radius + 48, radius, multiple)
+    tiled = tiled_with(radius)
     assert np.abs(tiled - whole).max() <= 1e-5 * np.abs(whole).max()
-    short = apply_tiled(function, x, 2 * radius + 48, multiple, multiple)
+    short = tiled_with(multiple)
     assert np.abs(short - whole).max() > 1e-4 * np.abs(whole).max()
 
 
@@ -99,7 +105,6 @@ def test_no_input_beyond_the_radius_counts():
     before, after = run(model, x)[0], run(model, changed)[0]
     assert np.array_equal(before[:, :, : radius - 1], after[:, :, : radius - 1])
     assert not np.array_equal(before, after)
-    assert receptive_radius(small_model()) is None
 
 
 def test_tile_without_room_for_its_halo_is_refused():

@@ -29,7 +29,7 @@ __test__ = keras.backend.backend() == "tensorflow"
 
 ROOT = Path(__file__).parents[1]
 PROVIDED = {"cyclopts", "imagecodecs", "numpy", "pillow", "rich", "tifffile", "onnxruntime", "openvino"}
-TRAINS = ("keras", "tensorflow", "jax", "torch", "grain", "safetensors", "filelock", "tf2onnx", "onnx", "gradio")
+TRAINS = ("keras", "tensorflow", "jax", "torch", "grain", "safetensors", "filelock", "tomli_w", "tf2onnx", "onnx")
 QUIET = Console(quiet=True)
 
 
@@ -67,6 +67,9 @@ def test_artifacts_denoise_without_keras_as_with_it(denoisers, tmp_path):
         result = without_keras("denoise", "noisy.tif", "-o", output, "--model", str(path), "--tile", "64", cwd=tmp_path)
         assert result.returncode == 0 and not result.stderr, result.stderr
         assert np.abs(read_image(tmp_path / output).pixels - expected).max() <= 1
+        result = without_keras("predict", str(path), "noisy.tif", "-o", f"p-{output}", cwd=tmp_path)
+        assert result.returncode == 0 and not result.stderr, result.stderr
+        assert np.abs(read_image(tmp_path / f"p-{output}").pixels - expected).max() <= 1
 
 
 def test_artifacts_are_certified_and_evaluated_without_keras(denoisers, tmp_path):
@@ -91,6 +94,17 @@ def test_artifacts_are_certified_and_evaluated_without_keras(denoisers, tmp_path
                  f"--output={tmp_path}/keras"]) == 0  # fmt: skip
     metrics.append(json.loads((tmp_path / "keras" / "metrics.json").read_text()))
     assert metrics[0]["mean_dice"] == pytest.approx(metrics[1]["mean_dice"], abs=1e-3)
+
+
+def test_page_shows_artifacts_without_keras(denoisers, tmp_path):
+    server = str(Path(__file__).with_name("page_server.py"))
+    code = f"import sys, runpy; sys.modules.update(dict.fromkeys({TRAINS})); sys.argv = sys.argv[1:]; "
+    command = [sys.executable, "-c", f"{code}runpy.run_path({server!r}, run_name='__main__')"]
+    command += [server, str(tmp_path / "go"), *map(str, denoisers)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        process.communicate(timeout=60)
+        assert process.returncode == 0
 
 
 def test_what_needs_keras_says_so_where_there_is_none(tmp_path):
@@ -134,7 +148,8 @@ def test_artifact_of_classes_is_not_evaluated_as_if_of_probabilities(tmp_path, c
         evaluate_files(lambda x: x, read_card(path), "a.onnx", "images", None, tmp_path / "out", QUIET)
 
 
-WRONG = [{"halo": -1, "multiple": 4}, {"halo": 3}, {"halo": "3", "multiple": 4}, [1, 2], 0.5]
+REST = {"multiple": 4, "bytes_per_pixel": 1, "outputs": 1}
+WRONG = [{"halo": -1, **REST}, {"halo": 3}, {"halo": "3", **REST}, {"halo": 0.5, **REST}, [1, 2], 0.5]
 
 
 @pytest.mark.parametrize("tiling", WRONG)
@@ -153,5 +168,5 @@ def test_documented_packages_are_those_that_the_runtime_imports():
     (line,) = re.findall(r"^runtime/bin/pip install -c constraints.txt (.*?) *(?:#.*)?$", document, flags=re.M)
     assert set(line.split()) == PROVIDED - {"onnxruntime"}
     project = re.search(r"^dependencies = (\[.*?^\])", (ROOT / "pyproject.toml").read_text(), flags=re.M | re.S)
-    needed = {re.split("[>=]", name)[0] for name in ast.literal_eval(re.sub("#.*", "", project[1]))}
+    needed = {re.split("[>=]", name)[0].replace("-", "_") for name in ast.literal_eval(re.sub("#.*", "", project[1]))}
     assert needed - PROVIDED == needed & set(TRAINS)

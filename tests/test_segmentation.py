@@ -1,6 +1,8 @@
 """Training of segmenters on a user's folder: what is wrong is named first, runs resume, the result explains itself."""
 
 import json
+import tomllib
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,23 +13,27 @@ from rich.console import Console
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
 from dl_techniques.data.augment import Augmentation
+from dl_techniques.data.collection import Samples
+from dl_techniques.data.files import read_image
 from dl_techniques.data.masks import IGNORED, Classes
+from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pipeline import random_crop
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.models.convunext.function import keras_function
 from dl_techniques.training.checkpoint import list_checkpoints
-from dl_techniques.training.choices import choose_augmentation
+from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import evaluate
-from dl_techniques.training.run import read_log
-from dl_techniques.training.segmentation import train_segmenter
-from dl_techniques.training.segmentation_data import (
-    SegmentationSample,
-    load_data,
-    segmentation_batches,
-)  # fmt: skip
+from dl_techniques.training.inspection import Inspection, PairFacts
+from dl_techniques.training.run import read_log, stored_config
+from dl_techniques.training.segmentation import SegmentationTask, train_segmenter
+from dl_techniques.training.segmentation_data import SegmentationSample, segmentation_batches
 from dl_techniques.training.settings import SegmentationConfig
+from dl_techniques.training.supervised import train_supervised
 
-SMALL = {"steps": 16, "steps_per_epoch": 8, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4}
+SMALL = {
+    "steps": 16, "steps_per_epoch": 8, "patch": 16, "batch_size": 2, "accumulate": 2, "depth": 2, "initial_filters": 4,
+    "preview_every": 2,
+}  # fmt: skip
 QUIET = Console(quiet=True)
 
 
@@ -76,13 +82,18 @@ def test_run_leaves_a_model_that_explains_itself(finished):
     assert result.evaluation.confusion.mean_dice == pytest.approx(best, abs=1e-3)
     sides = (config.output / "split.csv").read_text().split()
     assert len(sides) == 7 and sum(line.startswith("validation") for line in sides) == 1
+    (preview,) = (config.output / "previews").iterdir()  # of the second epoch
+    assert preview.name.startswith("epoch-0002-") and read_image(preview).pixels.shape == (28, 4 * 32, 3)
+    written = tomllib.loads((config.output / "plan.toml").read_text())
+    assert written["settings"]["mask_kind"] == "classes" and written["settings"]["symmetries"] == "all"
+    assert len(list((config.output / "tensorboard").rglob("events.*"))) == 2
 
 
 def test_model_gives_probabilities_that_score_as_reported(finished, data):
     config, result = finished
     model = keras.saving.load_model(config.output / "model.keras", compile=False, safe_mode=True)
     assert model.final_activation is keras.activations.softmax and not model.enable_deep_supervision
-    samples = load_data(config, QUIET).validation
+    samples = SegmentationTask(config, QUIET).validation
     again = evaluate(keras_function(model), samples, Classes((0, 4, 9), ("sky", "road", "car"), (11,)))
     assert np.array_equal(again.confusion.counts, result.evaluation.confusion.counts)
     assert again.confusion.counts.sum() == 20 * 24 - 9  # of one image, without the corner
@@ -119,9 +130,15 @@ def test_interrupted_run_goes_on_from_the_command_line(finished, data, tmp_path,
     assert read_log(output) == read_log(config.output)
 
 
-def test_two_values_train_one_output(tmp_path):
-    config = settings(paint(tmp_path, values=(0, 255)), tmp_path / "run", steps=8, convnext_version="v1")
+def test_two_values_train_one_output_until_nothing_gets_better(tmp_path):
+    folder = paint(tmp_path, values=(0, 255))
+    still = {"learning_rate": 0.0, "patience": 1, "steps": 40, "preview_every": 0, "convnext_version": "v1"}
+    config = settings(folder, tmp_path / "run", **still)
     result = train_segmenter(config, QUIET)
+    assert [row["epoch"] for row in read_log(config.output)] == [0, 1]
+    again = train_segmenter(config, QUIET, resume=True)
+    assert len(read_log(config.output)) == 2 and again.evaluation.scores == result.evaluation.scores
+    assert not (config.output / "previews").exists()
     model = keras.saving.load_model(config.output / "model.keras", compile=False, safe_mode=True)
     assert model.output_channels == 1 and result.evaluation.confusion.counts.shape == (2, 2)
 
@@ -134,7 +151,7 @@ def test_evaluate_measures_any_labelled_folder(finished, data, tmp_path, capfd):
     assert capfd.readouterr().out.splitlines()[-1] == str(tmp_path / "all" / "report.html")
     measured = json.loads((tmp_path / "all" / "metrics.json").read_text())
     assert measured["images"] == 6 and (tmp_path / "all" / "metrics.csv").read_text().startswith("class,dice,iou\n")
-    (held_out,) = (sample.name for sample in load_data(config, QUIET).validation)
+    (held_out,) = SegmentationTask(config, QUIET).validation.names
     flags = [f"--images={data / 'images' / held_out}.png", f"--masks={data / 'masks' / held_out}_mask.png", "-o"]
     assert main(["evaluate", model, *flags, str(tmp_path / "one")]) == 0
     one = json.loads((tmp_path / "one" / "metrics.json").read_text())
@@ -154,6 +171,48 @@ def test_evaluate_measures_any_labelled_folder(finished, data, tmp_path, capfd):
     assert not (tmp_path / "two").exists()
 
 
+# === plans ===
+
+
+def test_a_plan_is_chosen_measured_and_followed(data, tmp_path, capfd):
+    path, output = tmp_path / "plan.toml", tmp_path / "run"
+    sources = [f"--images={data / 'images'}", f"--masks={data / 'masks'}", "--ignore=11"]
+    small = ["--steps=4", "--steps-per-epoch=2", "--initial-filters=4", "--depth=2", "--convnext-version=v1"]
+    assert main(["plan", "segment", *sources, *small, f"--output={path}"]) == 0
+    captured = capfd.readouterr().out
+    assert "5 to train on, 1 to validate on" in captured and "s a step" in captured
+    plan = tomllib.loads(path.read_text())
+    assert plan["settings"]["patch"] == 20 and plan["settings"]["batch_size"] == 328
+    assert plan["measured"]["step_seconds"] > 0 and 0 <= plan["measured"]["waiting"] <= 1
+
+    assert main(["train", "segment", f"--plan={path}", "--batch-size=1", f"--output={output}"]) == 0
+    followed = stored_config(output, SegmentationConfig)
+    assert (followed.patch, followed.batch_size, followed.classes) == (20, 1, ("0", "4", "9"))
+
+    assert main(["plan", "segment", *sources, f"--output={path}"]) == 2
+    assert "plan.toml: exists already" in capfd.readouterr().err
+    assert main(["plan", "segment", *sources, f"--output={tmp_path / 'plan'}"]) == 2
+    assert "must be a file that ends in .toml" in capfd.readouterr().err
+    path.write_text(path.read_text().replace("patience", "pateince"))
+    assert main(["train", "segment", f"--plan={path}", f"--output={tmp_path / 'other'}"]) == 2
+    assert "pateince" in capfd.readouterr().err
+    path.write_text("steps = 4")
+    assert main(["train", "segment", f"--plan={path}", f"--output={tmp_path / 'other'}"]) == 2
+    assert "plan.toml: is no plan: it has no table [settings]" in capfd.readouterr().err
+
+
+def test_samples_stay_in_memory_while_there_is_room(tmp_path):
+    read: list[str] = []
+
+    def sample(pair: Pair) -> SegmentationSample:
+        read.append(pair.name)
+        return SegmentationSample(pair.name, np.zeros((5, 5, 1), "float32"), np.zeros((5, 5), "uint8"))
+
+    samples = Samples([Pair(Path(name), Path(name)) for name in "abc"], sample, room=2 * 125 + 124)
+    assert [each.name for _ in range(2) for each in samples] == ["a", "b", "c"] * 2
+    assert read == ["a", "b", "c", "c"] and samples.names == ["a", "b", "c"] and samples[1:][0] is samples[1]
+
+
 # === batches ===
 
 
@@ -164,13 +223,14 @@ def samples_of_one(value=7) -> list[SegmentationSample]:
 
 def test_batches_depend_on_seed_and_position_alone():
     classes = Classes((0, 1, 2), ("a", "b", "c"))
-    common = (samples_of_one(2), classes, Augmentation(), 16, 2, 2)
-    batches = list(segmentation_batches(*common, steps=4, seed=0))
-    (images, targets), later = batches[2], next(segmentation_batches(*common, steps=4, seed=0, done=2))
+    config = SegmentationConfig(images="", output=Path(), **{**SMALL, "steps": 4, "steps_per_epoch": 4})
+    common = (classes, Augmentation(), config)
+    batches = list(segmentation_batches(samples_of_one(2), *common))
+    (images, targets), later = batches[2], next(segmentation_batches(samples_of_one(2), *common, done=2))
     assert np.array_equal(images, later[0]) and not np.array_equal(images, batches[1][0])
     assert images.shape == (2, 16, 16, 1) and [target.shape for target in targets] == [(2, 16, 16, 4), (2, 8, 8, 4)]
     assert all((target == [0, 0, 1, 1]).all() for target in targets)
-    ((ignored, *_),) = (t for _, t in segmentation_batches(samples_of_one(IGNORED), *common[1:], steps=1, seed=0))
+    _, (ignored, *_) = next(segmentation_batches(samples_of_one(IGNORED), *common))
     assert not ignored.any()
 
 
@@ -183,9 +243,11 @@ def test_crops_of_any_image_have_the_size_asked_for(size, rng):
 
 
 def test_photographs_are_not_turned_upside_down(data, tmp_path):
-    inspection = load_data(settings(data, tmp_path / "run"), QUIET).inspection
-    assert choose_augmentation(settings(data, tmp_path), inspection).upend > 0
-    assert choose_augmentation(settings(data, tmp_path, symmetries="mirror"), inspection).upend == 0
+    grey, colour = (Inspection((PairFacts(Pair(data, data), channels=channels),), ()) for channels in (1, 3))
+    open_config = settings(data, tmp_path)
+    assert choose_augmentation(settle(open_config, grey)).upend > 0
+    assert choose_augmentation(settle(open_config, colour)).upend == 0
+    assert choose_augmentation(settle(settings(data, tmp_path, symmetries="all"), colour)).upend > 0
 
 
 # === what is wrong with a data set ===
@@ -232,6 +294,20 @@ def test_wrong_data_is_named_before_anything_is_written(spoil, change, message, 
     with pytest.raises(ConvUNextError, match=message):
         train_segmenter(settings(folder, tmp_path / "run", **change), QUIET)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_vanishes_in_training_is_named(tmp_path):
+    folder = paint(tmp_path, values=(0, 255))
+
+    def load(config, console):
+        task = SegmentationTask(config, console)
+        task.training.pairs[0].image.unlink()
+        return task
+
+    config = settings(folder, tmp_path / "run", cache_gb=0.0, steps_per_epoch=16, convnext_version="v1")
+    with pytest.raises(FileError, match=r"images/\d.png: does not exist"):
+        train_supervised(load, config, QUIET, resume=False)
+    assert not list((config.output / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(

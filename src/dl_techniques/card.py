@@ -41,6 +41,19 @@ def read_card(model: Path) -> dict[str, Any]:
         raise FileError(str(model), f"holds a card that cannot be read: {error}.", "Get the model again.") from error
 
 
+def standardizes(card: dict[str, Any], source: Path) -> bool:
+    """Return whether images must have mean 0 and variance 1 before they go into the model of a card.
+
+    Raises:
+        FileError: The card, of `source`, names another normalization.
+    """
+    name = card.get("normalization", "none")
+    if name not in ("none", "standardize"):
+        reason = f"has a card whose normalization is {name!r}, which this version does not know."
+        raise FileError(str(source), reason, "Update convunext, or correct the card.")
+    return name == "standardize"
+
+
 def write_card(model: Path, card: dict[str, Any]) -> None:
     """Write the card of a model, whole or not at all; see `read_card` for where.
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dl_techniques import __version__
-from dl_techniques.card import card_path, read_card, write_card
+from dl_techniques.card import card_path, read_card, standardizes, write_card
 from dl_techniques.certify import Certificate, certify, print_certificate
 from dl_techniques.data.normalization import standardize
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
-from dl_techniques.inference.engines import Engine, load_engine
+from dl_techniques.inference.engines import Engine, Tiling, load_engine
+from dl_techniques.inference.memory import model_bytes_per_pixel
 from dl_techniques.inference.settings import ArtifactFormat, ExportOptions
-from dl_techniques.models.convunext.receptive import receptive_radius
+from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
 from dl_techniques.quantize import Loss, quantize, read_centres
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     _check_free(options)
     engine = load_engine(source)
     card = read_card(engine.path)
-    standard = _standardizes(card, engine.path)
+    standard = standardizes(card, engine.path)
     network = _exportable(engine, options)
     centres = read_centres(options.int8, card, engine.channels, options.size) if options.int8 else []
     staging = _staging_folder(options.output)
@@ -147,15 +148,6 @@ def _check_runtime(form: ArtifactFormat) -> None:
 
 
 # === The model ===
-
-
-def _standardizes(card: dict[str, Any], path: Path) -> bool:
-    """Return whether images must have mean 0 and variance 1 before they go into the model."""
-    name = card.get("normalization", "none")
-    if name not in ("none", "standardize"):
-        reason = f"has a card whose normalization is {name!r}, which this version does not know."
-        raise FileError(str(path), reason, "Update convunext, or correct the card.")
-    return name == "standardize"
 
 
 def _exportable(engine: Engine, options: ExportOptions) -> ConvUNextModel:
@@ -281,13 +273,15 @@ def _card(card: dict[str, Any], artifact: Artifact, network: ConvUNextModel, opt
     """Return the model's card with what holds for the artifact instead of what held for the model."""
     kept = {key: value for key, value in card.items() if key not in ("normalization", "certificate")}
     # What pools over the whole image, the normalization too, gives another result for each crop.
-    halo = None if options.size or card.get("normalization", "none") != "none" else receptive_radius(network)
+    whole = options.size or card.get("normalization", "none") != "none" or pools_image(network)
+    outputs = 1 if options.activation == "argmax" else network.output_channels
+    tiling = Tiling(receptive_radius(network), 2**network.depth, model_bytes_per_pixel(network), outputs)
     export = {
         "format": options.artifact_format,
         "size": options.size or "any",
         "normalization": card.get("normalization", "none"),  # done inside
         "activation": options.activation,
-        "tiling": None if halo is None else {"halo": halo, "multiple": 2**network.depth},
+        "tiling": None if whole else asdict(tiling),
         "against_keras": asdict(artifact.comparison),
         **({} if artifact.loss is None else {"int8": asdict(artifact.loss)}),
         "convunext_version": __version__,

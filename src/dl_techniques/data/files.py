@@ -5,20 +5,21 @@ Pillow reads and writes what it reads faithfully; TIFF goes through tifffile, 16
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dl_techniques.data import tiff
 from dl_techniques.data.formats import FORMATS, MAX_PIXELS, SUFFIXES
 from dl_techniques.errors import FileError
 
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SAMPLE_TYPES = ("uint8", "uint16", "float32", "float64")
 
 
@@ -27,7 +28,8 @@ class Picture:
     """The content of an image file.
 
     Attributes:
-        pixels: `(height, width, channels)`, 1 (grey) or 3 (RGB) channels, uint8, uint16, float32 or float64.
+        pixels: `(height, width, channels)`, uint8, uint16, float32 or float64; 1 (grey) or 3 (RGB) channels, or as many
+            as were asked for.
         alpha: `(height, width)` of the same type, `None` where the file has none.
         notes: What was converted on the way, in words.
         extras: Colour profile, EXIF and resolution, as Pillow's `save` takes them.
@@ -81,35 +83,85 @@ def read_pixels(path: str | os.PathLike, channels: int) -> np.ndarray:
     return picture.pixels
 
 
-def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: int | None = None) -> Picture:
     """Read a grey or colour image of 8 or 16 bits or floats, upright, with its alpha apart.
 
     Args:
         path: A file in one of `FORMATS`.
         max_pixels: Refuse larger images before they are decoded.
+        channels: Where the file has as many samples a pixel, all are channels and none is alpha.
 
     Raises:
         FileError: The file is missing, broken, too large, animated, or of a kind that is not read; it is named.
     """
-    from PIL import Image, UnidentifiedImageError
+    path = Path(path)
+    with _refusals(path):
+        if is_tiff(path):
+            (picture,) = _read_tiff(path, max_pixels, channels, single=True)
+            return picture
+        return _read_with_pillow(path, max_pixels, channels)
+
+
+def read_images(
+    path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: int | None = None
+) -> Iterator[Picture]:
+    """Yield the images of a file: the pages of a TIFF, or the one that it holds; see `read_image`."""
+    path = Path(path)
+    with _refusals(path):
+        if not is_tiff(path):
+            yield _read_with_pillow(path, max_pixels, channels)
+            return
+        yield from _read_tiff(path, max_pixels, channels, single=False)
+
+
+def count_images(path: str | os.PathLike) -> int:
+    """Return the number of images in a file: the pages of a TIFF; 1 for all others and for what cannot be read."""
+    try:
+        return tiff.count_pages(Path(path)) if is_tiff(Path(path)) else 1
+    except (OSError, FileError):
+        return 1
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Return height and width of a file's first image, from its head alone.
+
+    Raises:
+        FileError: It cannot be read.
+    """
+    from PIL import Image
 
     path = Path(path)
+    with _refusals(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        if is_tiff(path):
+            return tiff.page_size(path)
+        with Image.open(path, formats=FORMATS) as file:
+            return file.size[1], file.size[0]
+
+
+def is_tiff(path: Path) -> bool:
+    """Return whether a file begins as TIFF files do.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as head:
+        return head.read(4) in tiff.MAGIC
+
+
+@contextlib.contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Say in our words what is wrong with a file."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with open(path, "rb") as head:
-            if head.read(4) in TIFF_MAGIC:
-                return _read_tiff(path, max_pixels)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap below is ours
-            with Image.open(path, formats=FORMATS) as file:
-                _check_size(path, file.size, max_pixels)
-                if (frames := getattr(file, "n_frames", 1)) > 1:
-                    reason = f"holds {frames} frames, not one image."
-                    raise FileError(str(path), reason, "Save the frames as files of their own.")
-                return _read_with_pillow(path, file)
+        yield
     except FileNotFoundError as error:
         raise FileError(str(path), "does not exist.", "Check the path.") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
         raise FileError(str(path), f"is not an image in one of {', '.join(FORMATS)}.") from error
+    except Image.DecompressionBombError as error:
+        raise FileError(str(path), f"has more pixels than the {MAX_PIXELS} allowed.", "Crop it.") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise FileError(str(path), f"cannot be read: {error}.", "Copy or export it again.") from error
 
@@ -120,7 +172,20 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
         raise FileError(str(path), f"has {width}x{height} pixels, more than the {max_pixels} allowed.", "Crop it.")
 
 
-def _read_with_pillow(path: Path, file) -> Picture:
+def _read_with_pillow(path: Path, max_pixels: int, channels: int | None) -> Picture:
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap below is ours
+        with Image.open(path, formats=FORMATS) as file:
+            _check_size(path, file.size, max_pixels)
+            if (frames := getattr(file, "n_frames", 1)) > 1:
+                reason = f"holds {frames} frames, not one image."
+                raise FileError(str(path), reason, "Save the frames as files of their own.")
+            return _decode(path, file, channels)
+
+
+def _decode(path: Path, file, channels: int | None) -> Picture:
     from PIL import ImageOps
 
     extras = {key: file.info[key] for key in ("icc_profile", "dpi") if key in file.info}
@@ -128,7 +193,7 @@ def _read_with_pillow(path: Path, file) -> Picture:
     if ";16B" in raw_mode and file.mode != "I;16":  # Pillow would give 8 of the 16 bits
         import imagecodecs
 
-        return _split(np.asarray(imagecodecs.png_decode(path.read_bytes())), (), extras)
+        return _split(np.asarray(imagecodecs.png_decode(path.read_bytes())), (), extras, channels)
     upright = ImageOps.exif_transpose(file)
     notes = ["turned upright as its EXIF says"] if file.getexif().get(0x0112, 1) != 1 else []
     if exif := upright.getexif():
@@ -142,43 +207,26 @@ def _read_with_pillow(path: Path, file) -> Picture:
         notes.append(f"{upright.mode} converted to RGB")
         upright = upright.convert("RGB")
         extras.pop("icc_profile", None)  # it described the other colours
-    return _split(np.asarray(upright), tuple(notes), extras)
+    return _split(np.asarray(upright), tuple(notes), extras, channels)
 
 
-def _read_tiff(path: Path, max_pixels: int) -> Picture:
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as file:
-            if len(file.pages) > 1:
-                reason = f"holds {len(file.pages)} pages, not one image."
-                raise FileError(str(path), reason, "Save the pages as files of their own.")
-            page: Any = file.pages[0]
-            _check_size(path, (page.imagewidth, page.imagelength), max_pixels)
-            array = page.asarray()
-            notes = []
-            if page.photometric.name == "PALETTE":
-                array = np.moveaxis(page.colormap, 0, -1)[array]
-                notes.append("palette expanded")
-            elif page.photometric.name == "MINISWHITE" and array.dtype.kind == "u":
-                array = np.iinfo(array.dtype).max - array
-            elif page.photometric.name not in ("MINISBLACK", "RGB"):
-                raise FileError(str(path), f"is a {page.photometric.name} TIFF.", "Convert it to grey or RGB.")
-    except (tifffile.TiffFileError, RuntimeError, KeyError) as error:
-        raise FileError(str(path), f"cannot be read: {error}.", "Copy or export it again.") from error
-    if array.dtype == np.bool_:
-        array = np.uint8(255) * array
-    return _split(array, tuple(notes), {})
+def _read_tiff(path: Path, max_pixels: int, channels: int | None, single: bool) -> Iterator[Picture]:
+    for array, notes, extras in tiff.read_pages(path, lambda size: _check_size(path, size, max_pixels), single):
+        yield _split(array, notes, extras, channels)
 
 
-def _split(array: np.ndarray, notes: tuple[str, ...], extras: dict[str, Any]) -> Picture:
+def _split(array: np.ndarray, notes: tuple[str, ...], extras: dict[str, Any], channels: int | None) -> Picture:
     """Take the alpha channel off and give grey images their channel axis."""
     if array.dtype == np.int32 and array.min() >= 0 and array.max() < 2**16:
         array = array.astype(np.uint16)  # Pillow's mode "I"
     if array.ndim == 2:
         array = array[..., None]
-    if array.dtype.name not in SAMPLE_TYPES or array.ndim != 3 or not 1 <= array.shape[2] <= 4 or array.size == 0:
-        raise ValueError(f"{array.dtype.name} samples of shape {array.shape} are neither grey nor RGB")
+    known = array.ndim == 3 and (array.shape[2] == channels or 1 <= array.shape[2] <= 4)
+    if array.dtype.name not in SAMPLE_TYPES or not known or array.size == 0:
+        wanted = "are neither grey nor RGB" + (f", nor of {channels} channels" if channels not in (None, 1, 3) else "")
+        raise ValueError(f"{array.dtype.name} samples of shape {array.shape} {wanted}")
+    if array.shape[2] == channels:
+        return Picture(np.ascontiguousarray(array), None, notes, extras)
     colours = array.shape[2] - (array.shape[2] % 2 == 0)
     alpha = array[..., colours] if array.shape[2] > colours else None
     return Picture(np.ascontiguousarray(array[..., :colours]), alpha, notes, extras)
@@ -197,11 +245,7 @@ def write_image(path: Path, picture: Picture) -> None:
     suffix = path.suffix.lower()
     buffer = io.BytesIO()
     if suffix in (".tif", ".tiff"):
-        import tifffile
-
-        extra: dict[str, Any] = {"extrasamples": ["unassalpha"]} if picture.alpha is not None else {}
-        photometric = "minisblack" if picture.pixels.shape[2] == 1 else "rgb"
-        tifffile.imwrite(buffer, array, photometric=photometric, compression="zlib", **extra)
+        tiff.write_pages(buffer, [_page(picture)])
     elif suffix == ".png" and array.dtype == np.uint16:
         import imagecodecs
 
@@ -217,6 +261,29 @@ def write_image(path: Path, picture: Picture) -> None:
     else:
         raise FileError(str(path), f"cannot hold {array.dtype.name} samples.", "Choose .tif, or .png up to 16 bits.")
     write_file(path, buffer.getvalue())
+
+
+def write_images(path: Path, pictures: Sequence[Picture]) -> None:
+    """Write images as the pages of a TIFF, or the only one in the format of the path's suffix, whole or not at all.
+
+    Raises:
+        FileError: The format cannot hold them, or the file cannot be written.
+    """
+    if len(pictures) == 1:
+        write_image(path, pictures[0])
+        return
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise FileError(str(path), f"cannot hold {len(pictures)} images.", "Choose .tif.")
+    buffer = io.BytesIO()
+    tiff.write_pages(buffer, [_page(picture) for picture in pictures])
+    write_file(path, buffer.getvalue())
+
+
+def _page(picture: Picture) -> tiff.Page:
+    array = picture.pixels
+    if picture.alpha is not None:
+        array = np.concatenate([array, picture.alpha[..., None]], axis=-1)
+    return tiff.Page(array, picture.pixels.shape[2], picture.extras)
 
 
 def write_file(path: Path, content: bytes) -> None:

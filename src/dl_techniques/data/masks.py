@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from dl_techniques.data.files import TIFF_MAGIC, read_image
+from dl_techniques.data import tiff
+from dl_techniques.data.files import Picture, read_image, write_file, write_images
 from dl_techniques.data.formats import FORMATS
+from dl_techniques.data.pictures import to_display
 from dl_techniques.errors import ArgumentError, FileError
 
 IGNORED = 255  # in arrays of class indices
 MOST_CLASSES = 254
 MANY_VALUES = 24  # more values than this in unnamed masks are instances, not classes
+
+# Black, then the colours of Wong 2011, which the colour-blind tell apart, then more.
+COLOURS = (
+    "000000", "e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7", "999999", "9467bd", "8c564b",
+    "bcbd22", "17becf", "ff9896", "98df8a",
+)  # fmt: skip
 
 
 def read_mask(path: str | os.PathLike) -> np.ndarray:
@@ -38,7 +47,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
         if magic[:3] == b"\xff\xd8\xff":
             reason = "is a JPEG: its values are not those that were painted."
             raise FileError(str(path), reason, "Save masks as PNG or TIFF.")
-        if magic not in TIFF_MAGIC:
+        if magic not in tiff.MAGIC:
             with Image.open(path, formats=FORMATS) as file:
                 if file.mode in ("P", "1") and getattr(file, "n_frames", 1) == 1:
                     return np.asarray(ImageOps.exif_transpose(file)).astype("int32")
@@ -116,6 +125,24 @@ class Classes:
         """What turns the model's logits into probabilities."""
         return "sigmoid" if self.outputs == 1 else "softmax"
 
+    @property
+    def colours(self) -> list[tuple[int, int, int]]:
+        """Red, green and blue of each class: its mask value where that is a colour, otherwise one of `COLOURS`."""
+        if max(self.values) >= 2**16:
+            return [(value >> 16, value >> 8 & 255, value & 255) for value in self.values]
+        table = [bytes.fromhex(colour) for colour in COLOURS]
+        return [tuple(table[index % len(table)]) for index in range(self.count)]
+
+    def decide(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the class index of each pixel, uint8, and the probability that a model gives it, `(height, width)`.
+
+        Args:
+            output: Probabilities, `(height, width, outputs)`.
+        """
+        if self.outputs == 1:
+            output = np.concatenate([1 - output, output], axis=-1)
+        return output.argmax(axis=-1).astype("uint8"), output.max(axis=-1)
+
     def encode(self, mask: np.ndarray, path: Path) -> np.ndarray:
         """Return class indices, uint8, `IGNORED` where a pixel does not count.
 
@@ -187,3 +214,48 @@ def describe_values(values) -> str:
     """Return the first values of a list in words."""
     shown = [value_name(value) for value in values]
     return ", ".join(shown[:12]) + (f" … ({len(shown)} in all)" if len(shown) > 12 else "")
+
+
+def write_masks(path: Path, masks: Sequence[np.ndarray], classes: Classes) -> None:
+    """Write class indices as a PNG with the colours of the classes as its palette, or as the pages of a TIFF.
+
+    Raises:
+        FileError: The format cannot hold them, or the file cannot be written.
+    """
+    from PIL import Image
+
+    suffix = path.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        write_images(path, [Picture(mask[..., None]) for mask in masks])
+        return
+    if suffix != ".png" or len(masks) > 1:
+        reason = f"cannot hold {len(masks)} masks." if len(masks) > 1 else "is no format for masks."
+        raise FileError(str(path), reason, "Choose .tif." if len(masks) > 1 else "Choose .png or .tif.")
+    image = Image.fromarray(masks[0])
+    image.putpalette([value for colour in classes.colours for value in colour])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_file(path, buffer.getvalue())
+
+
+def overlay(pixels: np.ndarray, indices: np.ndarray, classes: Classes) -> np.ndarray:
+    """Return an image with all classes but the first as colours over it, `(height, width, 3)`, uint8.
+
+    Args:
+        pixels: `(height, width, channels)`; the first one or three channels are shown.
+        indices: `(height, width)`, class indices.
+        classes: Whose colours are taken.
+    """
+    low, high = np.percentile(pixels, (0.5, 99.5))
+    shown = to_display(pixels[..., : 3 if pixels.shape[2] >= 3 else 1], float(low), float(high))
+    grey = np.repeat(shown[..., None], 3, axis=2) if shown.ndim == 2 else shown
+    colours = np.array(classes.colours, np.uint16)[indices]
+    return np.where(indices[..., None] > 0, (grey + colours) // 2, grey).astype("uint8")
+
+
+def paint(indices: np.ndarray) -> np.ndarray:
+    """Return class indices as colours, `(height, width, 3)`, uint8; what is ignored is dark grey."""
+    colours = np.array([tuple(bytes.fromhex(colour)) for colour in COLOURS], np.uint8)
+    picture = colours[indices % len(COLOURS)]
+    picture[indices == IGNORED] = 64
+    return picture

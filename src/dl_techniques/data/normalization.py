@@ -30,5 +30,10 @@ def to_one_unit(images: Sequence[np.ndarray]) -> list[np.ndarray]:
     Args:
         images: Integers or floats, finite.
     """
-    unit = max((float(np.abs(image).max()) for image in images if image.dtype.kind == "f"), default=1.0) or 1.0
-    return [(i / unit).astype("float32") if i.dtype.kind == "f" else unit_range(i) for i in images]
+    largest = max((float(np.abs(image).max()) for image in images if image.dtype.kind == "f"), default=0.0)
+    return [in_unit(image, largest) for image in images]
+
+
+def in_unit(image: np.ndarray, largest: float) -> np.ndarray:
+    """Return an image as float32, floats divided by `largest` unless it is 0, integers by the largest of their type."""
+    return (image / (largest or 1.0)).astype("float32") if image.dtype.kind == "f" else unit_range(image)

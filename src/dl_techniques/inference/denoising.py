@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.files import Picture, find_images, read_image, write_image
-from dl_techniques.data.pictures import contact_sheet, to_display
-from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
-from dl_techniques.inference.quality import NoiseReport, inspect_noise
+from dl_techniques.data.files import Picture, read_image, write_image
+from dl_techniques.data.pictures import centre, contact_sheet, to_display
+from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.inference.batch import FileResult, OnTile, lossless_name, plan_outputs, process_files
+from dl_techniques.inference.engines import Engine
+from dl_techniques.inference.network import Network
+from dl_techniques.inference.quality import NoiseReport, inspect_centre
 from dl_techniques.inference.settings import DenoisingOptions
 from dl_techniques.inference.symmetries import symmetric_moments
-from dl_techniques.inference.tiling import apply_tiled
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dl_techniques.inference.engines import Engine
-
-LOSSLESS = {".jpg": ".png", ".jpeg": ".png", ".bmp": ".png"}  # what a result is saved as in a folder
-INSPECTED = 768  # height and width of the centre on which noise is judged, in pixels
-COMPARED = 512  # and of the one that is shown before and after
+COMPARED = 512  # height and width of the centre that is shown before and after, in pixels
 
 
 def denoise_pixels(
@@ -52,7 +49,14 @@ def denoise_pixels(
     Raises:
         ArgumentError: The model does not fit the channels, or the image has no finite sample.
     """
-    channels = pixels.shape[-1]
+    return restore_pixels(pixels, Network(engine, tile), on_tile, tta)[0]
+
+
+def restore_pixels(
+    pixels: np.ndarray, network: Network, on_tile: OnTile = lambda done, total: None, tta: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `denoise_pixels` does, and the standard deviation over the symmetries, float32, in the same unit."""
+    engine, channels = network.engine, pixels.shape[-1]
     if engine.channels not in (1, channels):
         raise ArgumentError("pixels", f"must have {engine.channels} channels for {engine.source}", pixels.shape)
     if engine.fit(pixels.shape[:2]) != pixels.shape[:2]:
@@ -62,28 +66,28 @@ def denoise_pixels(
     if not finite.any():
         raise ArgumentError("pixels", "must have a finite sample", pixels.shape)
     x = pixels if finite.all() else np.where(finite, pixels, np.median(pixels[finite]))
-    unit = _unit(float(np.abs(x).max()), engine.largest)
+    unit = known_unit(float(np.abs(x).max()), engine.largest)
     x = (x / unit).astype("float32")
     planes = [x] if engine.channels == channels else [x[..., c : c + 1] for c in range(channels)]
     rounds = itertools.count()
 
     def apply(plane: np.ndarray) -> np.ndarray:
         before = next(rounds)
-        return _apply(
-            plane, engine, tile, lambda done, total: on_tile(before * total + done, len(planes) * tta * total)
-        )
+        return network.apply(plane, lambda done, total: on_tile(before * total + done, len(planes) * tta * total))
 
-    outputs = [symmetric_moments(apply, plane, tta)[0] for plane in planes]
-    result = np.concatenate(outputs, axis=-1).astype("float64") * unit
+    means, deviations = zip(*(symmetric_moments(apply, plane, tta) for plane in planes), strict=True)
+    result = np.concatenate(means, axis=-1).astype("float64") * unit
+    deviation = (np.concatenate(deviations, axis=-1) * unit).astype("float32")
     if not np.isfinite(result).all():
         raise ArgumentError("engine", "must return finite values for finite images", engine.source)
     if pixels.dtype.kind == "f":
-        return np.where(finite, result, pixels).astype(pixels.dtype)
+        kept = np.where(finite, result, pixels) if result.shape == pixels.shape else result
+        return kept.astype(pixels.dtype), deviation
     limits = np.iinfo(pixels.dtype)
-    return np.rint(result).clip(limits.min, limits.max).astype(pixels.dtype)
+    return np.rint(result).clip(limits.min, limits.max).astype(pixels.dtype), deviation
 
 
-def _unit(peak: float, largest: float | None) -> float:
+def known_unit(peak: float, largest: float | None) -> float:
     """Return 1 for magnitudes that the model knows, otherwise a power of two that brings them there.
 
     It knows those whose squares float32 can hold; where 8-bit integers were calibrated, those next to the largest.
@@ -93,29 +97,7 @@ def _unit(peak: float, largest: float | None) -> float:
     return float(2.0 ** (np.floor(np.log2(peak)) if largest is None else np.rint(np.log2(peak / largest))))
 
 
-def _apply(x: np.ndarray, engine: Engine, tile: int, on_tile: Callable[[int, int], object]) -> np.ndarray:
-    if engine.halo is None:  # a whole-image statistic, or nothing is known
-        tile = max(*x.shape[:2], tile)
-    return apply_tiled(lambda crop: engine.function(crop[None])[0], x, tile, engine.halo or 0, engine.multiple, on_tile)
-
-
-@dataclass(frozen=True)
-class DenoisingResult:
-    """What became of one file.
-
-    Attributes:
-        source: The file.
-        output: Where the result lies, `None` if the file was refused.
-        report: Noise and gain, `None` if not inspected or refused.
-        error: Why it was refused, empty if it was not.
-        seconds: Time taken.
-    """
-
-    source: Path
-    output: Path | None
-    report: NoiseReport | None
-    error: str
-    seconds: float
+DenoisingResult = FileResult[NoiseReport | None]
 
 
 def denoise_files(inputs: Sequence[Path], options: DenoisingOptions, console: Console) -> list[DenoisingResult]:
@@ -129,34 +111,13 @@ def denoise_files(inputs: Sequence[Path], options: DenoisingOptions, console: Co
     Raises:
         FileError: An input does not exist, an output exists already, or nothing can be written.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    pairs = _plan_outputs(find_images(inputs), options, single=len(inputs) == 1 and not Path(inputs[0]).is_dir())
+    pairs = plan_outputs(inputs, options.output, options.overwrite, lossless_name)
     engines = _Engines(options.model)
-    results = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        overall = progress.add_task("images", total=len(pairs))
-        for source, output in pairs:
-            task = progress.add_task("tiles", total=None)
-            start = time.perf_counter()
-            try:
-                report = _denoise_file(
-                    source,
-                    output,
-                    engines,
-                    options,
-                    lambda done, total, task=task: progress.update(task, completed=done, total=total),
-                )
-                result = DenoisingResult(source, output, report, "", time.perf_counter() - start)
-            except ConvUNextError as error:
-                result = DenoisingResult(source, None, None, str(error), time.perf_counter() - start)
-            progress.remove_task(task)
-            progress.advance(overall)
-            for line in _describe(result):
-                console.print(line, markup=False)
-            results.append(result)
-    return results
+
+    def work(source: Path, output: Path, on_tile: OnTile) -> NoiseReport | None:
+        return _denoise_file(source, output, engines, options, on_tile)
+
+    return process_files(pairs, work, _describe, console, options.overwrite)
 
 
 class _Engines:
@@ -179,30 +140,6 @@ class _Engines:
         return self.loaded[name]
 
 
-def _plan_outputs(sources: list[Path], options: DenoisingOptions, single: bool) -> list[tuple[Path, Path]]:
-    output = options.output
-    if single and output.suffix and not output.is_dir():
-        pairs = [(sources[0], output)]
-        folder = output.parent
-    else:
-        folder = output
-        pairs = [(path, folder / f"{path.stem}{LOSSLESS.get(path.suffix.lower(), path.suffix)}") for path in sources]
-    taken: dict[Path, Path] = {}
-    for source, target in pairs:
-        if target in taken:
-            reason = f"and {source.name} would both become {target.name}."
-            raise FileError(str(taken[target]), reason, "Give them different names or folders.")
-        taken[target] = source
-        if target.exists() and (not options.overwrite or target.resolve() == source.resolve()):
-            remedy = "Choose another --output" + ("." if options.overwrite else ", or add --overwrite.")
-            raise FileError(str(target), "exists already.", remedy)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(str(folder), f"cannot be written: {error.strerror}.", "Choose another --output.") from error
-    return pairs
-
-
 def _denoise_file(
     source: Path, output: Path, engines: _Engines, options: DenoisingOptions, on_tile: Callable[[int, int], object]
 ) -> NoiseReport | None:
@@ -218,24 +155,12 @@ def _denoise_file(
         write_image(output.with_name(f"{output.stem}-compare.png"), Picture(sheet))
     if not options.inspect:
         return None
-    noisy = _centre(picture.pixels, INSPECTED).astype("float32")
-    noisy = np.where(np.isfinite(noisy), noisy, 0)
-
-    def function(x: np.ndarray) -> np.ndarray:
-        return denoise_pixels(x, engine, options.tile, tta=options.tta)
-
-    return inspect_noise(noisy, function(noisy), function)
-
-
-def _centre(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Return the centre, beginning at multiples of 8 so that the blocks of a JPEG stay where they are."""
-    top, left = (max(extent - size, 0) // 2 // 8 * 8 for extent in pixels.shape[:2])
-    return pixels[top : top + size, left : left + size]
+    return inspect_centre(picture.pixels, lambda x: denoise_pixels(x, engine, options.tile, tta=options.tta))
 
 
 def _comparison(noisy: np.ndarray, denoised: np.ndarray) -> np.ndarray:
     """Return the centre before, after, and their difference about grey, side by side, uint8."""
-    before, after = (np.nan_to_num(_centre(x, COMPARED).astype("float64")) for x in (noisy, denoised))
+    before, after = (np.nan_to_num(centre(x, COMPARED).astype("float64")) for x in (noisy, denoised))
     low, high = np.percentile(before, (0.1, 99.9))
     removed = before - after
     spread = 4 * float(removed.std())
@@ -247,12 +172,8 @@ def _comparison(noisy: np.ndarray, denoised: np.ndarray) -> np.ndarray:
     return contact_sheet([row])
 
 
-def _describe(result: DenoisingResult) -> list[str]:
-    if result.error:
-        return [f"refused  {result.error}"]
-    line = f"{result.source} -> {result.output}  {result.seconds:.1f} s"
-    if result.report is not None:
-        line += f"  noise sigma {result.report.sigma:.4g}"
-        if result.report.gain is not None:
-            line += f", estimated gain {result.report.gain:.1f} dB"
-    return [line, *(f"  warning: {warning}" for warning in (result.report.warnings if result.report else ()))]
+def _describe(report: NoiseReport | None) -> list[str]:
+    if report is None:
+        return []
+    gain = "" if report.gain is None else f", estimated gain {report.gain:.1f} dB"
+    return [f"noise sigma {report.sigma:.4g}{gain}", *(f"warning: {warning}" for warning in report.warnings)]

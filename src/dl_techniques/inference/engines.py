@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,26 @@ if TYPE_CHECKING:
     from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
 
+RUN_MODEL = "model.keras"  # in the folder of a training run
 Size = tuple[int | None, int | None]
 WITHOUT_KERAS = (".onnx", ".xml")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What a model's graph tells of its application to parts of images, kept for where there is only an artifact.
+
+    Attributes:
+        halo: Pixels that an output depends on to each side.
+        multiple: Parts that shall give what the whole image gives begin at multiples of this many pixels.
+        bytes_per_pixel: Memory for each pixel that is computed at once, without the weights.
+        outputs: Channels of the output.
+    """
+
+    halo: int
+    multiple: int
+    bytes_per_pixel: int
+    outputs: int
 
 
 @dataclass(frozen=True)
@@ -33,10 +52,8 @@ class Engine:
         path: The file or folder, where the card lies in or beside.
         model: The Keras model, `None` for exported files.
         size: Height and width that images must have, each `None` if any will do.
-        halo: Pixels that an output depends on to each side, `None` if it may depend on the whole image or the size is
-            fixed: images are then computed whole.
-        multiple: Crops that shall give what the whole image gives begin at multiples of this many pixels.
-        largest: Largest intensity that 8-bit integers were calibrated for; `None` if there are none.
+        tiling: How an artifact is applied to parts of images, `None` if it takes whole images only.
+        largest: Largest intensity that the 8-bit integers of an artifact were calibrated for; `None` if it has none.
     """
 
     function: Function
@@ -45,8 +62,7 @@ class Engine:
     path: Path
     model: ConvUNextModel | None = None
     size: Size = (None, None)
-    halo: int | None = None
-    multiple: int = 1
+    tiling: Tiling | None = None
     largest: float | None = None
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -63,8 +79,8 @@ def load_engine(source: str | os.PathLike) -> Engine:
     """Load a model.
 
     Args:
-        source: A `.keras` file, a preset's name or folder, or an exported `.onnx`, `.xml` (OpenVINO), `.tflite` file or
-            SavedModel folder.
+        source: A `.keras` file, a run's folder, a preset's name or folder, or an exported `.onnx`, `.xml` (OpenVINO),
+            `.tflite` file or SavedModel folder.
 
     Raises:
         FileError: The file is broken or holds another kind of model.
@@ -73,6 +89,8 @@ def load_engine(source: str | os.PathLike) -> Engine:
     from dl_techniques.models.convunext.presets import preset_folder, shipped_presets
 
     path = Path(source)
+    if (path / RUN_MODEL).is_file():
+        path = path / RUN_MODEL
     loaders = {".keras": _load_keras, ".onnx": _load_onnx, ".xml": _load_openvino, ".tflite": _load_litert}
     if path.suffix in loaders and path.is_file():
         try:
@@ -80,10 +98,10 @@ def load_engine(source: str | os.PathLike) -> Engine:
         except ModuleNotFoundError as error:
             remedy = f"Install it: pip install {error.name}"
             raise FileError(str(path), f"needs the module {error.name!r}, which is not installed.", remedy) from error
-        except (ValueError, OSError, RuntimeError, TypeError, KeyError) as error:
+        except (ValueError, OSError, RuntimeError, TypeError, KeyError, zipfile.BadZipFile) as error:
             if isinstance(error, FileError | ArgumentError):
                 raise
-            raise FileError(str(path), f"cannot be loaded: {error}".split("\n")[0] + ".", "Export it again.") from error
+            raise FileError(str(path), f"cannot be loaded: {error}".split("\n")[0] + ".", "Get it again.") from error
     if (path / "saved_model.pb").is_file():
         return _load_saved_model(path)
     if path.suffix in loaders:
@@ -112,11 +130,9 @@ def _load_keras(path: Path) -> Engine:
 
 def _keras_engine(model: ConvUNextModel, source: str, path: Path) -> Engine:
     from dl_techniques.models.convunext.function import keras_function
-    from dl_techniques.models.convunext.receptive import receptive_radius
 
     height, width, channels = model.input_shape
-    halo = receptive_radius(model) if height is None and width is None else None
-    return Engine(keras_function(model), channels, source, path, model, (height, width), halo, 2**model.depth)
+    return Engine(keras_function(model), channels, source, path, model, (height, width))
 
 
 def _load_onnx(path: Path) -> Engine:
@@ -177,20 +193,20 @@ def _load_saved_model(path: Path) -> Engine:
 def _exported_engine(function: Function, shape: list, path: Path) -> Engine:
     """Return the engine of an artifact whose input has this shape, `None` for sizes left open."""
     _, height, width, channels = shape
-    halo, multiple, largest = _stated(read_card(path).get("export"), path)
-    return Engine(function, channels, path.name, path, None, (height, width), halo, multiple, largest)
+    tiling, largest = _stated(read_card(path).get("export"), path)
+    return Engine(function, channels, path.name, path, None, (height, width), tiling, largest)
 
 
-def _stated(export: Any, path: Path) -> tuple[int | None, int, float | None]:
-    """Return halo, multiple and largest as an artifact's card states them; without it, images are computed whole."""
+def _stated(export: Any, path: Path) -> tuple[Tiling | None, float | None]:
+    """Return tiling and largest as an artifact's card states them; neither, if it does not."""
     export = export if isinstance(export, dict) else {}
-    tiling = export.get("tiling") or {"halo": None, "multiple": 1}
-    integers = export.get("int8") or {"largest": None}
+    stated, integers = export.get("tiling"), export.get("int8")
     try:
-        halo, multiple, largest = tiling["halo"], tiling["multiple"], integers["largest"]
-        whole = isinstance(multiple + (halo or 0), int) and min(multiple - 1, halo or 0) >= 0
-        if whole and (largest is None or largest > 0):
-            return halo, multiple, largest
+        tiling = None if stated is None else Tiling(**stated)
+        largest = None if integers is None else integers["largest"]
+        counts = () if tiling is None else (tiling.halo + 1, tiling.multiple, tiling.bytes_per_pixel, tiling.outputs)
+        if all(isinstance(count, int) and count >= 1 for count in counts) and (largest is None or largest > 0):
+            return tiling, largest
     except (KeyError, TypeError):
         pass
-    raise FileError(str(path), f"has a card whose tiling is {tiling!r} and int8 {integers!r}.", "Export it again.")
+    raise FileError(str(path), f"has a card whose tiling is {stated!r} and int8 {integers!r}.", "Export it again.")

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from dl_techniques.data.formats import MAX_PIXELS
 from dl_techniques.errors import ArgumentError
 
+GlobalStats = Literal["auto", "exact", "tile"]
 ArtifactFormat = Literal["onnx", "openvino", "saved_model", "litert"]
 ARTIFACT_SUFFIXES: dict[str, ArtifactFormat] = {
     ".onnx": "onnx",
@@ -43,6 +44,38 @@ class DenoisingOptions:
     tta: Literal[1, 2, 4, 8] = 1
     compare: bool = False
     inspect: bool = True
+    overwrite: bool = False
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionOptions:
+    """Settings of `convunext predict`.
+
+    Attributes:
+        output: Where results go: a folder, or for a single image a file.
+        probabilities: Save the probabilities of a segmenter as well, float32 TIFF; of the second class alone where
+            there are two.
+        overlay: Save a picture of the image with the classes over it.
+        tta: Average over this many symmetries of the image (test-time augmentation): a little better, and as many times
+            slower.
+        uncertainty: Save how far the symmetries disagree, their standard deviation, float32 TIFF.
+        global_stats: How a V2 model, whose normalization looks at the whole image, is applied to images of several
+            tiles: `exact` adds the statistics up in several passes, `tile` normalizes each tile by itself.
+        max_memory: What arrays and network may take beside the runtime; larger images are computed in tiles.
+        tile: Height and width of the tiles, in pixels; by the memory if not given.
+        overwrite: Do again what is there already.
+        max_pixels: Refuse larger images before they are decoded.
+    """
+
+    output: Annotated[Path, Parameter(name=("--output", "-o"))]
+    probabilities: bool = False
+    overlay: bool = False
+    tta: Literal[1, 2, 4, 8] = 1
+    uncertainty: bool = False
+    global_stats: GlobalStats = "auto"
+    max_memory: str = "2GB"
+    tile: int | None = None
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS
 

@@ -6,10 +6,8 @@ any crop that holds them all, if the crop begins where the network's pooling win
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
 
 from dl_techniques.errors import ArgumentError
 
@@ -61,34 +59,3 @@ def _plan_axis(extent: int, tile: int, halo: int, multiple: int) -> Iterator[tup
         end = min(begin + step, extent)
         first, last = max(begin - halo, 0), min(end + halo, extent)
         yield slice(first, last), slice(begin, end), slice(begin - first, end - first)
-
-
-def apply_tiled(
-    function: Callable[[np.ndarray], np.ndarray],
-    image: np.ndarray,
-    tile: int,
-    halo: int,
-    multiple: int,
-    on_tile: Callable[[int, int], object] = lambda done, total: None,
-) -> np.ndarray:
-    """Return `function(image)`, computed tile by tile.
-
-    Args:
-        function: Maps `(height, width, channels)` to the same height and width.
-        image: `(height, width, channels)`.
-        tile: Height and width of the crops, in pixels.
-        halo: Pixels that a result depends on to each side.
-        multiple: Crops begin at multiples of this.
-        on_tile: Called with the number of tiles done and their total after each.
-    """
-    tiles = list(plan_tiles(image.shape[0], image.shape[1], tile, halo, multiple))
-    result: np.ndarray | None = None
-    for number, part in enumerate(tiles, start=1):
-        output = function(image[part.read])
-        if result is None:
-            result = np.empty((*image.shape[:2], output.shape[2]), output.dtype)
-        result[part.write] = output[part.keep]
-        on_tile(number, len(tiles))
-    if result is None:
-        raise ArgumentError("image", "must have at least one pixel", image.shape)
-    return result

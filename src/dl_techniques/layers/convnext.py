@@ -50,15 +50,19 @@ class GlobalResponseNormalization(keras.layers.Layer):
         self.gamma = self.add_weight(shape=shape, initializer="zeros", name="gamma")
         self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta") if self.use_bias else None
 
-    def channel_scale(self, x):
+    def energy(self, x, kept=None):
+        """Return the sum of squares of every channel, `(batch, channels)`, over pixels where `kept` is 1 if given."""
+        wide = ops.square(ops.cast(x, keras.backend.result_type(x.dtype, "float32")))
+        return ops.sum(wide if kept is None else wide * ops.cast(kept, wide.dtype), axis=(1, 2))
+
+    def channel_scale(self, energy):
         """Return the factor `1 + gamma·N` of every channel, `(batch, channels)`."""
-        wide = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
-        response = ops.sqrt(ops.sum(ops.square(wide), axis=(1, 2)) + self.epsilon)
+        response = ops.sqrt(energy + self.epsilon)
         share = response / ops.mean(response, axis=-1, keepdims=True)
         return ops.cast(1.0 + ops.cast(self.gamma, share.dtype) * share, self.compute_dtype)
 
     def call(self, x):
-        y = x * ops.expand_dims(ops.expand_dims(self.channel_scale(x), 1), 1)
+        y = x * ops.expand_dims(ops.expand_dims(self.channel_scale(self.energy(x)), 1), 1)
         return y if self.beta is None else y + self.beta
 
     def compute_output_shape(self, input_shape):
@@ -197,9 +201,9 @@ class ConvNeXtBlock(keras.layers.Layer):
         self.norm = make_norm(use_bias, equivariant_block, self.dtype_policy)
         smooth = use_bias or self.carries_scale
         self.pwconv1 = self._pointwise(expansion * filters, gelu if smooth else "relu", 1, "pwconv1")
-        self.grn = (
-            GlobalResponseNormalization(use_bias, dtype=self.dtype_policy, name="grn") if version == "v2" else None
-        )
+        self.grn: Any = None
+        if version == "v2":
+            self.grn = GlobalResponseNormalization(use_bias, dtype=self.dtype_policy, name="grn")
         self.pwconv2 = self._pointwise(filters, None, 2, "pwconv2")
         self.layer_scale: Any = None
         if version == "v1":
@@ -242,26 +246,32 @@ class ConvNeXtBlock(keras.layers.Layer):
                 layer.build(shape)
 
     def call(self, x, training=None):
-        branch = self.dwconv(x)
-        scale = None
+        recompute = self.remat and training
+        return x + self.branch(x, keras.remat(self._bottleneck) if recompute else self._bottleneck)
+
+    def branch(self, x, bottleneck):
+        """Return what is added to the input: depthwise convolution and norm, `bottleneck` of that, dropouts."""
+        y, scale = self.dwconv(x), None
         if self.carries_scale:
-            branch, scale = self.norm(branch)
+            y, scale = self.norm(y)
         elif self.norm is not None:
-            branch = self.norm(branch)
-        branch = keras.remat(self._bottleneck)(branch) if self.remat and training else self._bottleneck(branch)
+            y = self.norm(y)
+        y = bottleneck(y)
         if scale is not None:
-            branch = branch * scale
+            y = y * scale
         if self.dropout is not None:
-            branch = self.dropout(branch)
-        if self.drop_path is not None:
-            branch = self.drop_path(branch)
-        return x + branch
+            y = self.dropout(y)
+        return y if self.drop_path is None else self.drop_path(y)
 
     def _bottleneck(self, x):
         x = self.pwconv1(x)  # (batch, height, width, expansion * filters)
         if self.grn is None:
             return self.layer_scale(self.pwconv2(x))
-        return self.pwconv2(x, channel_scale=self.grn.channel_scale(x), channel_shift=self.grn.beta)  # pwconv2(grn(x))
+        return self.reduce(x, self.grn.energy(x))
+
+    def reduce(self, x, energy):
+        """Return `pwconv2(grn(x))` of a V2 block, GRN finding this sum of squares."""
+        return self.pwconv2(x, channel_scale=self.grn.channel_scale(energy), channel_shift=self.grn.beta)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

@@ -67,9 +67,26 @@ class FiniteLoss(keras.callbacks.Callback):
             raise ConvUNextError("loss", reason, "Lower the learning rate; check the images with the largest values.")
 
 
+class EarlyStop(keras.callbacks.Callback):
+    """End a run after an epoch; what decides looks at the run's log, so that a resumed run decides alike.
+
+    Args:
+        due: Whether to end.
+    """
+
+    def __init__(self, due: Callable[[], bool]) -> None:
+        super().__init__()
+        self.due = due
+
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        if self.due():
+            self.model.stop_training = True
+
+
 def steps_done(model: keras.Model) -> int:
-    """Return the number of steps that a model has been trained for."""
-    return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+    """Return the number of batches that a model has been trained on."""
+    count = next(variable for variable in model.optimizer.variables if variable.name == "iteration")
+    return int(keras.ops.convert_to_numpy(count))  # `optimizer.iterations` counts updates of the weights
 
 
 @contextmanager
@@ -95,6 +112,7 @@ class Validation(keras.callbacks.Callback):
         path: Where the best inference model goes, a `.keras` file.
         best: Figure of the one that is there.
         activation: What the inference model ends in.
+        look: Called with the averaged model as a function and the epoch.
     """
 
     def __init__(
@@ -104,16 +122,20 @@ class Validation(keras.callbacks.Callback):
         path: Path | None = None,
         best: float = -np.inf,
         activation: str = "linear",
+        look: Callable[[Function, int], object] = lambda function, epoch: None,
     ) -> None:
         super().__init__()
-        self.measure, self.watched, self.path, self.best, self.activation = measure, watched, path, best, activation
+        self.measure, self.watched, self.path, self.best = measure, watched, path, best
+        self.activation, self.look = activation, look
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         with averaged_weights(self.model):
-            figures = self.measure(keras_function(self.model))
+            function = keras_function(self.model)
+            figures = self.measure(function)
+            self.look(function, epoch)
             (logs if logs is not None else {}).update({f"val_{name}": value for name, value in figures.items()})
             if self.watched is not None and self.path is not None:
                 if figures[self.watched] > self.best or not self.path.exists():
                     self.best = figures[self.watched]
-                    changes = {"final_activation": self.activation} if self.activation != "linear" else {}
+                    changes = {"final_activation": self.activation, "dtype": "float32"}
                     save_model(create_inference_model_from_training_model(self.model, **changes), self.path)

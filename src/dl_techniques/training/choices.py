@@ -1,6 +1,9 @@
-"""What the settings of a run leave open, decided by its images."""
+"""What the settings of a run leave open, decided by its images and the machine."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
 
 from dl_techniques.data.augment import Augmentation
 from dl_techniques.training.inspection import Inspection
@@ -9,15 +12,43 @@ from dl_techniques.training.settings import PairedConfig
 PIXELS_IN_A_STEP = 131_072
 LARGEST_PATCH = 256
 
-
-def choose_patch(config: PairedConfig, inspection: Inspection) -> tuple[int, int]:
-    """Return the patch size and the number of patches in a step: those of the settings, or what suits the images."""
-    multiple = 2**config.depth
-    patch = config.patch or max(multiple, min(LARGEST_PATCH, inspection.smallest) // multiple * multiple)
-    return patch, config.batch_size or max(1, round(PIXELS_IN_A_STEP / patch**2))
+Config = TypeVar("Config", bound=PairedConfig)
 
 
-def choose_augmentation(config: PairedConfig, inspection: Inspection) -> Augmentation:
+def settle(config: Config, inspection: Inspection) -> Config:
+    """Return the settings with nothing left open that the images or the machine decide."""
+    patch = config.patch or choose_patch(config.depth, inspection.smallest)
+    symmetries = config.symmetries
+    if symmetries == "auto":  # up and down differ in photographs
+        symmetries = "mirror" if inspection.channels == 3 else "all"
+    precision = config.precision
+    if precision == "auto":
+        precision = "mixed_bfloat16" if _on_gpu() else "float32"
+    return replace(
+        config,
+        patch=patch,
+        batch_size=config.batch_size or max(1, round(PIXELS_IN_A_STEP / patch**2)),
+        symmetries=symmetries,
+        precision=precision,
+    )
+
+
+def choose_patch(depth: int, smallest: int) -> int:
+    """Return the height and width of crops: as large as the smallest image, within limits, whole at every level."""
+    multiple = 2**depth
+    return max(multiple, min(LARGEST_PATCH, smallest) // multiple * multiple)
+
+
+def choose_augmentation(config: PairedConfig) -> Augmentation:
     """Return the random changes of crops: without turns where up and down differ."""
-    upright = config.symmetries == "mirror" or (config.symmetries == "auto" and inspection.channels > 1)
-    return Augmentation(upend=0.0, turn=0.0) if upright else Augmentation()
+    return Augmentation(upend=0.0, turn=0.0) if config.symmetries == "mirror" else Augmentation()
+
+
+def _on_gpu() -> bool:
+    import keras
+
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    return any(not name.startswith("cpu") for name in keras.distribution.list_devices())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dl_techniques.data.masks import IGNORED, Classes
+from dl_techniques.data.masks import COLOURS, IGNORED, Classes, paint
 from dl_techniques.data.pictures import to_display
 from dl_techniques.metrics import Calibration, Confusion
 
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 
     from dl_techniques.models.convunext.function import Function
     from dl_techniques.training.segmentation_data import SegmentationSample
-
-# Black, then the colours of Wong 2011, which the colour-blind tell apart, then more.
-COLOURS = (
-    "000000", "e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7", "999999", "9467bd", "8c564b",
-    "bcbd22", "17becf", "ff9896", "98df8a",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,10 +42,7 @@ def predict(function: Function, image: np.ndarray, classes: Classes) -> tuple[np
         image: `(height, width, channels)`, normalized.
         classes: What the model's channels mean.
     """
-    output = function(image[None])[0]
-    if classes.outputs == 1:
-        output = np.concatenate([1 - output, output], axis=-1)
-    return output.argmax(axis=-1).astype("uint8"), output.max(axis=-1)
+    return classes.decide(function(image[None])[0])
 
 
 def evaluate(function: Function, samples: Iterable[SegmentationSample], classes: Classes) -> Evaluation:
@@ -101,14 +92,6 @@ def describe_evaluation(evaluation: Evaluation, classes: Classes, console: Conso
     console.print(
         f"{confusion.accuracy:.2%} of the pixels are right · calibration error {evaluation.calibration.error:.2%}"
     )
-
-
-def paint(indices: np.ndarray) -> np.ndarray:
-    """Return class indices as colours, `(height, width, 3)`, uint8; what is ignored is dark grey."""
-    colours = np.array([tuple(bytes.fromhex(colour)) for colour in COLOURS], np.uint8)
-    picture = colours[indices % len(COLOURS)]
-    picture[indices == IGNORED] = 64
-    return picture
 
 
 def colour_key(classes: Classes) -> list[tuple[str, str]]:

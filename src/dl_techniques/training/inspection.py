@@ -37,6 +37,7 @@ class PairFacts:
         high: Largest sample.
         counts: Pixels of each mask value; empty for images.
         target_channels: Channels of the target; 1 for masks.
+        largest_float: Largest magnitude of floating-point samples, of image or target; 0 where both are integers.
         digest: Of the image's samples.
         problem: Why the pair cannot be used, empty if it can.
     """
@@ -49,6 +50,7 @@ class PairFacts:
     high: float = 0.0
     counts: Mapping[int, int] = field(default_factory=dict)
     target_channels: int = 1
+    largest_float: float = 0.0
     digest: str = ""
     problem: str = ""
 
@@ -74,6 +76,16 @@ class Inspection:
     def counts(self) -> Counter[int]:
         """Pixels of each mask value, over all masks."""
         return sum((Counter(facts.counts) for facts in self.facts), Counter())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all images, in whatever order they came."""
+        return hashlib.sha256("".join(sorted(facts.digest for facts in self.facts)).encode()).hexdigest()
+
+    @property
+    def largest_float(self) -> float:
+        """The largest magnitude of a sample of any floating-point image or target, 0 if there is none."""
+        return max(facts.largest_float for facts in self.facts)
 
     @property
     def smallest(self) -> int:
@@ -221,6 +233,7 @@ def _inspect(pair: Pair, masks: bool) -> PairFacts:
         high=float(pixels.max()),
         counts=dict(zip(values.tolist(), counts.tolist(), strict=True)),
         target_channels=target.shape[2],
+        largest_float=max(float(np.abs(x).max()) if x.dtype.kind == "f" else 0.0 for x in (pixels, target)),
         digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
     )
 

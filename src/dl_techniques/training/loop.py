@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import keras
 
-from dl_techniques.training.callbacks import EpochLog, FiniteLoss, StateCheckpoint
+from dl_techniques.errors import ConvUNextError
+from dl_techniques.training.callbacks import EarlyStop, EpochLog, FiniteLoss, StateCheckpoint
 from dl_techniques.training.checkpoint import list_checkpoints, load_checkpoint, restore_model_state
 from dl_techniques.training.interruption import interruptible
 from dl_techniques.training.progress import TrainingProgress
@@ -34,12 +36,15 @@ class Stage:
     batches: Callable[[int], Iterator]
 
 
-def averaged_adamw(rate: keras.optimizers.schedules.LearningRateSchedule, momentum: float) -> keras.optimizers.AdamW:
+def averaged_adamw(
+    rate: keras.optimizers.schedules.LearningRateSchedule, momentum: float, accumulate: int = 1
+) -> keras.optimizers.AdamW:
     """Return the optimizer of all runs: AdamW that keeps a moving average of the weights beside them.
 
     Args:
         rate: Learning rate over the run.
         momentum: Of the average: it looks back over about 1 / (1 − momentum) steps.
+        accumulate: Steps whose gradients are averaged before the weights change.
     """
     return keras.optimizers.AdamW(
         rate,
@@ -48,6 +53,7 @@ def averaged_adamw(rate: keras.optimizers.schedules.LearningRateSchedule, moment
         use_ema=True,
         ema_momentum=momentum,
         ema_overwrite_frequency=None,
+        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
         name="adam_w",
     )
 
@@ -60,6 +66,7 @@ def fit_stages(
     callbacks: Sequence[keras.callbacks.Callback],
     console: Console,
     resume: bool,
+    stop: EarlyStop | None = None,
 ) -> keras.Model:
     """Train, saving the whole state after every epoch and before a signal ends the run.
 
@@ -74,6 +81,7 @@ def fit_stages(
         callbacks: What is done after an epoch before it is logged and saved.
         console: Where to tell what happens.
         resume: Go on from the newest whole checkpoint.
+        stop: Ends the run before its last step; never if not given.
 
     Returns:
         The model, with the weights of the last step.
@@ -90,6 +98,7 @@ def fit_stages(
     )
     progress = TrainingProgress(last // steps_per_epoch, steps_per_epoch, console, done=step)
     save = StateCheckpoint(checkpoints)
+    stop = stop or EarlyStop(lambda: False)
     try:
         with interruptible(save.save) as interruption:
             for stage in stages:
@@ -97,24 +106,47 @@ def fit_stages(
                     continue
                 if step == stage.first > 0:
                     model, step = _restore(build(), checkpoints, console)
-                while step < stage.last:
+                while step < stage.last and not stop.due():
                     rest = steps_per_epoch - step % steps_per_epoch  # of an epoch that was interrupted
                     epoch = step // steps_per_epoch
                     whole = rest == steps_per_epoch
                     until = stage.last // steps_per_epoch if whole else epoch + 1
-                    model.fit(
-                        stage.batches(step - stage.first),
-                        steps_per_epoch=rest,
-                        initial_epoch=epoch,
-                        epochs=until,
-                        shuffle=False,
-                        callbacks=[FiniteLoss(), *callbacks, EpochLog(run / LOG), save, progress, interruption],
-                        verbose=0,
-                    )
+                    with _refusals_kept(stage.batches(step - stage.first)) as batches:
+                        model.fit(
+                            batches,
+                            steps_per_epoch=rest,
+                            initial_epoch=epoch,
+                            epochs=until,
+                            shuffle=False,
+                            callbacks=[
+                                FiniteLoss(), *callbacks, EpochLog(run / LOG), save, progress, stop, interruption,
+                            ],
+                            verbose=0,
+                        )  # fmt: skip
                     step = until * steps_per_epoch
     finally:
         progress.stop()
     return model
+
+
+@contextmanager
+def _refusals_kept(batches: Iterator) -> Iterator[Iterator]:
+    """Give batches, and raise what their making refused; TensorFlow turns it into a text of its own."""
+    refused: list[ConvUNextError] = []
+
+    def observed() -> Iterator:
+        try:
+            yield from batches
+        except ConvUNextError as error:
+            refused.append(error)
+            raise
+
+    try:
+        yield observed()
+    except Exception:
+        if refused:
+            raise refused[0] from None
+        raise
 
 
 def _restore(model: keras.Model, checkpoints: Path, console: Console) -> tuple[keras.Model, int]:

@@ -58,7 +58,10 @@ def open_run(folder: Path, task: str, config: Any, resume: bool) -> Iterator[Pat
 
 
 def check_run(folder: Path, config: Any, resume: bool) -> None:
-    """Raise `FileError` if a run cannot begin or go on in a folder; nothing is written."""
+    """Raise `FileError` if a run cannot begin or go on in a folder; nothing is written.
+
+    When resuming, what the settings leave open is as it was settled at the first start.
+    """
     if resume:
         _compare(folder, _plain(config))
     elif folder.exists():
@@ -117,11 +120,17 @@ def best_so_far(folder: Path, name: str) -> float:
     return max((row[name] for row in read_log(folder)), default=-math.inf)
 
 
-def write_split(folder: Path, training: Iterable[Any], validation: Iterable[Any]) -> None:
-    """Write which samples, by their `name`, are trained on and which validated on."""
+def epochs_since_best(folder: Path, name: str) -> int:
+    """Return how many epochs at the end of a run's log did not bring a higher value of a figure; 0 without a log."""
+    values = [row[name] for row in read_log(folder)]
+    return len(values) - 1 - values.index(max(values)) if values else 0
+
+
+def write_split(folder: Path, training: Iterable[str], validation: Iterable[str]) -> None:
+    """Write the names of the samples that are trained on and of those that are validated on."""
     lines = ["side,name"]
-    for side, samples in (("training", training), ("validation", validation)):
-        lines += [f'{side},"{sample.name}"' for sample in samples]
+    for side, names in (("training", training), ("validation", validation)):
+        lines += [f'{side},"{name}"' for name in names]
     write_file(folder / "split.csv", "\n".join([*lines, ""]).encode())
 
 
@@ -145,11 +154,16 @@ def _compare(folder: Path, settings: dict[str, Any]) -> None:
     different = [
         f"{name} was {stored.get(name)!r} and is {value!r}"
         for name, value in settings.items()
-        if name not in (*PROLONGABLE, "output") and stored.get(name) != value
+        if name not in (*PROLONGABLE, "output") and not _open(name, value) and stored.get(name) != value
     ]
     if different:
         reason = f"began with other settings: {'; '.join(different)}."
         raise FileError(str(folder), reason, "Resume with those it began with, or start a new run.")
+
+
+def _open(name: str, value: Any) -> bool:
+    """Return whether a setting is left to the data."""
+    return value in (None, "auto") or (name == "classes" and not value)
 
 
 def _restored(value: Any, hint: Any) -> Any:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dl_techniques.data.augment import Augmentation
 from dl_techniques.data.files import read_image
-from dl_techniques.data.masks import IGNORED, Classes, choose_classes, read_mask
+from dl_techniques.data.masks import IGNORED, Classes, read_mask
 from dl_techniques.data.normalization import standardize
 from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pipeline import random_crop, seeded_batches
-from dl_techniques.training.inspection import Inspection, describe_classes, find_and_inspect
 from dl_techniques.training.settings import SegmentationConfig
 from dl_techniques.training.supervision import channel_target, class_target, target_pyramid
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -36,36 +32,10 @@ class SegmentationSample:
     image: np.ndarray
     classes: np.ndarray
 
-
-@dataclass(frozen=True)
-class SegmentationData:
-    """What a run trains and validates on.
-
-    Attributes:
-        inspection: Of both sides.
-        classes: What the masks mean.
-        training: Samples.
-        validation: Samples.
-    """
-
-    inspection: Inspection
-    classes: Classes
-    training: list[SegmentationSample]
-    validation: list[SegmentationSample]
-
-
-def load_data(config: SegmentationConfig, console: Console) -> SegmentationData:
-    """Find, split, inspect and read the images and masks of a run.
-
-    Raises:
-        FileError: Files are missing, broken or do not fit; the first ten are named.
-        ArgumentError: A setting does not fit the data.
-    """
-    count, inspection = find_and_inspect(config, config.masks, config.val_masks, console, masks=True)
-    classes = choose_classes(inspection.counts, config.mask_kind, config.classes, config.ignore)
-    describe_classes(inspection, classes, console)
-    samples = [read_sample(facts.pair, classes) for facts in inspection.facts]
-    return SegmentationData(inspection, classes, samples[:count], samples[count:])
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return self.image.nbytes + self.classes.nbytes
 
 
 def read_sample(
@@ -89,29 +59,23 @@ def segmentation_batches(
     samples: Sequence[SegmentationSample],
     classes: Classes,
     augmentation: Augmentation,
-    patch: int,
-    batch_size: int,
-    outputs: int,
-    steps: int,
-    seed: int,
+    config: SegmentationConfig,
     done: int = 0,
 ) -> Iterator[tuple]:
     """Yield batches of augmented crops and their targets; batch n depends on the seed and n alone.
 
-    Each is `(batch, patch, patch, channels)`, float32, and a tuple of `outputs` targets, finest first,
+    Each is `(batch, patch, patch, channels)`, float32, and a tuple of `depth` targets, finest first,
     `(batch, patch / 2ⁿ, patch / 2ⁿ, classes + 1)`: fractions of the classes, and last of the pixels that count.
 
     Args:
         samples: To draw from.
         classes: What the masks mean.
         augmentation: Random changes of a crop.
-        patch: Height and width of a crop.
-        batch_size: Crops in a batch.
-        outputs: Supervised outputs of the model.
-        steps: Batches in all.
-        seed: Seed.
+        config: Settled patch and batch size; steps, depth and seed.
         done: Batches to leave out at the beginning.
     """
+
+    patch, batch_size = typing.cast("tuple[int, int]", (config.patch, config.batch_size))
 
     def make_target(labels: np.ndarray) -> np.ndarray:
         if classes.outputs == 1:
@@ -124,5 +88,5 @@ def segmentation_batches(
         image, labels = augmentation(image, mask[..., None], rng)
         return image, make_target(labels)
 
-    for images, targets in seeded_batches(crop, steps, batch_size, seed, done, threads=2):
-        yield images, tuple(target_pyramid(targets, outputs))
+    for images, targets in seeded_batches(crop, config.steps, batch_size, config.seed, done, threads=2):
+        yield images, tuple(target_pyramid(targets, config.depth))

@@ -95,7 +95,7 @@ class PairedConfig:
 
     Attributes:
         images: Folder of images or a pattern such as `'slices/*.tif'`; or a CSV file with columns image and target.
-        output: Folder of the run.
+        output: Folder of the run; for `convunext plan`, the TOML file to write.
         val_images: Images to validate on, as `images`; a share of `images` if not given.
         val_fraction: Share of the images, or of their groups, to validate on.
         group_regex: Images stay on one side of the split whose name gives the same first group of this pattern, such
@@ -107,10 +107,17 @@ class PairedConfig:
         batch_size: Crops in a step; about 130,000 pixels if not given.
         symmetries: Which turns of an image are trained on, too: `"all"` eight, or its mirror image only, `"mirror"`,
             where up and down differ, as in photographs; `"auto"`: all for grey images, the mirror for coloured ones.
+        accumulate: Steps whose gradients are added up before the weights change: as if the batch were so many times
+            larger, in the memory of one.
         learning_rate: Largest learning rate.
+        patience: Stop after so many validations in a row without a better one; 0: never.
+        precision: Of the computation: `"float32"`, or `"mixed_bfloat16"`, faster on GPUs; `"auto"`: mixed_bfloat16 on a
+            GPU, float32 elsewhere.
         depth: Number of times the model halves the image.
         initial_filters: Channels of the model's finest level.
         blocks_per_level: ConvNeXt blocks in each level.
+        cache_gb: Decoded images to keep in memory, in GB; what does not fit is read again each time.
+        preview_every: Validations between two pictures of what the model does; 0: none.
         seed: Seed of weights, split, crops and augmentation.
     """
 
@@ -124,22 +131,32 @@ class PairedConfig:
     patch: int | None = None
     batch_size: int | None = None
     symmetries: Literal["auto", "all", "mirror"] = "auto"
+    accumulate: int = 1
     learning_rate: float = 2e-3
+    patience: int = 0
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     depth: int = 3
     initial_filters: int = 16
     blocks_per_level: int = 1
+    cache_gb: float = 4.0
+    preview_every: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "steps_per_epoch")
+        check_counts(self, "steps", "steps_per_epoch", "accumulate")
         for name in ("patch", "batch_size"):
             if getattr(self, name) is not None:
                 check_counts(self, name)
         if self.steps % self.steps_per_epoch:
             rule = f"must be a multiple of steps_per_epoch={self.steps_per_epoch}"
             raise ArgumentError("steps", rule, self.steps)
+        if self.steps % self.accumulate:
+            raise ArgumentError("steps", f"must be a multiple of accumulate={self.accumulate}", self.steps)
         if not 0 < self.val_fraction < 1:
             raise ArgumentError("val_fraction", "must be above 0 and below 1", self.val_fraction)
+        for name in ("patience", "preview_every", "cache_gb"):
+            if getattr(self, name) < 0:
+                raise ArgumentError(name, "must be at least 0", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)

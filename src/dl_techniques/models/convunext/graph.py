@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -22,7 +22,7 @@ def head_name(level: int) -> str:
 
 
 def build_graph(arguments: Mapping[str, Any], policy):
-    """Connect the layers of a ConvUNext.
+    """Make and connect the layers of a ConvUNext.
 
     Args:
         arguments: Checked constructor arguments of `ConvUNextModel`.
@@ -31,25 +31,33 @@ def build_graph(arguments: Mapping[str, Any], policy):
     Returns:
         The stem layer, the input tensor, and the output tensor or list of output tensors.
     """
-    sizes = filter_sizes(arguments)
-    depth, use_bias = arguments["depth"], arguments["use_bias"]
+    layers = {layer.name: layer for layer in _make_layers(arguments, policy)}
+    inputs = keras.Input(arguments["input_shape"], name="image")
+    outputs = connect_layers(layers, arguments, inputs)
+    return layers["stem"], inputs, outputs if arguments["enable_deep_supervision"] else outputs[0]
+
+
+# === Layers ===
+
+
+def _make_layers(arguments: Mapping[str, Any], policy) -> Iterator[Any]:
+    sizes, depth = filter_sizes(arguments), arguments["depth"]
     salts = itertools.count()
     block_count = (2 * depth + 1) * arguments["blocks_per_level"]
     drop_path_rates = iter(enumerate(np.linspace(0.0, arguments["drop_path_rate"], block_count).tolist()))
 
-    # === Layers ===
     def common() -> dict[str, Any]:
         return {
-            "use_bias": use_bias,
+            "use_bias": arguments["use_bias"],
             "kernel_initializer": fresh_initializer(arguments["kernel_initializer"], next(salts)),
             "kernel_regularizer": arguments["kernel_regularizer"],
             "dtype": policy,
         }
 
-    def level_of_blocks(x, filters: int, name: str):
+    def blocks(filters: int, name: str) -> Iterator[ConvNeXtBlock]:
         for index in range(arguments["blocks_per_level"]):
             position, rate = next(drop_path_rates)
-            x = ConvNeXtBlock(
+            yield ConvNeXtBlock(
                 filters,
                 kernel_size=arguments["block_kernel_size"],
                 version=arguments["convnext_version"],
@@ -61,63 +69,110 @@ def build_graph(arguments: Mapping[str, Any], policy):
                 seed=None if arguments["seed"] is None else arguments["seed"] + 2 * position,
                 name=f"{name}_block_{index}",
                 **common(),
-            )(x)
-        return x
+            )
 
-    stem = ConvUNextStem(
+    yield ConvUNextStem(
         sizes[0],
         kernel_size=arguments["stem_kernel_size"],
         equivariant_block=arguments["equivariant_block"],
         name="stem",
         **common(),
     )
+    if _reduces_range(arguments, policy):
+        yield RangeReduction(name="range_reduction")
+    for level in range(depth):
+        yield from blocks(sizes[level], f"encoder_{level}")
+        name = f"encoder_{level}_downsample"
+        yield Downsampling2x(sizes[level + 1], arguments["downsample"], name=name, **common())
+    yield from blocks(sizes[depth], "bottleneck")
+    for level in reversed(range(depth)):
+        yield SkipFusion(sizes[level], name=f"decoder_{level}_fusion", **common())
+        yield from blocks(sizes[level], f"decoder_{level}")
+    yield keras.layers.Add(dtype=policy, name="stem_skip")
+    yield from _make_outputs(arguments, policy, common)
 
-    # === Functional model ===
-    inputs = keras.Input(arguments["input_shape"], name="image")
+
+def _make_outputs(arguments: Mapping[str, Any], policy, common: Callable[[], dict[str, Any]]) -> Iterator[Any]:
+    channels = arguments["output_channels"] or arguments["input_shape"][2]
+    full = policy.variable_dtype  # a sigmoid or softmax of half-precision logits saturates early
+    for level in range(arguments["depth"] if arguments["enable_deep_supervision"] else 1):
+        if arguments["include_top"]:
+            yield PointwiseConv(channels, name=head_name(level), **common())
+            yield keras.layers.Activation(arguments["final_activation"], dtype=full, name=f"output_{level}")
+        if _reduces_range(arguments, policy):
+            yield RangeRestoration(name=f"range_restoration_{level}")
+        if arguments["residual_learning"]:
+            yield keras.layers.Add(dtype=full, name=f"residual_{level}")
+            if level:
+                yield keras.layers.AveragePooling2D(
+                    2, padding="same", data_format="channels_last", dtype=full, name=f"input_{level}"
+                )
+
+
+def _reduces_range(arguments: Mapping[str, Any], policy) -> bool:
+    return policy.compute_dtype == "float16" and not arguments["use_bias"]
+
+
+# === Functional model ===
+
+
+def connect_layers(
+    layers: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    inputs,
+    call_block: Callable[[ConvNeXtBlock, Any, int], Any] = lambda block, x, level: block(x),
+) -> list:
+    """Return the outputs of a ConvUNext, finest first.
+
+    Args:
+        layers: By name.
+        arguments: Constructor arguments of `ConvUNextModel`.
+        inputs: The images.
+        call_block: Returns what a block makes of its input at a level, 0 the finest.
+    """
+    depth = arguments["depth"]
+
+    def level_of_blocks(x, name: str, level: int):
+        for index in range(arguments["blocks_per_level"]):
+            x = call_block(layers[f"{name}_block_{index}"], x, level)
+        return x
+
     x, unit = inputs, None
-    if policy.compute_dtype == "float16" and not use_bias:
-        x, unit = RangeReduction(name="range_reduction")(x)
-    x = stem_features = stem(x)
+    if "range_reduction" in layers:
+        x, unit = layers["range_reduction"](x)
+    x = stem_features = layers["stem"](x)
 
     skips = []
     for level in range(depth):
-        x = level_of_blocks(x, sizes[level], f"encoder_{level}")
+        x = level_of_blocks(x, f"encoder_{level}", level)
         skips.append(x)
-        x = Downsampling2x(sizes[level + 1], arguments["downsample"], name=f"encoder_{level}_downsample", **common())(x)
-    x = level_of_blocks(x, sizes[depth], "bottleneck")
+        x = layers[f"encoder_{level}_downsample"](x)
+    x = level_of_blocks(x, "bottleneck", depth)
 
     decoded = []
     for level in reversed(range(depth)):
-        x = SkipFusion(sizes[level], name=f"decoder_{level}_fusion", **common())(x, skips[level])
-        x = level_of_blocks(x, sizes[level], f"decoder_{level}")
+        x = layers[f"decoder_{level}_fusion"](x, skips[level])
+        x = level_of_blocks(x, f"decoder_{level}", level)
         decoded.insert(0, x)
-    decoded[0] = keras.layers.Add(dtype=policy, name="stem_skip")([decoded[0], stem_features])
+    decoded[0] = layers["stem_skip"]([decoded[0], stem_features])
 
     outputs = decoded if arguments["enable_deep_supervision"] else decoded[:1]
     if arguments["include_top"]:
-        channels = arguments["output_channels"] or arguments["input_shape"][2]
-        outputs = [PointwiseConv(channels, name=head_name(i), **common())(x) for i, x in enumerate(outputs)]
+        outputs = [layers[head_name(level)](x) for level, x in enumerate(outputs)]
     if unit is not None:
-        outputs = [RangeRestoration(name=f"range_restoration_{i}")(x, unit) for i, x in enumerate(outputs)]
+        outputs = [layers[f"range_restoration_{level}"](x, unit) for level, x in enumerate(outputs)]
     if arguments["residual_learning"]:
-        outputs = _add_input(inputs, outputs, policy.variable_dtype)
+        outputs = _add_input(layers, inputs, outputs)
     if arguments["include_top"]:
-        # In full precision: a sigmoid or softmax of half-precision logits saturates early.
-        activation, dtype = arguments["final_activation"], policy.variable_dtype
-        outputs = [
-            keras.layers.Activation(activation, dtype=dtype, name=f"output_{i}")(x) for i, x in enumerate(outputs)
-        ]
-    return stem, inputs, outputs if arguments["enable_deep_supervision"] else outputs[0]
+        outputs = [layers[f"output_{level}"](x) for level, x in enumerate(outputs)]
+    return outputs
 
 
-def _add_input(inputs, outputs: list, dtype: str) -> list:
+def _add_input(layers: Mapping[str, Any], inputs, outputs: list) -> list:
     """Add the input, averaged down to each output's size, in full precision."""
     sums = []
     for level, x in enumerate(outputs):
         if level:
-            name = f"input_{level}"
-            inputs = keras.layers.AveragePooling2D(
-                2, padding="same", data_format="channels_last", dtype=dtype, name=name
-            )(inputs)
-        sums.append(keras.layers.Add(dtype=dtype, name=f"residual_{level}")([inputs, x]))
+            inputs = layers[f"input_{level}"](inputs)
+        sums.append(layers[f"residual_{level}"]([inputs, x]))
     return sums

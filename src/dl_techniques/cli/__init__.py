@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from dl_techniques import __version__
-from dl_techniques.backend import choose_backend
+from dl_techniques.cli.backend import Backend, choose_backend, choose_backend_for
+from dl_techniques.cli.training import plan, planned_settings, train
 from dl_techniques.errors import ConvUNextError, ExportError
-from dl_techniques.inference.settings import DenoisingOptions, ExportOptions
+from dl_techniques.inference.settings import DenoisingOptions, ExportOptions, PredictionOptions
 from dl_techniques.page.settings import PageOptions
 from dl_techniques.training.demo import DemoConfig
-from dl_techniques.training.settings import DenoisingConfig, RestorationConfig, SegmentationConfig
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-Backend = Literal["tensorflow", "jax", "torch"] | None
 
 
 class PartialFailure(Exception):
@@ -78,12 +78,44 @@ def denoise(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _choose_backend_for([options.model], backend)
+    choose_backend_for([options.model], backend)
     from rich.console import Console
 
     from dl_techniques.inference.denoising import denoise_files
 
-    results = denoise_files(inputs, options, Console(highlight=False, soft_wrap=True))
+    _report(denoise_files(inputs, options, Console(highlight=False, soft_wrap=True)))
+
+
+@app.command
+def predict(
+    model: str,
+    inputs: Annotated[list[str], Parameter(consume_multiple=True)],
+    /,
+    *,
+    options: Annotated[PredictionOptions, Parameter(name="*")],
+    backend: Backend = None,
+) -> None:
+    """Apply a trained model to images: masks from a segmenter, restored images from a denoiser or restorer.
+
+    Any size, 8 or 16 bits or floats, the pages of a TIFF one by one; large images in tiles, within --max-memory, with
+    the result of the whole. What was done by an earlier run is left as it is, so a run that was stopped goes on. An
+    image that cannot be read is named and the others go on; the exit status is then 1.
+
+    Args:
+        model: A `.keras` file, a run's folder, a preset's name or folder, or an export.
+        inputs: Image files, folders of them and quoted patterns.
+        options: Settings.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    choose_backend_for([model], backend)
+    from rich.console import Console
+
+    from dl_techniques.inference.predicting import predict_files
+
+    _report(predict_files(model, inputs, options, Console(highlight=False, soft_wrap=True)))
+
+
+def _report(results: Sequence) -> None:
     refused = sum(bool(result.error) for result in results)
     if refused:
         raise PartialFailure(f"{refused} of {len(results)} images refused")
@@ -100,7 +132,7 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
         save: Write the certificate into the model's card; never into those that ship with the package.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _choose_backend_for([model], backend)
+    choose_backend_for([model], backend)
     from rich.console import Console
 
     from dl_techniques.certify import certify, print_certificate, save_certificate
@@ -137,7 +169,7 @@ def evaluate_model(
         output: Folder to write to; it must not exist.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _choose_backend_for([model], backend)
+    choose_backend_for([model], backend)
     from rich.console import Console
 
     from dl_techniques.card import read_card
@@ -190,113 +222,14 @@ def page(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _choose_backend_for([*models], backend)
+    choose_backend_for(models, backend)
     from dl_techniques.page.serving import serve_page
 
     serve_page(models, options)
 
 
-train = App(name="train", help="Train a model on your own images, or go on with a run that was stopped.")
+app.command(plan)
 app.command(train)
-
-
-@train.command(name="segment")
-def train_segment(config: Annotated[SegmentationConfig, Parameter(name="*")], *, backend: Backend = None) -> None:
-    """Train a segmenter on images and masks: binary, instances taken as foreground, or many classes.
-
-    Looks at every file first and names what is wrong. A run that was stopped, by whatever, goes on with
-    `convunext train --resume RUN` as if it had not been. Writes model.keras, the weights that were best on the
-    validation images, and report.html, whose path is the last line printed.
-
-    Args:
-        config: Settings of the run.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
-    """
-    _train(config, backend)
-
-
-@train.command(name="restore")
-def train_restore(config: Annotated[RestorationConfig, Parameter(name="*")], *, backend: Backend = None) -> None:
-    """Train a model that restores images, from pairs of what is and what it should be: deblurring, cleaning, any size.
-
-    Looks at every file first and names what is wrong. A run that was stopped, by whatever, goes on with
-    `convunext train --resume RUN` as if it had not been. Writes model.keras, the weights that were best on the
-    validation images, and report.html, whose path is the last line printed.
-
-    Args:
-        config: Settings of the run.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
-    """
-    _train(config, backend)
-
-
-@train.command(name="denoise")
-def train_denoise(config: Annotated[DenoisingConfig, Parameter(name="*")], *, backend: Backend = None) -> None:
-    """Train a blind denoiser on clean images; Gaussian noise of every level up to sigma is added on the way.
-
-    A run that was stopped, by whatever, goes on with `convunext train --resume RUN` as if it had not been. Writes
-    model.keras, the inference model, at the end; its path is the last line printed.
-
-    Args:
-        config: Settings of the run.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
-    """
-    _train(config, backend)
-
-
-@train.default
-def resume_training(*, resume: Path | None = None, backend: Backend = None) -> None:
-    """Train a model on your own images, or go on with a run that was stopped as if it had not been.
-
-    Args:
-        resume: Folder of the run to go on with.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
-    """
-    if resume is None:
-        train.help_print([])
-        return
-    from dl_techniques.training.run import stored_config, task_of
-
-    task = task_of(resume)
-    kinds = {"denoise": DenoisingConfig, "restore": RestorationConfig, "segment": SegmentationConfig}
-    if task not in kinds:
-        raise ConvUNextError(str(resume), f"is a run of task {task!r}, which this version does not know.", "Update.")
-    _train(stored_config(resume, kinds[task]), backend, resume=True)
-
-
-def _train(
-    config: DenoisingConfig | RestorationConfig | SegmentationConfig, backend: Backend, resume: bool = False
-) -> None:
-    choose_backend(backend)
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    try:
-        if isinstance(config, SegmentationConfig):
-            from dl_techniques.training.segmentation import train_segmenter
-
-            print(train_segmenter(config, console, resume).report)
-        elif isinstance(config, RestorationConfig):
-            from dl_techniques.training.restoration import train_restorer
-
-            print(train_restorer(config, console, resume).report)
-        else:
-            from dl_techniques.training.denoising import train_denoiser
-
-            train_denoiser(config, console, resume)
-            print((config.output / "model.keras").resolve())
-    except (KeyboardInterrupt, SystemExit):
-        if (config.output / "checkpoints").is_dir():
-            print(f"convunext: stopped; go on with: convunext train --resume {config.output}", file=sys.stderr)
-        raise
-
-
-def _choose_backend_for(models: list[str | None], backend: str | None) -> None:
-    """Choose the backend if a model needs one; a machine that runs exported artifacts may have none."""
-    from dl_techniques.inference.engines import needs_keras
-
-    if any(map(needs_keras, models)):
-        choose_backend(backend)
 
 
 def _terminate(*_: object) -> None:
@@ -307,6 +240,7 @@ def main(tokens: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 done, 1 partly, 2 refused, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        app.config = planned_settings(sys.argv[1:] if tokens is None else tokens)
         app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
     except CycloptsError:
         return USAGE
@@ -320,7 +254,3 @@ def main(tokens: list[str] | None = None) -> int:
         print("convunext: interrupted.", file=sys.stderr)
         return INTERRUPTED
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

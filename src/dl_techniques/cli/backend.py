@@ -1,20 +1,31 @@
-"""What Keras runs on, chosen before it is imported."""
+"""The backend of Keras, chosen before it is imported."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from dl_techniques.errors import ConvUNextError
 
+Backend = Literal["tensorflow", "jax", "torch"] | None
+
+
+def choose_backend_for(models: Sequence[str | None], backend: Backend) -> None:
+    """Choose the backend if a model needs Keras; a machine that runs exported artifacts may have none."""
+    from dl_techniques.inference.engines import needs_keras
+
+    if any(map(needs_keras, models)):
+        choose_backend(backend)
+
 
 def choose_backend(backend: str | None) -> None:
-    """Start Keras on a backend: the one given, that of KERAS_BACKEND, or TensorFlow.
+    """Import Keras on a backend; on that of KERAS_BACKEND, or TensorFlow, if not given.
 
     Raises:
-        ConvUNextError: It is not installed.
+        ConvUNextError: The backend is not installed.
     """
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend

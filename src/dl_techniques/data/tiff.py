@@ -1,0 +1,163 @@
+"""TIFF files page by page."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from dl_techniques.errors import FileError
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page to write.
+
+    Attributes:
+        array: `(height, width, samples)`.
+        colours: How many of the samples are no alpha.
+        extras: Resolution and colour profile, as Pillow's `save` takes them.
+    """
+
+    array: np.ndarray
+    colours: int
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+def count_pages(path: Path) -> int:
+    """Return the number of pages of a TIFF, without reduced copies.
+
+    Raises:
+        FileError: The file is broken.
+    """
+    with _open(path) as file:
+        return len(_pages(file))
+
+
+def page_size(path: Path) -> tuple[int, int]:
+    """Return height and width of the first page of a TIFF.
+
+    Raises:
+        FileError: The file is broken.
+    """
+    with _open(path) as file:
+        page = _pages(file)[0]
+        return page.imagelength, page.imagewidth
+
+
+def read_pages(
+    path: Path, check_size: Callable[[tuple[int, int]], None], single: bool = False
+) -> Iterator[tuple[np.ndarray, tuple[str, ...], dict[str, Any]]]:
+    """Yield the pages of a TIFF, without reduced copies.
+
+    Each is `(height, width[, samples])`, what was converted, and resolution and colour profile as `Page` has them.
+
+    Args:
+        path: The file.
+        check_size: Called with the width and height of each page before it is decoded.
+        single: Refuse a file of several pages.
+
+    Raises:
+        FileError: The file is broken, of colours that are not read, or holds several pages.
+    """
+    with _open(path) as file:
+        pages = _pages(file)
+        if single and len(pages) > 1:
+            reason = f"holds {len(pages)} pages, not one image."
+            raise FileError(str(path), reason, "Save the pages as files of their own.")
+        for page in pages:
+            check_size((page.imagewidth, page.imagelength))
+            yield *_decode(path, page), _extras(page)
+
+
+def write_pages(file: IO[bytes], pages: Sequence[Page]) -> None:
+    """Write the pages of a TIFF, compressed without loss."""
+    import tifffile
+
+    with tifffile.TiffWriter(file) as writer:
+        for page in pages:
+            alpha: dict[str, Any] = {"extrasamples": ["unassalpha"]} if page.array.shape[2] > page.colours else {}
+            resolution = {"resolution": page.extras["dpi"], "resolutionunit": 2} if "dpi" in page.extras else {}
+            writer.write(
+                page.array[..., 0] if page.array.shape[2] == 1 else page.array,
+                photometric="rgb" if page.colours == 3 else "minisblack",
+                planarconfig="contig" if page.array.shape[2] > 1 else None,
+                compression="zlib",
+                iccprofile=page.extras.get("icc_profile"),
+                metadata=None,
+                **alpha,
+                **resolution,
+            )
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    import tifffile
+
+    _check_chain(path)
+    try:
+        with tifffile.TiffFile(path) as file:
+            yield file
+    except (tifffile.TiffFileError, RuntimeError, KeyError) as error:
+        raise FileError(str(path), f"cannot be read: {error}.", "Copy or export it again.") from error
+
+
+def _check_chain(path: Path) -> None:
+    """Raise `FileError` if the pages of a TIFF lead back to one of them: tifffile would follow them for ever."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        big = struct.unpack_from(order + "H", head, 2)[0] == 43
+        tag_count, tag_size, link = (order + "Q", 20, order + "Q") if big else (order + "H", 12, order + "I")
+
+        def number(form: str, place: int) -> int:
+            file.seek(min(place, size))
+            content = file.read(struct.calcsize(form))
+            return struct.unpack(form, content)[0] if len(content) == struct.calcsize(form) else 0
+
+        seen: set[int] = set()
+        place = number(link, 8 if big else 4)
+        while place:
+            if place in seen:
+                raise FileError(str(path), "has pages that lead back to one another.", "Copy or export it again.")
+            seen.add(place)
+            place = number(link, place + struct.calcsize(tag_count) + tag_size * number(tag_count, place))
+
+
+def _pages(file: Any) -> list[Any]:
+    return [page for page in file.pages if not page.is_reduced] or list(file.pages)
+
+
+def _extras(page: Any) -> dict[str, Any]:
+    extras: dict[str, Any] = {}
+    unit = page.tags.valueof("ResolutionUnit", 2)
+    if int(unit) in (2, 3) and "XResolution" in page.tags and "YResolution" in page.tags:
+        scale = 1.0 if int(unit) == 2 else 2.54  # inches, centimetres
+        fractions = [page.tags.valueof(name) for name in ("XResolution", "YResolution")]
+        if all(below for _, below in fractions):
+            extras["dpi"] = tuple(scale * above / below for above, below in fractions)
+    if profile := page.tags.valueof("InterColorProfile"):
+        extras["icc_profile"] = profile
+    return extras
+
+
+def _decode(path: Path, page: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    array, notes = page.asarray(), ()
+    if page.samplesperpixel > 1 and page.planarconfig.name == "SEPARATE":
+        array = np.moveaxis(array, 0, -1)
+    if page.photometric.name == "PALETTE":
+        array = np.moveaxis(page.colormap, 0, -1)[array]
+        notes = ("palette expanded",)
+    elif page.photometric.name == "MINISWHITE" and array.dtype.kind == "u":
+        array = np.iinfo(array.dtype).max - array
+    elif page.photometric.name not in ("MINISBLACK", "RGB"):
+        raise FileError(str(path), f"is a {page.photometric.name} TIFF.", "Convert it to grey or RGB.")
+    return np.uint8(255) * array if array.dtype == np.bool_ else array, notes

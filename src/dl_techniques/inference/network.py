@@ -1,0 +1,197 @@
+"""A loaded model on images of any size: in one piece, or in tiles that give what one piece would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from dl_techniques.errors import ArgumentError
+from dl_techniques.inference.engines import Engine
+from dl_techniques.inference.tiling import Tile, plan_tiles
+
+SETTLED = 1e-4  # of a channel's share of the response; moves an output by a tenth of that or less
+
+
+class Source(Protocol):
+    """An image that can be read in parts: an array is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, window: Any) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over all tiles.
+
+    Attributes:
+        tiles: Number of tiles.
+        change: Largest change of a channel's share of the response since the pass before; `None` where no statistic of
+            the whole image is needed.
+    """
+
+    tiles: int
+    change: float | None = None
+
+
+class Network:
+    """A model on images of any size.
+
+    A network that looks only so far is exact in tiles that overlap as far as it looks. V2's response normalization
+    looks at the whole image: with `global_stats="exact"` passes over all tiles add up its statistics, each pass using
+    those of the pass before, until they stand still. They depend on one another only downwards, so as many passes as
+    there are normalizations, and one, are exact; usually three are enough. With `"tile"` each tile is normalized by
+    itself, over as many pixels as a training patch has (compare Chu et al. 2022, Improving Image Restoration by
+    Revisiting Global Information Aggregation).
+
+    Args:
+        engine: The model. An artifact whose card does not tell how to tile it is applied to whole images only.
+        tile: Largest height and width that are computed at once, in pixels.
+        global_stats: Of V2 models.
+        patch: Height and width of the windows of `"tile"`, in pixels.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tile: int = 512,
+        global_stats: Literal["exact", "tile"] = "exact",
+        patch: int | None = None,
+    ) -> None:
+        from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
+
+        self.engine = _any_size(engine)
+        self.tile = tile
+        self.halo, self.multiple, self.pools = 0, 1, False
+        self.passes: tuple[Pass, ...] = ()  # over the image that was done last
+        model = self.engine.model
+        if model is not None:
+            self.halo, self.multiple, self.pools = receptive_radius(model), 2**model.depth, pools_image(model)
+        elif self.engine.tiling is not None:
+            self.halo, self.multiple = self.engine.tiling.halo, self.engine.tiling.multiple
+        self.tiled_by_patch = self.pools and global_stats == "tile"
+        if self.tiled_by_patch:
+            if patch is None:
+                raise ArgumentError("global_stats", "must be exact: the model's card does not tell its patch", "tile")
+            self.tile = min_tile(self.halo, self.multiple, patch)
+        self._function: Any = None  # of tiles with statistics, made when first needed
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model takes whole images only."""
+        return self.engine.model is None and self.engine.tiling is None
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output; 1 where they are not known."""
+        known = self.engine.model.output_channels if self.engine.model is not None else None
+        return known or (self.engine.tiling.outputs if self.engine.tiling is not None else 1)
+
+    @property
+    def smallest_tile(self) -> int | None:
+        """The smallest tile worth it, a ninth of which is kept; `None` for a model that takes whole images only."""
+        if self.whole:
+            return None
+        return self.tile if self.tiled_by_patch else min_tile(self.halo, self.multiple, self.halo)
+
+    def apply(self, x: np.ndarray, on_tile: Callable[[int, int], object] = lambda done, total: None) -> np.ndarray:
+        """Return the finest output for an image.
+
+        Args:
+            x: `(height, width, channels)`, float32, as the model wants it.
+            on_tile: Called with the number of tiles done and their total after each.
+        """
+        result: np.ndarray | None = None
+
+        def receive(part: Tile, output: np.ndarray, number: int) -> None:
+            nonlocal result
+            if result is None:
+                result = np.empty((*x.shape[:2], output.shape[2]), output.dtype)
+            result[part.write] = output
+
+        self.passes = self.scan(x, receive, on_tile)
+        if result is None:
+            raise ArgumentError("image", "must have at least one pixel", x.shape)
+        return result
+
+    def scan(
+        self,
+        source: Source,
+        receive: Callable[[Tile, np.ndarray, int], object],
+        on_tile: Callable[[int, int], object] = lambda done, total: None,
+    ) -> tuple[Pass, ...]:
+        """Compute an image tile by tile, row by row.
+
+        Args:
+            source: The image, as the model wants it.
+            receive: Called with a tile, the finest output of what it writes, and the number of the pass, from 1; what
+                a later pass gives replaces what an earlier one gave.
+            on_tile: Called with the number of tiles done and their total in a pass after each.
+
+        Returns:
+            What was done.
+        """
+        height, width = source.shape[:2]
+        if self.whole:
+            parts = list(plan_tiles(height, width, max(height, width), 0, 1))
+        else:
+            parts = list(plan_tiles(height, width, self.tile, self.halo, self.multiple))
+        if len(parts) > 1 and self.pools:
+            return self._passes(source, parts, receive, on_tile)
+        for number, part in enumerate(parts, start=1):
+            receive(part, self.engine.function(source[part.read][None])[0][part.keep], 1)
+            on_tile(number, len(parts))
+        return (Pass(len(parts)),)
+
+    def _passes(self, source: Source, parts: list[Tile], receive, on_tile) -> tuple[Pass, ...]:
+        from dl_techniques.models.convunext.tiles import energy_sizes, tile_function
+
+        model: Any = self.engine.model
+        if self._function is None:
+            self._function = tile_function(model)
+        sizes = energy_sizes(model)
+        energies = np.full(sum(sizes), -1, "float32")  # unknown
+        done: list[Pass] = []
+        for number in range(1, 2 if self.tiled_by_patch else len(sizes) + 2):
+            total = np.zeros(sum(sizes))
+            for count, part in enumerate(parts, start=1):
+                crop = source[part.read]
+                kept = np.zeros(crop.shape[:2], "float32")
+                kept[part.keep] = 1
+                output, found = self._function(crop, kept, energies)
+                total += found
+                receive(part, output[part.keep], number)
+                on_tile(count, len(parts))
+            change = float(np.abs(_shares(total, sizes) - _shares(energies, sizes)).max())
+            done.append(Pass(len(parts), None if number == 1 else change))
+            energies = total.astype("float32")
+            if number > 1 and change <= SETTLED:
+                break
+        return tuple(done)
+
+
+def min_tile(halo: int, multiple: int, kept: int) -> int:
+    """Return the height and width of the smallest tile of which so much is kept."""
+    return 2 * (-(-halo // multiple) * multiple) + max(kept // multiple, 1) * multiple
+
+
+def _shares(energies: np.ndarray, sizes: list[int]) -> np.ndarray:
+    """Return what each normalization makes of its sums of squares: a channel's response by the mean of all."""
+    parts = np.split(np.sqrt(np.maximum(energies, 0.0)), np.cumsum(sizes)[:-1])
+    return np.concatenate([part / (part.mean() or 1.0) for part in parts])
+
+
+def _any_size(engine: Engine) -> Engine:
+    """Return the same model for images of any size, where its graph is known."""
+    if engine.model is None or engine.size == (None, None):
+        return engine
+    from dl_techniques.models.convunext.function import keras_function
+    from dl_techniques.models.convunext.model import create_inference_model_from_training_model
+
+    shape = (None, None, engine.model.input_channels)
+    model = create_inference_model_from_training_model(engine.model, input_shape=shape)
+    return replace(engine, model=model, function=keras_function(model), size=(None, None))

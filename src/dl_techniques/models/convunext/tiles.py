@@ -1,0 +1,103 @@
+"""A V2 network for tiles of an image: response normalization by statistics of the whole, which tiles add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+from keras import ops
+
+from dl_techniques.layers.convnext import ConvNeXtBlock
+from dl_techniques.models.convunext.graph import connect_layers
+
+if TYPE_CHECKING:
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+
+class TileBlock(keras.layers.Layer):
+    """A V2 block of a tile, its response normalization told the statistics of the whole image.
+
+    Args:
+        block: The block; its weights are shared.
+
+    Call arguments:
+        x: `(batch, height, width, filters)`.
+        energy: Sum of squares over the whole image, `(batch, channels)`; where negative, that of this tile counts.
+        kept: 1 at the pixels that no other tile counts, elsewhere 0, `(batch, height, width, 1)`.
+
+    Returns:
+        A tensor of the shape of `x`, and the sum of squares over the pixels that count, `(batch, channels)`.
+    """
+
+    def __init__(self, block: ConvNeXtBlock, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.block = block
+
+    def call(self, x, energy, kept):
+        found = []
+
+        def bottleneck(y):
+            y = self.block.pwconv1(y)
+            found.append(self.block.grn.energy(y, kept))
+            return self.block.reduce(y, ops.where(energy < 0, found[0], energy))
+
+        return x + self.block.branch(x, bottleneck), found[0]
+
+    def compute_output_shape(self, x_shape, energy_shape, kept_shape):
+        return tuple(x_shape), tuple(energy_shape)
+
+
+TileFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def tile_function(model: ConvUNextModel) -> TileFunction:
+    """Return a V2 model as a function of a tile and of the statistics of the image that it is cut from.
+
+    It shares the model's weights. Its arguments are the tile, `(height, width, channels)`; the pixels that no other
+    tile counts, as 1 among zeros, `(height, width)`; and the sums of squares that the normalizations find in the whole
+    image, `(energy_count(model),)`, float32, where negative those of this tile count. It returns the finest output and
+    the sums over the pixels that count.
+    """
+    network = _network(model)
+
+    def call(tile: np.ndarray, kept: np.ndarray, energies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inputs = [tile[None], kept[None, ..., None], energies[None]]
+        if keras.backend.backend() == "jax":
+            outputs = network.predict(inputs, batch_size=1, verbose=0)
+        else:
+            outputs = network(inputs, training=False)
+        output, found = (ops.convert_to_numpy(x)[0] for x in outputs)
+        return output, found
+
+    return call
+
+
+def energy_sizes(model: ConvUNextModel) -> list[int]:
+    """Return the number of channels of every response normalization, in the order of computation."""
+    down = [4 * size for size in model.filter_sizes for _ in range(model.blocks_per_level)]
+    return down + down[: -model.blocks_per_level][::-1]
+
+
+def _network(model: ConvUNextModel) -> keras.Model:
+    image = keras.Input((None, None, model.input_channels), name="image")
+    kept = keras.Input((None, None, 1), name="kept")
+    sizes = energy_sizes(model)
+    energies = keras.Input((sum(sizes),), name="energies")
+    ends = np.cumsum(sizes).tolist()
+    levels = [kept]
+    for _ in range(model.depth):  # tiles begin where the pooling windows begin: the same pixels, level by level
+        levels.append(levels[-1][:, ::2, ::2])
+    found = []
+
+    def call_block(block, x, level: int):
+        begin, end = ends[len(found)] - sizes[len(found)], ends[len(found)]
+        x, energy = TileBlock(block, dtype=block.dtype_policy)(x, energies[:, begin:end], levels[level])
+        found.append(energy)
+        return x
+
+    arguments = {**model.get_config(), "enable_deep_supervision": False}
+    layers = {layer.name: layer for layer in model.layers}
+    (output,) = connect_layers(layers, arguments, image, call_block)
+    return keras.Model([image, kept, energies], [output, ops.concatenate(found, axis=-1)])

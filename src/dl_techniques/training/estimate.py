@@ -1,0 +1,85 @@
+"""A few steps of a run, to tell what the whole of it will take."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.training.plan import Estimate, describe_plan, write_plan
+from dl_techniques.training.supervised import Config, SupervisedTask, plan_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WARMUP, TIMED = 2, 5
+
+
+def estimate(task: SupervisedTask) -> Estimate:
+    """Train a few steps, validate a few images, and tell from that what the whole run will take."""
+    import keras
+
+    from dl_techniques.models.convunext.function import keras_function
+
+    keras.utils.set_random_seed(task.config.seed)
+    model = task.build()
+    batches = itertools.chain.from_iterable(task.batches() for _ in itertools.count())  # a run may be shorter
+    first = next(batches)
+    for _ in range(WARMUP):
+        model.train_on_batch(*first)
+    computing, start = [], time.perf_counter()
+    for batch in (next(batches) for _ in range(TIMED)):
+        before = time.perf_counter()
+        model.train_on_batch(*batch)
+        computing.append(time.perf_counter() - before)
+    step = (time.perf_counter() - start) / TIMED
+    function = keras_function(model)
+    images = [task.validation[number] for number in range(min(2, len(task.validation)))]
+    function(images[0].image[None])  # what is set up once is not timed
+    start = time.perf_counter()
+    for sample in images:
+        function(sample.image[None])
+    validation = (time.perf_counter() - start) / len(images) * len(task.validation)
+    epochs = task.config.steps // task.config.steps_per_epoch
+    return Estimate(
+        step_seconds=step,
+        waiting=max(0.0, 1 - float(np.sum(computing)) / (step * TIMED)),
+        validation_seconds=validation,
+        minutes=(task.config.steps * step + epochs * validation) / 60,
+        memory_gb=_peak_memory(),
+    )
+
+
+def _peak_memory() -> float | None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def plan_run(
+    load: Callable[[Config, Console], SupervisedTask[Config, Any]], config: Config, console: Console
+) -> Estimate:
+    """Look at the data, choose, train a few steps to see what they take, and write all that to `config.output`.
+
+    Raises:
+        FileError: Files are missing, broken or do not fit, or the output exists or cannot be written.
+        ArgumentError: A setting does not fit the data.
+    """
+    output = config.output
+    if output.suffix != ".toml":
+        raise ArgumentError("output", "must be a file that ends in .toml", str(output))
+    if output.exists():
+        raise FileError(str(output), "exists already.", "Choose another --output.")
+    task = load(config, console)
+    plan, measured = plan_of(task), estimate(task)
+    describe_plan(plan, console, measured)
+    write_plan(output, plan, measured)
+    return measured

@@ -1,0 +1,199 @@
+"""Training on images and what belongs to each: the frame that segmentation and restoration share."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from dl_techniques import __version__
+from dl_techniques.card import write_card
+from dl_techniques.data.collection import Samples
+from dl_techniques.data.files import Picture, write_file, write_image
+from dl_techniques.data.pictures import contact_sheet
+from dl_techniques.training.inspection import Inspection
+from dl_techniques.training.plan import Plan, describe_plan, write_plan
+from dl_techniques.training.run import best_so_far, check_run, epochs_since_best, open_run, read_log, write_split
+from dl_techniques.training.settings import PairedConfig
+
+if TYPE_CHECKING:
+    import keras
+    from rich.console import Console
+
+    from dl_techniques.models.convunext.function import Function
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+BEST, MODEL, PREVIEWS, PLAN = "best.keras", "model.keras", "previews", "plan.toml"
+PREVIEWED = 3
+
+Config = TypeVar("Config", bound=PairedConfig)
+Result = TypeVar("Result")
+
+
+class SupervisedTask(ABC, Generic[Config, Result]):
+    """What a run trains on, what it trains, and how it judges that.
+
+    Attributes:
+        name: Of the task, as the command line has it.
+        score: Figure of `measure` whose highest value is the best.
+        activation: What the inference model ends in.
+        config: Settings, nothing left open.
+        inspection: Of all files.
+        training: Samples to train on.
+        validation: Samples to validate on.
+    """
+
+    name: ClassVar[str]
+    score: ClassVar[str]
+    activation: str = "linear"
+    config: Config
+    inspection: Inspection
+    training: Samples
+    validation: Samples
+
+    @abstractmethod
+    def build(self) -> ConvUNextModel:
+        """Return the untrained model, compiled, its optimizer built."""
+
+    @abstractmethod
+    def batches(self, done: int = 0) -> Iterator[tuple]:
+        """Yield the run's batches after so many of them; batch n depends on the settings and n alone."""
+
+    @abstractmethod
+    def measure(self, function: Function) -> dict[str, float]:
+        """Return figures of the training model on the validation images."""
+
+    @abstractmethod
+    def show(self, function: Function, number: int) -> list[tuple[str, np.ndarray]]:
+        """Return validation image `number` and what the training model makes of it, as pictures of one size."""
+
+    @abstractmethod
+    def finish(self, console: Console) -> Result:
+        """Measure the best weights, write model, card and report, and return what came out."""
+
+    @abstractmethod
+    def choices(self) -> Mapping[str, str]:
+        """Return what was chosen for these data beside the settings, in words."""
+
+
+def train_supervised(
+    load: Callable[[Config, Console], SupervisedTask[Config, Result]], config: Config, console: Console, resume: bool
+) -> Result:
+    """Train, or go on with a run that was stopped, and return what came out.
+
+    Args:
+        load: Looks at the data and settles what the settings leave open.
+        config: Settings; those of the first start when resuming.
+        console: Where to tell what happens.
+        resume: Go on from the newest checkpoint in `config.output`.
+
+    Raises:
+        FileError: Files are missing, broken or do not fit, or the folder cannot be written or holds a run already.
+        ArgumentError: A setting does not fit the data.
+    """
+    import keras
+
+    from dl_techniques.training.callbacks import EarlyStop, Validation
+    from dl_techniques.training.loop import Stage, fit_stages
+
+    check_run(config.output, config, resume)
+    task = load(config, console)
+    config = task.config
+    watched = f"val_{task.score}"
+    with open_run(config.output, task.name, config, resume) as checkpoints:
+        plan = plan_of(task)
+        describe_plan(plan, console)
+        write_plan(config.output / PLAN, plan)
+        write_split(config.output, task.training.names, task.validation.names)
+        keras.utils.set_random_seed(config.seed)
+        validation = Validation(
+            task.measure,
+            task.score,
+            config.output / BEST,
+            best_so_far(config.output, watched),
+            task.activation,
+            lambda function, epoch: _preview(task, function, epoch),
+        )
+        board = []
+        if importlib.util.find_spec("tensorboard") is not None:
+            board.append(keras.callbacks.TensorBoard(config.output / "tensorboard", write_graph=False))
+        stop = EarlyStop(lambda: 0 < config.patience <= epochs_since_best(config.output, watched))
+        fit_stages(
+            task.build,
+            [Stage(0, config.steps, task.batches)],
+            config.steps_per_epoch,
+            checkpoints,
+            [validation, *board],
+            console,
+            resume,
+            stop,
+        )
+        return task.finish(console)
+
+
+def plan_of(task: SupervisedTask) -> Plan:
+    """Return what a run will do."""
+    return Plan(task.name, task.config, task.inspection, len(task.training), len(task.validation), task.choices())
+
+
+def load_best(config: PairedConfig) -> ConvUNextModel:
+    """Return the inference model with the weights that were best on the validation images."""
+    import keras
+
+    return keras.saving.load_model(config.output / BEST, compile=False, safe_mode=True)
+
+
+def write_model(config: PairedConfig, card: Mapping[str, Any]) -> None:
+    """Make the best model the model of the run, with its card."""
+    write_file(config.output / MODEL, (config.output / BEST).read_bytes())
+    write_card(config.output / MODEL, card)
+
+
+def training_card(task: SupervisedTask) -> dict[str, Any]:
+    """Return what a card tells of the training."""
+    config = task.config
+    return {
+        "training": {
+            "images": len(task.training),
+            "steps": config.steps,
+            "patch": config.patch,
+            "patches_in_a_step": config.batch_size,
+            "seed": config.seed,
+        },
+        "data_sha256": task.inspection.digest,
+    }
+
+
+def facts_of(config: PairedConfig, model: keras.Model) -> dict[str, str]:
+    """Return what a report tells of a run beside its figures."""
+    import keras
+
+    return {
+        "model": f"ConvUNext {model.convnext_version}{'' if model.use_bias else ' without bias'}, depth {model.depth}, "
+        f"filters {model.filter_sizes}, {model.count_params():,} parameters",
+        "settings": ", ".join(f"{k}={v}" for k, v in asdict(config).items() if k != "output" and v is not None),
+        "versions": f"convunext {__version__}, Keras {keras.__version__} on {keras.backend.backend()}",
+        "files": f"{MODEL} (the weights that were best on the validation images, with their card), log.csv, "
+        f"metrics.json, split.csv, {PLAN}, config.json, {PREVIEWS}/, tensorboard/, checkpoints/",
+    }
+
+
+def curve_of(folder: Path, name: str) -> list[float]:
+    """Return a figure of each epoch."""
+    return [row[name] for row in read_log(folder)]
+
+
+def _preview(task: SupervisedTask, function: Function, epoch: int) -> None:
+    """Save what the model makes of the first validation images, every few epochs."""
+    every = task.config.preview_every
+    if every and (epoch + 1) % every == 0:
+        folder = task.config.output / PREVIEWS
+        folder.mkdir(exist_ok=True)
+        for number in range(min(PREVIEWED, len(task.validation))):
+            name = f"epoch-{epoch + 1:04d}-{task.validation.names[number]}.png"
+            write_image(folder / name, Picture(contact_sheet([task.show(function, number)])))
