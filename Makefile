@@ -53,7 +53,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 lock: PIP_CONSTRAINT =
 lock:
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,page]' hatchling torch==2.13.0
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' hatchling torch==2.13.0
 	{ echo "# Versions that the tests ran with; made by 'make lock'."; \
 		$(VENV)-lock/bin/python -m pip freeze --all --exclude-editable | grep -v ^pip== | sed 's/+cpu$$//'; } \
 		> constraints.txt.new

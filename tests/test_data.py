@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dl_techniques.data.crops import RandomCrops
 from dl_techniques.data.files import read_gray
-from dl_techniques.data.pipeline import RandomCrops
 from dl_techniques.data.samples import NUCLEI, load_nuclei
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.training.supervision import (

@@ -20,8 +20,10 @@ from dl_techniques.cli import main
 from dl_techniques.data.normalization import standardize
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
 from dl_techniques.export import export_model
-from dl_techniques.inference.engines import load_engine
+from dl_techniques.inference.engines import Tiling, load_engine
+from dl_techniques.inference.memory import model_bytes_per_pixel
 from dl_techniques.inference.settings import ExportOptions
+from dl_techniques.models.convunext.receptive import receptive_radius
 from models import image, randomize, run, small_model
 
 # Exporting in a TensorFlow process is the dependable road, whatever backend trained: this module has tests there alone.
@@ -109,6 +111,9 @@ def test_artifact_matches_keras_at_every_size(case, sources, tmp_path):
     assert against["value"] == artifact.comparison.value <= against["limit"] == 1e-4
     assert card["export"]["normalization"] == ("standardize" if bias else "none")
     assert card["export"]["activation"] == activation
+    exact = version == "v1" and not bias and not fixed  # the others pool over the whole image, or are of one size
+    tiling = Tiling(receptive_radius(model), 4, model_bytes_per_pixel(model), model.output_channels) if exact else None
+    assert load_engine(path).tiling == tiling
     assert card["export"]["format"] == form and card["export"]["size"] == (list(fixed) if fixed else "any")
     if bias:
         assert artifact.certificate is None and "certificate" not in card
@@ -319,9 +324,10 @@ def test_command_exports_whatever_backend_is_set_and_replaces_when_told(sources,
 
 
 def test_commands_and_code_of_the_document_run(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    documents = Path(__file__).parents[1] / "docs"
+    text, deploy = ((documents / name).read_text(encoding="utf-8") for name in ("export.md", "deploy.md"))
     monkeypatch.chdir(tmp_path)
     command = re.search(r"^convunext (export denoise-gray -o denoise.onnx)", text, flags=re.M)
     assert command and main(command[1].split()) == 0
-    (block,) = re.findall(r"^```py\n(.*?)^```", text, flags=re.M | re.S)
-    exec(compile(block, "docs/export.md", "exec"), {})  # noqa: S102
+    (block,) = re.findall(r"^```py\n(.*?)^```", deploy, flags=re.M | re.S)
+    exec(compile(block, "docs/deploy.md", "exec"), {})  # noqa: S102

@@ -24,6 +24,8 @@ FLOORS = {
     "inference": 4,
     "training": 4,
     "certify": 5,
+    "page": 5,
+    "quantize": 5,
     "export": 6,
     "cli": 7,
 }

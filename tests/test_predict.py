@@ -210,7 +210,7 @@ def test_tiles_fit_the_memory_or_are_refused():
     network = Network(engine_of("v2"))
     for memory in (10**7, 10**8, 10**9):
         tile = plan_tile(network, memory)
-        assert tile % 4 == 0 and tile**2 * bytes_per_pixel(network.engine.model) <= memory
+        assert tile % 4 == 0 and tile**2 * bytes_per_pixel(network) <= memory
     assert min_tile(21, 4, 4) == 52
     with pytest.raises(ArgumentError, match="`max_memory` must leave .* MB for a tile of .* Raise --max-memory"):
         plan_tile(network, 10**5)

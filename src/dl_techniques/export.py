@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,11 @@ from dl_techniques.card import card_path, read_card, standardizes, write_card
 from dl_techniques.certify import Certificate, certify, print_certificate
 from dl_techniques.data.normalization import standardize
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
-from dl_techniques.inference.engines import Engine, load_engine
+from dl_techniques.inference.engines import Engine, Tiling, load_engine
+from dl_techniques.inference.memory import model_bytes_per_pixel
 from dl_techniques.inference.settings import ArtifactFormat, ExportOptions
+from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
+from dl_techniques.quantize import Loss, quantize, read_centres
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,12 +75,14 @@ class Artifact:
     Attributes:
         path: The file or folder.
         comparison: How far it is from Keras.
-        certificate: Its scale-equivariance, `None` if the model does not promise any.
+        certificate: Its scale-equivariance, `None` if the model does not promise any, or of 8-bit integers.
+        loss: What 8-bit integers cost, `None` if it has none.
     """
 
     path: Path
     comparison: Comparison
     certificate: Certificate | None
+    loss: Loss | None = None
 
 
 def export_model(source: str | os.PathLike, options: ExportOptions, console: Console) -> Artifact:
@@ -103,6 +108,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     card = read_card(engine.path)
     standard = standardizes(card, engine.path)
     network = _exportable(engine, options)
+    centres = read_centres(options.int8, card, engine.channels, options.size) if options.int8 else []
     staging = _staging_folder(options.output)
     try:
         path = staging / options.output.name
@@ -115,7 +121,14 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
             certificate = certify(exported, ALPHAS, SIZES, LIMIT) if promises else None
         artifact = Artifact(options.output, comparison, certificate)
         _judge(artifact, exported, console)
-        write_card(path, _card(card, artifact, options))
+        if centres:
+            loss = quantize(path, centres, card, options.max_loss)
+            artifact = replace(artifact, certificate=None, loss=loss)
+            console.print(f"{options.output.name} in 8 bits against itself in float: {loss}")
+            if not loss.holds:
+                remedy = f"Nothing was written. Add --max-loss {math.ceil(1000 * loss.value) / 1000:g} if that is fine."
+                raise ExportError(str(options.output), f"loses too much: {loss}.", remedy)
+        write_card(path, _card(card, artifact, network, options))
         _publish(staging, options)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -256,15 +269,21 @@ def _judge(artifact: Artifact, engine: Engine, console: Console) -> None:
         raise ExportError(str(artifact.path), "does not keep the promise f(a*x) = a*f(x) of its model.", remedy)
 
 
-def _card(card: dict[str, Any], artifact: Artifact, options: ExportOptions) -> dict[str, Any]:
+def _card(card: dict[str, Any], artifact: Artifact, network: ConvUNextModel, options: ExportOptions) -> dict[str, Any]:
     """Return the model's card with what holds for the artifact instead of what held for the model."""
     kept = {key: value for key, value in card.items() if key not in ("normalization", "certificate")}
+    # What pools over the whole image, the normalization too, gives another result for each crop.
+    whole = options.size or card.get("normalization", "none") != "none" or pools_image(network)
+    outputs = 1 if options.activation == "argmax" else network.output_channels
+    tiling = Tiling(receptive_radius(network), 2**network.depth, model_bytes_per_pixel(network), outputs)
     export = {
         "format": options.artifact_format,
         "size": options.size or "any",
         "normalization": card.get("normalization", "none"),  # done inside
         "activation": options.activation,
+        "tiling": None if whole else asdict(tiling),
         "against_keras": asdict(artifact.comparison),
+        **({} if artifact.loss is None else {"int8": asdict(artifact.loss)}),
         "convunext_version": __version__,
     }
     certificate = {} if artifact.certificate is None else {"certificate": artifact.certificate.as_dict()}

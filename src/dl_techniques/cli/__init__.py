@@ -11,10 +11,11 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from dl_techniques import __version__
-from dl_techniques.cli.backend import Backend, choose_backend
+from dl_techniques.cli.backend import Backend, choose_backend, choose_backend_for
 from dl_techniques.cli.training import plan, planned_settings, train
 from dl_techniques.errors import ConvUNextError, ExportError
 from dl_techniques.inference.settings import DenoisingOptions, ExportOptions, PredictionOptions
+from dl_techniques.page.settings import PageOptions
 from dl_techniques.training.demo import DemoConfig
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -77,7 +78,7 @@ def denoise(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choose_backend(backend)
+    choose_backend_for([options.model], backend)
     from rich.console import Console
 
     from dl_techniques.inference.denoising import denoise_files
@@ -106,7 +107,7 @@ def predict(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choose_backend(backend)
+    choose_backend_for([model], backend)
     from rich.console import Console
 
     from dl_techniques.inference.predicting import predict_files
@@ -131,7 +132,7 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
         save: Write the certificate into the model's card; never into those that ship with the package.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choose_backend(backend)
+    choose_backend_for([model], backend)
     from rich.console import Console
 
     from dl_techniques.certify import certify, print_certificate, save_certificate
@@ -168,7 +169,7 @@ def evaluate_model(
         output: Folder to write to; it must not exist.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choose_backend(backend)
+    choose_backend_for([model], backend)
     from rich.console import Console
 
     from dl_techniques.card import read_card
@@ -202,6 +203,29 @@ def export(model: str, /, *, options: Annotated[ExportOptions, Parameter(name="*
     except ExportError as error:
         raise PartialFailure(str(error)) from error
     print(artifact.path.resolve())
+
+
+@app.command
+def page(
+    models: Annotated[list[str], Parameter(consume_multiple=True)],
+    /,
+    *,
+    options: Annotated[PageOptions, Parameter(name="*")] = PageOptions(),  # noqa: B008 - frozen
+    backend: Backend = None,
+) -> None:
+    """Show a web page on this machine: drop an image, see what a model makes of it, download the result.
+
+    Nothing leaves the machine and nobody else reaches the page, unless --host says so. Ctrl-C stops it.
+
+    Args:
+        models: `.keras` files, folders of runs, presets' names or folders, or exports.
+        options: Settings.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    choose_backend_for(models, backend)
+    from dl_techniques.page.serving import serve_page
+
+    serve_page(models, options)
 
 
 app.command(plan)

@@ -5,12 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from dl_techniques.errors import ConvUNextError
 
 Backend = Literal["tensorflow", "jax", "torch"] | None
+
+
+def choose_backend_for(models: Sequence[str | None], backend: Backend) -> None:
+    """Choose the backend if a model needs Keras; a machine that runs exported artifacts may have none."""
+    from dl_techniques.inference.engines import needs_keras
+
+    if any(map(needs_keras, models)):
+        choose_backend(backend)
 
 
 def choose_backend(backend: str | None) -> None:
@@ -31,7 +39,8 @@ def choose_backend(backend: str | None) -> None:
                     import tensorflow  # noqa: F401 - Keras imports it later, aloud
     except ModuleNotFoundError as error:
         extra = {"jax": "jax", "torch": "torch"}.get(str(error.name), "")
-        remedy = f"Install it: pip install 'convunext[{extra}]'." if extra else "Reinstall convunext."
+        known = f"Install it: pip install 'convunext[{extra}]'."
+        remedy = known if extra else "Without it, only models exported as .onnx or .xml run."
         raise ConvUNextError("backend", f"needs the module {error.name!r}, which is not installed.", remedy) from error
 
 

@@ -22,3 +22,9 @@ def to_display(image: np.ndarray, low: float, high: float) -> np.ndarray:
     share = np.clip((image.astype("float64") - low) / max(high - low, 1e-30), 0, 1)
     shown = np.rint(255 * share).astype("uint8")
     return shown[..., 0] if shown.shape[-1] == 1 else shown
+
+
+def centre(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Return the centre, beginning at multiples of 8 so that the blocks of a JPEG stay where they are."""
+    top, left = (max(extent - size, 0) // 2 // 8 * 8 for extent in pixels.shape[:2])
+    return pixels[top : top + size, left : left + size]

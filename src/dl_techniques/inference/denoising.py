@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dl_techniques.data.files import Picture, read_image, write_image
-from dl_techniques.data.pictures import contact_sheet, to_display
+from dl_techniques.data.pictures import centre, contact_sheet, to_display
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.inference.batch import FileResult, OnTile, lossless_name, plan_outputs, process_files
 from dl_techniques.inference.engines import Engine
 from dl_techniques.inference.network import Network
-from dl_techniques.inference.quality import NoiseReport, inspect_noise
+from dl_techniques.inference.quality import NoiseReport, inspect_centre
 from dl_techniques.inference.settings import DenoisingOptions
 from dl_techniques.inference.symmetries import symmetric_moments
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-INSPECTED = 768  # height and width of the centre on which noise is judged, in pixels
-COMPARED = 512  # and of the one that is shown before and after
+COMPARED = 512  # height and width of the centre that is shown before and after, in pixels
 
 
 def denoise_pixels(
@@ -60,11 +59,14 @@ def restore_pixels(
     engine, channels = network.engine, pixels.shape[-1]
     if engine.channels not in (1, channels):
         raise ArgumentError("pixels", f"must have {engine.channels} channels for {engine.source}", pixels.shape)
+    if engine.fit(pixels.shape[:2]) != pixels.shape[:2]:
+        rule = f"must be of {engine.size[0]}x{engine.size[1]} pixels for {engine.source}"
+        raise ArgumentError("pixels", rule, pixels.shape)
     finite = np.isfinite(pixels) if pixels.dtype.kind == "f" else np.ones(pixels.shape, bool)
     if not finite.any():
         raise ArgumentError("pixels", "must have a finite sample", pixels.shape)
     x = pixels if finite.all() else np.where(finite, pixels, np.median(pixels[finite]))
-    unit = _unit(float(np.abs(x).max()))
+    unit = known_unit(float(np.abs(x).max()), engine.largest)
     x = (x / unit).astype("float32")
     planes = [x] if engine.channels == channels else [x[..., c : c + 1] for c in range(channels)]
     rounds = itertools.count()
@@ -85,9 +87,14 @@ def restore_pixels(
     return np.rint(result).clip(limits.min, limits.max).astype(pixels.dtype), deviation
 
 
-def _unit(largest: float) -> float:
-    """Return 1 for magnitudes whose squares float32 can hold, otherwise a power of two next to them."""
-    return 1.0 if largest == 0 or 1e-12 < largest < 1e12 else float(2.0 ** np.floor(np.log2(largest)))
+def known_unit(peak: float, largest: float | None) -> float:
+    """Return 1 for magnitudes that the model knows, otherwise a power of two that brings them there.
+
+    It knows those whose squares float32 can hold; where 8-bit integers were calibrated, those next to the largest.
+    """
+    if peak == 0 or (largest is None and 1e-12 < peak < 1e12):
+        return 1.0
+    return float(2.0 ** (np.floor(np.log2(peak)) if largest is None else np.rint(np.log2(peak / largest))))
 
 
 DenoisingResult = FileResult[NoiseReport | None]
@@ -148,24 +155,12 @@ def _denoise_file(
         write_image(output.with_name(f"{output.stem}-compare.png"), Picture(sheet))
     if not options.inspect:
         return None
-    noisy = _centre(picture.pixels, INSPECTED).astype("float32")
-    noisy = np.where(np.isfinite(noisy), noisy, 0)
-
-    def function(x: np.ndarray) -> np.ndarray:
-        return denoise_pixels(x, engine, options.tile, tta=options.tta)
-
-    return inspect_noise(noisy, function(noisy), function)
-
-
-def _centre(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Return the centre, beginning at multiples of 8 so that the blocks of a JPEG stay where they are."""
-    top, left = (max(extent - size, 0) // 2 // 8 * 8 for extent in pixels.shape[:2])
-    return pixels[top : top + size, left : left + size]
+    return inspect_centre(picture.pixels, lambda x: denoise_pixels(x, engine, options.tile, tta=options.tta))
 
 
 def _comparison(noisy: np.ndarray, denoised: np.ndarray) -> np.ndarray:
     """Return the centre before, after, and their difference about grey, side by side, uint8."""
-    before, after = (np.nan_to_num(_centre(x, COMPARED).astype("float64")) for x in (noisy, denoised))
+    before, after = (np.nan_to_num(centre(x, COMPARED).astype("float64")) for x in (noisy, denoised))
     low, high = np.percentile(before, (0.1, 99.9))
     removed = before - after
     spread = 4 * float(removed.std())

@@ -7,10 +7,11 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dl_techniques.card import read_card
 from dl_techniques.errors import ArgumentError, FileError
 
 if TYPE_CHECKING:
@@ -19,6 +20,24 @@ if TYPE_CHECKING:
 
 RUN_MODEL = "model.keras"  # in the folder of a training run
 Size = tuple[int | None, int | None]
+WITHOUT_KERAS = (".onnx", ".xml")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What a model's graph tells of its application to parts of images, kept for where there is only an artifact.
+
+    Attributes:
+        halo: Pixels that an output depends on to each side.
+        multiple: Parts that shall give what the whole image gives begin at multiples of this many pixels.
+        bytes_per_pixel: Memory for each pixel that is computed at once, without the weights.
+        outputs: Channels of the output.
+    """
+
+    halo: int
+    multiple: int
+    bytes_per_pixel: int
+    outputs: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,8 @@ class Engine:
         path: The file or folder, where the card lies in or beside.
         model: The Keras model, `None` for exported files.
         size: Height and width that images must have, each `None` if any will do.
+        tiling: How an artifact is applied to parts of images, `None` if it takes whole images only.
+        largest: Largest intensity that the 8-bit integers of an artifact were calibrated for; `None` if it has none.
     """
 
     function: Function
@@ -41,10 +62,17 @@ class Engine:
     path: Path
     model: ConvUNextModel | None = None
     size: Size = (None, None)
+    tiling: Tiling | None = None
+    largest: float | None = None
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return a height and a width that the model takes: its own where they are fixed, otherwise those given."""
         return self.size[0] or size[0], self.size[1] or size[1]
+
+
+def needs_keras(source: str | os.PathLike | None) -> bool:
+    """Return whether `load_engine` needs Keras for a model; `None` stands for a preset."""
+    return source is None or Path(source).suffix not in WITHOUT_KERAS
 
 
 def load_engine(source: str | os.PathLike) -> Engine:
@@ -58,7 +86,6 @@ def load_engine(source: str | os.PathLike) -> Engine:
         FileError: The file is broken or holds another kind of model.
         ArgumentError: There is no such file or preset.
     """
-    from dl_techniques.models.convunext.model import ConvUNextModel
     from dl_techniques.models.convunext.presets import preset_folder, shipped_presets
 
     path = Path(source)
@@ -69,8 +96,7 @@ def load_engine(source: str | os.PathLike) -> Engine:
         try:
             return loaders[path.suffix](path)
         except ModuleNotFoundError as error:
-            extra = {".onnx": "onnx", ".xml": "openvino"}.get(path.suffix, "")
-            remedy = f"pip install 'convunext[{extra}]'"
+            remedy = f"Install it: pip install {error.name}"
             raise FileError(str(path), f"needs the module {error.name!r}, which is not installed.", remedy) from error
         except (ValueError, OSError, RuntimeError, TypeError, KeyError, zipfile.BadZipFile) as error:
             if isinstance(error, FileError | ArgumentError):
@@ -85,6 +111,8 @@ def load_engine(source: str | os.PathLike) -> Engine:
     except ArgumentError as error:
         rule = f"must be a file (.keras, .onnx, .xml, .tflite), an exported folder or one of {shipped_presets()}"
         raise ArgumentError("model", rule, str(source)) from error
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
     model = ConvUNextModel.from_preset(folder)
     return _keras_engine(model, f"preset {folder.name}", folder)
 
@@ -165,4 +193,20 @@ def _load_saved_model(path: Path) -> Engine:
 def _exported_engine(function: Function, shape: list, path: Path) -> Engine:
     """Return the engine of an artifact whose input has this shape, `None` for sizes left open."""
     _, height, width, channels = shape
-    return Engine(function, channels, path.name, path, size=(height, width))
+    tiling, largest = _stated(read_card(path).get("export"), path)
+    return Engine(function, channels, path.name, path, None, (height, width), tiling, largest)
+
+
+def _stated(export: Any, path: Path) -> tuple[Tiling | None, float | None]:
+    """Return tiling and largest as an artifact's card states them; neither, if it does not."""
+    export = export if isinstance(export, dict) else {}
+    stated, integers = export.get("tiling"), export.get("int8")
+    try:
+        tiling = None if stated is None else Tiling(**stated)
+        largest = None if integers is None else integers["largest"]
+        counts = () if tiling is None else (tiling.halo + 1, tiling.multiple, tiling.bytes_per_pixel, tiling.outputs)
+        if all(isinstance(count, int) and count >= 1 for count in counts) and (largest is None or largest > 0):
+            return tiling, largest
+    except (KeyError, TypeError):
+        pass
+    raise FileError(str(path), f"has a card whose tiling is {stated!r} and int8 {integers!r}.", "Export it again.")

@@ -31,8 +31,16 @@ def parse_memory(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2] or ""])
 
 
-def bytes_per_pixel(model: ConvUNextModel) -> int:
-    """Return how many bytes a network takes for each pixel that is computed at once, without its weights."""
+def bytes_per_pixel(network: Network) -> int:
+    """Return how many bytes a network takes for each pixel that is computed at once; 0 where that is not known."""
+    engine = network.engine
+    if engine.model is not None:
+        return model_bytes_per_pixel(engine.model)
+    return 0 if engine.tiling is None else engine.tiling.bytes_per_pixel
+
+
+def model_bytes_per_pixel(model: ConvUNextModel) -> int:
+    """Return how many bytes a model takes for each pixel that is computed at once, without its weights."""
     sizes, depth = model.filter_sizes, model.depth
     wide = WIDE_COPIES * 4 * sizes[0]  # the expansion of a block of the finest level
     outputs = 2 * model.blocks_per_level + 2  # of a level's layers, which Keras keeps until the network is done
@@ -42,10 +50,8 @@ def bytes_per_pixel(model: ConvUNextModel) -> int:
 
 def array_bytes(network: Network, size: tuple[int, int], tta: int) -> int:
     """Return how many bytes an image of this height and width and its results take, at most, as arrays."""
-    model = network.engine.model
-    outputs = 1 if model is None else model.output_channels
     # Normalized in float64; probabilities, their choice and, over symmetries, their moments.
-    return size[0] * size[1] * (28 * network.engine.channels + (24 if tta == 1 else 40) * outputs)
+    return size[0] * size[1] * (28 * network.engine.channels + (24 if tta == 1 else 40) * network.outputs)
 
 
 def plan_tile(network: Network, memory: int, extent: int = LARGEST_TILE) -> int:
@@ -59,10 +65,9 @@ def plan_tile(network: Network, memory: int, extent: int = LARGEST_TILE) -> int:
     Raises:
         ArgumentError: Not even the smallest tile does.
     """
-    model, smallest = network.engine.model, network.smallest_tile
-    if model is None or smallest is None:
+    smallest, needed = network.smallest_tile, bytes_per_pixel(network)
+    if smallest is None:
         return LARGEST_TILE
-    needed = bytes_per_pixel(model)
     side = math.isqrt(memory // needed) // network.multiple * network.multiple
     if side < min(smallest, extent):
         least = math.ceil(smallest**2 * needed / 1e6)

@@ -49,7 +49,7 @@ class Network:
     Revisiting Global Information Aggregation).
 
     Args:
-        engine: The model. One without a Keras graph is applied to whole images only.
+        engine: The model. An artifact whose card does not tell how to tile it is applied to whole images only.
         tile: Largest height and width that are computed at once, in pixels.
         global_stats: Of V2 models.
         patch: Height and width of the windows of `"tile"`, in pixels.
@@ -71,6 +71,8 @@ class Network:
         model = self.engine.model
         if model is not None:
             self.halo, self.multiple, self.pools = receptive_radius(model), 2**model.depth, pools_image(model)
+        elif self.engine.tiling is not None:
+            self.halo, self.multiple = self.engine.tiling.halo, self.engine.tiling.multiple
         self.tiled_by_patch = self.pools and global_stats == "tile"
         if self.tiled_by_patch:
             if patch is None:
@@ -79,9 +81,20 @@ class Network:
         self._function: Any = None  # of tiles with statistics, made when first needed
 
     @property
+    def whole(self) -> bool:
+        """Whether the model takes whole images only."""
+        return self.engine.model is None and self.engine.tiling is None
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output; 1 where they are not known."""
+        known = self.engine.model.output_channels if self.engine.model is not None else None
+        return known or (self.engine.tiling.outputs if self.engine.tiling is not None else 1)
+
+    @property
     def smallest_tile(self) -> int | None:
         """The smallest tile worth it, a ninth of which is kept; `None` for a model that takes whole images only."""
-        if self.engine.model is None:
+        if self.whole:
             return None
         return self.tile if self.tiled_by_patch else min_tile(self.halo, self.multiple, self.halo)
 
@@ -123,7 +136,7 @@ class Network:
             What was done.
         """
         height, width = source.shape[:2]
-        if self.engine.model is None:
+        if self.whole:
             parts = list(plan_tiles(height, width, max(height, width), 0, 1))
         else:
             parts = list(plan_tiles(height, width, self.tile, self.halo, self.multiple))

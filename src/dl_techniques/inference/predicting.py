@@ -131,8 +131,8 @@ class Predictor:
 
     def holds(self, size: tuple[int, int]) -> bool:
         """Return whether an image of this height and width, its results and one tile stay within the memory."""
-        model, smallest = self.network.engine.model, self.network.smallest_tile
-        least = 0 if model is None or smallest is None else bytes_per_pixel(model) * min(smallest, max(size)) ** 2
+        smallest = self.network.smallest_tile
+        least = 0 if smallest is None else bytes_per_pixel(self.network) * min(smallest, max(size)) ** 2
         return array_bytes(self.network, size, self.tta) + least <= self.memory
 
     def fit(self, size: tuple[int, int]) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dl_techniques.data.noise import estimate_sigma
+from dl_techniques.data.pictures import centre
 from dl_techniques.metrics import estimate_gain
 
+INSPECTED = 768  # height and width of the centre on which noise is judged, in pixels
 # Residuals of white Gaussian noise stay below these by a wide margin on natural images.
 CORRELATED, BLOCKY, CLIPPED, BIASED = 0.15, 1.15, 0.02, 0.2
 
@@ -64,6 +66,18 @@ def inspect_noise(noisy: np.ndarray, denoised: np.ndarray, function: Callable[[n
         warnings.append(f"local means changed ({bias:.2f} sigma): structure may have been removed")
     gain = estimate_gain(noisy, denoised, sigma, function) if sigma > 0 else None
     return NoiseReport(sigma, gain, correlation, bias, clipped, tuple(warnings))
+
+
+def inspect_centre(pixels: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> NoiseReport:
+    """Return what `inspect_noise` says of the centre of an image; samples that are not finite count as 0.
+
+    Args:
+        pixels: `(height, width, channels)`, any type and unit.
+        function: The denoiser, called twice.
+    """
+    noisy = centre(pixels, INSPECTED).astype("float32")
+    noisy = np.where(np.isfinite(noisy), noisy, 0)
+    return inspect_noise(noisy, function(noisy), function)
 
 
 def _clipped_share(image: np.ndarray) -> float:

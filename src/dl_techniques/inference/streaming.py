@@ -13,6 +13,7 @@ from dl_techniques.data.masks import Classes
 from dl_techniques.data.raster import BandWriter, TiffRaster
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.inference.batch import OnTile
+from dl_techniques.inference.denoising import known_unit
 from dl_techniques.inference.memory import bytes_per_pixel
 from dl_techniques.inference.network import Network, Pass
 from dl_techniques.inference.tiling import Tile
@@ -73,15 +74,15 @@ def plan_streaming(network: Network, raster_size: tuple[int, int], sample_bytes:
     Raises:
         ArgumentError: Not even the smallest do, or the model takes whole images only.
     """
-    model, smallest = network.engine.model, network.smallest_tile
-    if model is None or smallest is None:
-        rule = f"must hold {raster_size[1]}x{raster_size[0]} pixels: an export takes images whole"
+    smallest = network.smallest_tile
+    if smallest is None:
+        rule = f"must hold {raster_size[1]}x{raster_size[0]} pixels: this export takes images whole"
         raise ArgumentError("max_memory", rule, f"{memory / 1e9:g}GB", "Name the .keras file it was made from.")
 
     def needed(tile: int) -> float:
         kept = tile - 2 * network.halo  # rows; the reader keeps two bands, the writers three
-        bands = raster_size[1] * (2 * tile * sample_bytes + 3 * kept * (1 + 4 * model.output_channels))
-        return bytes_per_pixel(model) * tile**2 + bands
+        bands = raster_size[1] * (2 * tile * sample_bytes + 3 * kept * (1 + 4 * network.outputs))
+        return bytes_per_pixel(network) * tile**2 + bands
 
     tile = smallest
     if needed(tile) > memory:
@@ -128,11 +129,10 @@ def stream_file(
         if standard:
             view = Normalized(raster, found.mean, found.deviation or 1.0)
         else:
-            unit = 1.0 if 1e-12 < found.largest < 1e12 else 2.0 ** np.floor(np.log2(found.largest or 1.0))
-            view = Normalized(raster, 0.0, 1.0 if classes is not None else float(unit))
+            view = Normalized(raster, 0.0, 1.0 if classes else known_unit(found.largest, network.engine.largest))
         size = raster.shape[:2]
         makers: list[tuple[Path, int, np.dtype, Callable[[np.ndarray], np.ndarray]]] = []
-        channels = 1 if network.engine.model is None else network.engine.model.output_channels
+        channels = network.outputs
         if classes is None:
             makers.append((output, channels, raster.dtype, lambda x: _in_type(x * view.divisor, raster.dtype)))
         else:

@@ -130,7 +130,7 @@ def _run_in(folder: Path, config: DemoConfig, console: Console) -> tuple[float, 
 def _train(samples: list[Sample], folder: Path, config: DemoConfig, console: Console):
     import keras
 
-    from dl_techniques.data.pipeline import RandomCrops
+    from dl_techniques.data.crops import RandomCrops
     from dl_techniques.models.convunext.model import ConvUNextModel
     from dl_techniques.training.callbacks import EpochLog
     from dl_techniques.training.interruption import interruptible

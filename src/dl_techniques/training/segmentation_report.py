@@ -140,6 +140,8 @@ def evaluate_files(
         FileError: The card tells no classes, files are missing or broken, or the folder exists or cannot be written.
     """
     classes = Classes.from_card(card, source)
+    if card.get("export", {}).get("activation") == "argmax":
+        raise FileError(source, "returns classes, no probabilities.", "Export it without --activation argmax.")
     if output.exists():
         raise FileError(str(output), "exists already.", "Name a new folder.")
     inspection = inspect_pairs(find_pairs(images, masks), console)

@@ -13,7 +13,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from dl_techniques import __version__
@@ -57,6 +56,7 @@ def save_preset(model, folder: Path, card: dict[str, Any], dtype: str = "float32
     Raises:
         FileError: The folder exists or cannot be written.
     """
+    import keras
     from safetensors.numpy import save
 
     if folder.exists():
