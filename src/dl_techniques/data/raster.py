@@ -36,6 +36,13 @@ class TiffRaster:
         self._decoded: OrderedDict[int, np.ndarray] = OrderedDict()
         self._file = tifffile.TiffFile(path)
         self.page: Any = self._file.pages[0]
+        try:
+            self._check(cache)
+        except FileError:
+            self._file.close()
+            raise
+
+    def _check(self, cache: int) -> None:
         page, name = self.page, self.page.photometric.name
         samples = page.samplesperpixel
         if name not in ("MINISBLACK", "MINISWHITE", "RGB") or (samples > 1 and page.planarconfig.name == "SEPARATE"):
