@@ -128,10 +128,9 @@ class Classes:
     @property
     def colours(self) -> list[tuple[int, int, int]]:
         """Red, green and blue of each class: its mask value where that is a colour, otherwise one of `COLOURS`."""
-        if max(self.values) >= 2**16:
-            return [(value >> 16, value >> 8 & 255, value & 255) for value in self.values]
-        table = [bytes.fromhex(colour) for colour in COLOURS]
-        return [tuple(table[index % len(table)]) for index in range(self.count)]
+        table = [int(colour, 16) for colour in COLOURS]
+        values = self.values if max(self.values) >= 2**16 else [table[n % len(table)] for n in range(self.count)]
+        return [(value >> 16, value >> 8 & 255, value & 255) for value in values]
 
     def decide(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the class index of each pixel, uint8, and the probability that a model gives it, `(height, width)`.

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from dl_techniques.data.files import SAMPLE_TYPES
 from dl_techniques.errors import FileError
 
 BLOCK = 256  # height and width of the tiles that are written, in pixels
-SAMPLE_TYPES = ("uint8", "uint16", "float32", "float64")
 
 
 class TiffRaster:
@@ -83,7 +83,7 @@ class TiffRaster:
                     begin - row * height : end - row * height, first - column * width : last - column * width
                 ]
         white = self.page.photometric.name == "MINISWHITE" and self.dtype.kind == "u"
-        return np.iinfo(self.dtype).max - result if white else result
+        return np.iinfo(self.dtype.name).max - result if white else result
 
     def _read(self, index: int) -> np.ndarray:
         if index in self._decoded:
