@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--end", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train:
-        sys.exit(train(*arguments.train, arguments.steps))
+        images, run = arguments.train
+        sys.exit(train(images, run, arguments.steps))
     if arguments.end:  # a checkpoint's name carries the digest of the state
         print(list_checkpoints(arguments.end / "checkpoints")[0].name, (arguments.end / LOG).read_text())
         return

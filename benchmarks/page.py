@@ -1,7 +1,7 @@
 """The page in a real browser: drop an image, wait for the result, download it, take a picture of all that.
 
 Run: `convunext page MODEL… --port 7860`, then `python benchmarks/page.py http://127.0.0.1:7860/ IMAGE PICTURE.png`.
-Needs playwright (`pip install playwright`) and Chromium, which is in no extra. Prints how long it took, what was
+Needs playwright (`pip install playwright`), which is in no extra, and Chromium. Prints how long it took, what was
 downloaded, what the browser complained of, and every other host that it was made to ask: there should be none.
 """
 
@@ -26,8 +26,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=options.chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1240, "height": 860}, accept_downloads=True)
         others: list[str] = []
-        own = (options.url, "data:", "blob:")
-        page.on("request", lambda r: None if r.url.startswith(own) else others.append(r.url))
+        page.on("request", lambda request: others.append(request.url))
         page.on("console", lambda m: print(f"browser: {m.text}") if m.type == "error" else None)
         page.goto(options.url)
         page.wait_for_selector("input[type=file]", state="attached")
@@ -45,6 +44,7 @@ def main() -> None:
         result = options.picture.with_name(download.value.suggested_filename)
         download.value.save_as(result)
         print(f"downloaded {result}, {result.stat().st_size} bytes")
+        others = [url for url in others if not url.startswith((options.url, "data:", "blob:"))]
         print(f"other hosts asked: {others or 'none'}")
         browser.close()
 

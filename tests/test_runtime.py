@@ -48,7 +48,8 @@ def exported(folder: Path, name: str, card: dict | None = None, **kwargs) -> Pat
 @pytest.fixture(scope="module")
 def denoisers(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("denoisers")
-    return [exported(folder, name, input_shape=(None, None, 1), **DENOISER) for name in ("a.onnx", "a.xml")]
+    card = {"task": "denoise"}
+    return [exported(folder, name, card, input_shape=(None, None, 1), **DENOISER) for name in ("a.onnx", "a.xml")]
 
 
 def without_keras(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -118,10 +118,10 @@ def _names(predictors: Sequence[Predictor]) -> list[str]:
 
 
 def _theme() -> Any:
-    import gradio
+    from gradio.themes import Default
 
     fonts = ("system-ui", "sans-serif")
-    return gradio.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=("monospace",))
+    return Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=("monospace",))
 
 
 def _page(predictors: Sequence[Predictor], options: PageOptions, folder: Path) -> gradio.Blocks:

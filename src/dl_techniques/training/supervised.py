@@ -148,7 +148,7 @@ def load_best(config: PairedConfig) -> ConvUNextModel:
     return keras.saving.load_model(config.output / BEST, compile=False, safe_mode=True)
 
 
-def write_model(config: PairedConfig, card: Mapping[str, Any]) -> None:
+def write_model(config: PairedConfig, card: dict[str, Any]) -> None:
     """Make the best model the model of the run, with its card."""
     write_file(config.output / MODEL, (config.output / BEST).read_bytes())
     write_card(config.output / MODEL, card)
