@@ -1,8 +1,11 @@
 """Small models for the tests, and weights away from where initializers put them."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 
+from dl_techniques.card import write_card
 from dl_techniques.inference.engines import Engine
 from dl_techniques.models.convunext.model import ConvUNextModel
 
@@ -73,3 +76,13 @@ def smoothing_engine() -> Engine:
         return np.mean(shifts, axis=0, dtype="float32")
 
     return Engine(mean, 1, "mean of neighbours", None)
+
+
+def saved(folder: Path, card: dict, **kwargs) -> Path:
+    """Save a tiny model of random weights with a card."""
+    model = small_model(**{"depth": 2, "initial_filters": 4, **kwargs})
+    randomize(model)
+    path = folder / "model.keras"
+    model.save(path)
+    write_card(path, card)
+    return path

@@ -24,7 +24,7 @@ from dl_techniques.inference.engines import Tiling, load_engine
 from dl_techniques.inference.memory import model_bytes_per_pixel
 from dl_techniques.inference.settings import ExportOptions
 from dl_techniques.models.convunext.receptive import receptive_radius
-from models import image, randomize, run, small_model
+from models import image, randomize, run, saved, small_model
 
 # Exporting in a TensorFlow process is the dependable road, whatever backend trained: this module has tests there alone.
 __test__ = keras.backend.backend() == "tensorflow"
@@ -36,16 +36,6 @@ QUIET = Console(quiet=True)
 
 def softmax(y: np.ndarray) -> np.ndarray:
     return np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
-
-
-def saved(folder: Path, card: dict, **kwargs) -> Path:
-    """Save a tiny model of random weights with a card."""
-    model = small_model(**{"depth": 2, "initial_filters": 4, **kwargs})
-    randomize(model)
-    path = folder / "model.keras"
-    model.save(path)
-    write_card(path, card)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dl_techniques.card import read_card, write_card
+from dl_techniques.card import read_card
 from dl_techniques.cli import main
 from dl_techniques.data.files import Picture, read_image, write_image
 from dl_techniques.data.normalization import standardize
@@ -17,22 +17,12 @@ from dl_techniques.inference.denoising import denoise_pixels
 from dl_techniques.inference.engines import load_engine
 from dl_techniques.inference.settings import ExportOptions
 from dl_techniques.metrics import Confusion
-from models import DENOISER, image, randomize, run, small_model
+from models import DENOISER, image, run, saved
 
 # Exports are made on TensorFlow.
 __test__ = keras.backend.backend() == "tensorflow"
 
 QUIET = Console(quiet=True)
-
-
-def saved(folder: Path, card: dict, **kwargs) -> Path:
-    """Save a tiny model of random weights with a card."""
-    model = small_model(**{"depth": 2, "initial_filters": 4, **kwargs})
-    randomize(model)
-    path = folder / "model.keras"
-    model.save(path)
-    write_card(path, card)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dl_techniques.data.augment import SYMMETRIES
-from dl_techniques.data.collection import Samples
 from dl_techniques.data.files import read_image, write_file
 from dl_techniques.data.normalization import in_unit
 from dl_techniques.data.pairs import Pair
@@ -124,10 +123,7 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
             image, target = (in_unit(read_image(path).pixels, largest) for path in (pair.image, pair.target))
             return RestorationSample(pair.name, image, target)
 
-        pairs = [facts.pair for facts in self.inspection.facts]
-        room = round(config.cache_gb * 1e9)
-        self.training = Samples(pairs[:count], read, room)
-        self.validation = Samples(pairs[count:], read, room)
+        self.split(count, read)
 
     @property
     def residual(self) -> bool:

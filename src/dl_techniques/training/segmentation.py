@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.collection import Samples
 from dl_techniques.data.masks import choose_classes
 from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import Evaluation, describe_evaluation, error_row, evaluate, metrics_of, predict
 from dl_techniques.training.inspection import describe_classes, find_and_inspect
-from dl_techniques.training.segmentation_data import SegmentationSample, read_sample, segmentation_batches
+from dl_techniques.training.segmentation_data import read_sample, segmentation_batches
 from dl_techniques.training.segmentation_report import REPORT, write_evaluation
 from dl_techniques.training.settings import SegmentationConfig
 from dl_techniques.training.supervised import (
@@ -91,14 +90,7 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         self.config = replace(settle(config, self.inspection), mask_kind=kind, classes=classes.names)
         self.classes = classes
         self.activation = classes.activation
-
-        def read(pair) -> SegmentationSample:
-            return read_sample(pair, classes)
-
-        pairs = [facts.pair for facts in self.inspection.facts]
-        room = round(config.cache_gb * 1e9)
-        self.training = Samples(pairs[:count], read, room)
-        self.validation = Samples(pairs[count:], read, room)
+        self.split(count, lambda pair: read_sample(pair, classes))
 
     def choices(self) -> dict[str, str]:
         return {

@@ -15,6 +15,7 @@ from dl_techniques import __version__
 from dl_techniques.card import write_card
 from dl_techniques.data.collection import Samples
 from dl_techniques.data.files import Picture, write_file, write_image
+from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pictures import contact_sheet
 from dl_techniques.training.inspection import Inspection
 from dl_techniques.training.plan import Plan, describe_plan, write_plan
@@ -55,6 +56,17 @@ class SupervisedTask(ABC, Generic[Config, Result]):
     inspection: Inspection
     training: Samples
     validation: Samples
+
+    def split(self, count: int, read: Callable[[Pair], Any]) -> None:
+        """Train on the first so many of the inspected pairs, validate on the others.
+
+        Args:
+            count: Pairs to train on.
+            read: Makes the sample of a pair.
+        """
+        pairs = [facts.pair for facts in self.inspection.facts]
+        room = round(self.config.cache_gb * 1e9)
+        self.training, self.validation = Samples(pairs[:count], read, room), Samples(pairs[count:], read, room)
 
     @abstractmethod
     def build(self) -> ConvUNextModel:
