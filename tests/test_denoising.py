@@ -170,6 +170,18 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
 
 
+def test_disk_without_room_for_a_run_is_refused_before_its_first_step(finished, photos, tmp_path, monkeypatch):
+    config, _ = finished
+    state = np.load(checkpoint.list_checkpoints(config.output / "checkpoints")[0])
+    size = sum(state[name].nbytes for name in state.files)
+    usage = checkpoint.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=2 * size))
+    with pytest.raises(FileError, match="checkpoints: has .* MB free; the checkpoints and models of this run take"):
+        train_denoiser(DenoisingConfig(images=photos, output=tmp_path / "run", **SMALL), Console(quiet=True))
+    assert not (tmp_path / "run" / "log.csv").exists()
+    train_denoiser(config, Console(quiet=True), resume=True)  # has two checkpoints already
+
+
 def test_checkpoint_of_another_model_is_refused_before_anything_changes(finished, photos):
     config, _ = finished
     other = DenoisingConfig(images=photos, output=config.output, **{**SMALL, "initial_filters": 6})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,9 +45,28 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray]) ->
     return path
 
 
+def check_space(folder: Path, model) -> None:
+    """Refuse a disk that has no room for the checkpoints and models of a run, before it begins.
+
+    Raises:
+        FileError: It has less than they take.
+    """
+    state = sum(array.nbytes for array in model_state(model).values())
+    missing = KEPT + 1 - len(list_checkpoints(folder))  # one more while it is written
+    needed = missing * state + 2 * 4 * model.count_params()  # the best model and the last, in float32
+    if (free := shutil.disk_usage(folder).free) < needed:
+        reason = f"has {free / 1e6:.1f} MB free; the checkpoints and models of this run take {needed / 1e6:.1f} MB."
+        raise FileError(str(folder), reason, "Free some space.")
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, newest first."""
     return sorted((path for path in folder.glob("step-*.npz") if NAME.fullmatch(path.name)), reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the step after which a checkpoint was saved, from its name."""
+    return int(path.name.split("-")[1])
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path]]:
@@ -66,7 +86,7 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path
             torn.append(path)
             continue
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return int(match[1]), dict(arrays), torn
+            return step_of(path), dict(arrays), torn
     if torn:
         names = ", ".join(path.name for path in torn)
         raise FileError(str(folder), f"holds no whole checkpoint: {names} are damaged.", "Restore one from a backup.")

@@ -12,7 +12,13 @@ import keras
 
 from dl_techniques.errors import ConvUNextError
 from dl_techniques.training.callbacks import EarlyStop, EpochLog, FiniteLoss, StateCheckpoint
-from dl_techniques.training.checkpoint import list_checkpoints, load_checkpoint, restore_model_state
+from dl_techniques.training.checkpoint import (
+    check_space,
+    list_checkpoints,
+    load_checkpoint,
+    restore_model_state,
+    step_of,
+)
 from dl_techniques.training.interruption import interruptible
 from dl_techniques.training.progress import TrainingProgress
 from dl_techniques.training.run import LOG, trim_log
@@ -91,6 +97,7 @@ def fit_stages(
         console.print("stopped before its first checkpoint: starting from the first step")
         resume = False
     model, step = _restore(build(), checkpoints, console) if resume else (build(), 0)
+    check_space(checkpoints, model)
     trim_log(run, step // steps_per_epoch)
     console.print(
         f"{model.count_params():,} parameters · Keras {keras.__version__} on {keras.backend.backend()} · "
@@ -152,6 +159,7 @@ def _refusals_kept(batches: Iterator) -> Iterator[Iterator]:
 def _restore(model: keras.Model, checkpoints: Path, console: Console) -> tuple[keras.Model, int]:
     step, state, torn = load_checkpoint(checkpoints)
     for path in torn:
-        console.print(f"{path}: damaged, passed over; going on from step {step}")
+        lost = step_of(path) - step
+        console.print(f"{path}: damaged, passed over; going on from step {step}, {lost} steps are trained again")
     restore_model_state(model, state, checkpoints)
     return model, step
