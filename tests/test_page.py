@@ -1,5 +1,6 @@
 """The page: an image in, a result out at full depth; all else is refused with a sentence by a server that lives."""
 
+import contextlib
 import http.client
 import io
 import json
@@ -82,7 +83,8 @@ def address(url: str) -> tuple[str, int]:
 def request(url: str, method: str, target: str, body: bytes = b"", **headers: str) -> tuple[int, str]:
     connection = http.client.HTTPConnection(*address(url), timeout=30)
     try:
-        connection.request(method, target, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before all of it was sent
+            connection.request(method, target, body, {name.replace("_", "-"): value for name, value in headers.items()})
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:
