@@ -30,7 +30,7 @@ from dl_techniques.training.settings import DenoisingConfig
 
 SIGMAS = (15, 25, 50)
 RECIPES = {
-    "gray": {"channels": 1, "steps": 23_000, "cooldown": 6 / 23},
+    "gray": {"channels": 1, "steps": 66_000, "cooldown": 49 / 66},
     "color": {"channels": 3, "steps": 20_000, "cooldown": 0.4},
 }
 TERMS = "Berkeley segmentation images (Arbelaez et al. 2011), for non-commercial research and education"
