@@ -266,14 +266,18 @@ def test_slow_upload_is_ended(url):
 
 
 def test_more_jobs_than_the_queue_holds_are_refused(client, go, tmp_path):
-    write_image(tmp_path / "a.png", Picture(np.uint8(255 * image(8, 8, 1))))
-    jobs = [client.submit(handle_file(tmp_path / "a.png"), 2, api_name="/apply")]
+    def submit(number: int):
+        path = tmp_path / f"{number}.png"  # Gradio keeps equal results as one file, written while another reads it
+        write_image(path, Picture(np.uint8(255 * image(8, 8, 1, seed=number))))
+        return client.submit(handle_file(path), 2, api_name="/apply")
+
+    jobs = [submit(0)]
     end = time.monotonic() + 20
     while jobs[0].status().code.name != "PROCESSING":
         assert time.monotonic() < end
         time.sleep(0.05)
     try:
-        jobs += [client.submit(handle_file(tmp_path / "a.png"), 2, api_name="/apply") for _ in range(4)]
+        jobs += [submit(number) for number in range(1, 5)]
         errors = []
         while len(errors) < 2 and time.monotonic() < end:
             errors = [str(job.exception()) for job in jobs if job.done()]
