@@ -12,7 +12,7 @@ from dl_techniques.inference.predicting import Predictor
 from dl_techniques.page.serving import running_page
 from dl_techniques.page.settings import PageOptions
 
-ARRIVAL = 2.0
+ARRIVAL = 5.0
 OPTIONS = PageOptions(max_megabytes=1, max_pixels=4000, queue=2)
 
 

@@ -58,7 +58,7 @@ def url(models, go):
         _, answer = upload(url, ("a.png", b"mine"))
         folder = Path(json.loads(answer)[0]).parents[1]
         assert folder.is_dir()
-        server.communicate(timeout=60)
+        server.communicate(timeout=300)
         assert server.returncode == 0 and not folder.exists()
 
 
@@ -285,13 +285,13 @@ def test_more_jobs_than_the_queue_holds_are_refused(client, go, tmp_path):
         assert len(errors) == 2 and all("ueue is full" in error for error in errors)
     finally:
         go.touch()
-    assert len([job.result(timeout=60) for job in jobs if "ueue" not in str(job.exception(timeout=60))]) == 3
+    assert len([job.result(timeout=300) for job in jobs if "ueue" not in str(job.exception(timeout=60))]) == 3
 
 
 def test_what_cannot_be_served_is_refused_by_the_command(url, tmp_path):
     def refusal(*arguments: str) -> str:
         command = [sys.executable, "-m", "dl_techniques.cli", "page", *arguments]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert result.returncode == 2 and "Traceback" not in result.stderr
         return result.stderr
 

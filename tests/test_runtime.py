@@ -56,7 +56,7 @@ def without_keras(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     """Run the command where importing anything that trains fails, as on a machine that does not have it."""
     refuse = f"import sys; sys.modules.update(dict.fromkeys({TRAINS}))"
     code = f"{refuse}; from dl_techniques.cli import main; sys.exit(main({list(arguments)!r}))"
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def test_artifacts_denoise_without_keras_as_with_it(denoisers, tmp_path):
@@ -105,7 +105,7 @@ def test_page_shows_artifacts_without_keras(denoisers, tmp_path):
     command += [server, str(tmp_path / "go"), *map(str, denoisers)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().startswith("http://127.0.0.1:")
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == 0
 
 
