@@ -42,24 +42,24 @@ class Standardization(keras.layers.Layer):
         return (x - mean) / deviation, mean, deviation
 
 
-def biased(config: DenoisingConfig) -> keras.Model:
-    return build_denoiser(config)
+def biased(config: DenoisingConfig, channels: int) -> keras.Model:
+    return build_denoiser(config, channels)
 
 
-def without_biases(config: DenoisingConfig) -> keras.Model:
+def without_biases(config: DenoisingConfig, channels: int) -> keras.Model:
     """Return the textbook block with every additive parameter held at zero."""
-    model = build_denoiser(config)
+    model = build_denoiser(config, channels)
     for variable in model.weights:
         if variable.path.endswith(ADDITIVE):
             variable.trainable = False
     return model
 
 
-def standardized(config: DenoisingConfig) -> keras.Model:
+def standardized(config: DenoisingConfig, channels: int) -> keras.Model:
     """Return the biased net between normalization and denormalization of the whole image (equivariant to α > 0)."""
-    inputs = keras.Input((None, None, config.channels))
+    inputs = keras.Input((None, None, channels))
     x, mean, deviation = Standardization(name="standardization")(inputs)
-    x = build_denoiser(config)(x)
+    x = build_denoiser(config, channels)(x)
     return keras.Model(inputs, x * deviation + mean)
 
 
@@ -78,11 +78,11 @@ def train_and_measure(name: str, folder: Path, arguments: argparse.Namespace) ->
     """Train a design, or go on with it, and return its PSNR at every level of `SIGMAS`."""
     settings, build = DESIGNS[name]
     config = DenoisingConfig(
-        images=arguments.images, output=folder, sigma=TRAINED, steps=arguments.steps, depth=2,
+        images=str(arguments.images), output=folder, sigma=TRAINED, steps=arguments.steps, depth=2,
         initial_filters=arguments.filters, blocks_per_level=2, convnext_version="v2", block_kernel_size=7, **settings,
     )  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
-    model = train_denoiser(config, Console(), resume=folder.exists(), build=build)
+    model = train_denoiser(config, Console(), resume=folder.exists(), build=build).model
     clean = [unit_range(read_pixels(path, 1)) for path in find_images([arguments.test])]
     function = keras_function(model)
     scores = [denoising_psnr(lambda x: function(x[None])[0], clean, sigma) for sigma in SIGMAS]

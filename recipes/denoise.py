@@ -19,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from rich.console import Console
 
-from dl_techniques.card import write_card
+from dl_techniques.card import read_card, write_card
 from dl_techniques.certify import certify, save_certificate
 from dl_techniques.data.files import find_images, read_pixels, unit_range
 from dl_techniques.inference.engines import load_engine
@@ -27,11 +27,12 @@ from dl_techniques.metrics import denoising_psnr
 from dl_techniques.models.convunext.presets import SHIPPED
 from dl_techniques.training.denoising import train_denoiser
 from dl_techniques.training.settings import DenoisingConfig
+from dl_techniques.training.supervised import MODEL
 
 SIGMAS = (15, 25, 50)
 RECIPES = {
-    "gray": {"channels": 1, "steps": 66_000, "cooldown": 49 / 66},
-    "color": {"channels": 3, "steps": 20_000, "cooldown": 0.4},
+    "gray": {"steps": 66_000, "cooldown": 49 / 66},
+    "color": {"steps": 40_000, "cooldown": 0.6},
 }
 TERMS = "Berkeley segmentation images (Arbelaez et al. 2011), for non-commercial research and education"
 
@@ -44,30 +45,23 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the run")
     arguments = parser.parse_args()
 
-    config = DenoisingConfig(images=arguments.images, output=arguments.run, **RECIPES[arguments.kind])
-    model = train_denoiser(config, Console(), resume=arguments.run.exists())
+    config = DenoisingConfig(images=str(arguments.images), output=arguments.run, **RECIPES[arguments.kind])
+    model = train_denoiser(config, Console(), resume=arguments.run.exists()).model
 
-    card = {
-        "task": "denoise",
-        "channels": config.channels,
-        "output": "the clean image, in the unit of the input",
-        "noise": {"kind": "white Gaussian, level unknown to the model", "sigma": [0, config.sigma], "unit": "1/255"},
-        "value_range": "any: the model is scale-equivariant",
-        "training": {
-            "images": arguments.images.name,
-            "terms": TERMS,
-            "steps": config.steps,
-            "patches_in_a_step": [phase.batch_size for phase in config.phases],
-            "patch": [phase.patch for phase in config.phases],
-        },
-        "licence": "weights: the terms of the training images apply",
+    card = read_card(arguments.run / MODEL)
+    card["training"] |= {
+        "images": arguments.images.name,
+        "terms": TERMS,
+        "patches_in_a_step": [phase.batch_size for phase in config.phases],
+        "patch": [phase.patch for phase in config.phases],
     }
+    card["licence"] = "weights: the terms of the training images apply"
     folder = SHIPPED / f"denoise-{arguments.kind}"
     staging = folder.with_name(f".{folder.name}")
     shutil.rmtree(staging, ignore_errors=True)
     model.save_to_preset(staging, card, dtype="float16")
     engine = load_engine(staging)  # what ships is what is measured
-    clean = [unit_range(read_pixels(path, config.channels)) for path in find_images([arguments.test])]
+    clean = [unit_range(read_pixels(path, card["channels"])) for path in find_images([arguments.test])]
     scores = {str(s): round(denoising_psnr(lambda x: engine.function(x[None])[0], clean, s), 2) for s in SIGMAS}
     print(f"{arguments.test.name}: PSNR {scores}")
     metrics = {"psnr_db": {arguments.test.name: scores}, "protocol": "noise not clipped, output clipped"}

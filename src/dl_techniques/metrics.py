@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -212,7 +212,7 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
 
 
 def denoising_psnr(
-    denoise: Callable[[np.ndarray], np.ndarray], images: Sequence[np.ndarray], sigma: float, seed: int = 0
+    denoise: Callable[[np.ndarray], np.ndarray], images: Iterable[np.ndarray], sigma: float, seed: int = 0
 ) -> float:
     """Return the mean PSNR in dB of a denoiser over images, by the protocol of the literature.
 

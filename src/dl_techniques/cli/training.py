@@ -52,10 +52,27 @@ def plan_restore(
     _plan(config, backend)
 
 
-def _plan(config: RestorationConfig | SegmentationConfig, backend: Backend) -> None:
+@plan.command(name="denoise")
+def plan_denoise(
+    config: Annotated[DenoisingConfig, Parameter(name="*")], *, plan: PlanFile = None, backend: Backend = None
+) -> None:
+    """Look at the images, and measure a few steps.
+
+    Writes a TOML file whose settings can be edited: `convunext train denoise --plan plan.toml -o run/`.
+
+    Args:
+        config: Settings of the run.
+        plan: TOML file with settings; those of the command line go before them.
+        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+    """
+    _plan(config, backend)
+
+
+def _plan(config: DenoisingConfig | RestorationConfig | SegmentationConfig, backend: Backend) -> None:
     choose_backend(backend)
     from rich.console import Console
 
+    from dl_techniques.training.denoising import DenoisingTask
     from dl_techniques.training.estimate import plan_run
     from dl_techniques.training.restoration import RestorationTask
     from dl_techniques.training.segmentation import SegmentationTask
@@ -63,8 +80,10 @@ def _plan(config: RestorationConfig | SegmentationConfig, backend: Backend) -> N
     console = Console(highlight=False, soft_wrap=True)
     if isinstance(config, SegmentationConfig):
         plan_run(SegmentationTask, config, console)
-    else:
+    elif isinstance(config, RestorationConfig):
         plan_run(RestorationTask, config, console)
+    else:
+        plan_run(DenoisingTask, config, console)
     print(config.output.resolve())
 
 
@@ -108,14 +127,18 @@ def train_restore(
 
 
 @train.command(name="denoise")
-def train_denoise(config: Annotated[DenoisingConfig, Parameter(name="*")], *, backend: Backend = None) -> None:
+def train_denoise(
+    config: Annotated[DenoisingConfig, Parameter(name="*")], *, plan: PlanFile = None, backend: Backend = None
+) -> None:
     """Train a blind denoiser on clean images; Gaussian noise of every level up to sigma is added on the way.
 
-    A run that was stopped, by whatever, goes on with `convunext train --resume RUN` as if it had not been. Writes
-    model.keras, the inference model, at the end; its path is the last line printed.
+    Looks at every file first and names what is wrong. A run that was stopped, by whatever, goes on with
+    `convunext train --resume RUN` as if it had not been. Writes model.keras, the inference model, and report.html,
+    whose path is the last line printed.
 
     Args:
         config: Settings of the run.
+        plan: TOML file with settings, from `convunext plan`; those of the command line go before them.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
     _train(config, backend)
@@ -160,8 +183,7 @@ def _train(
         else:
             from dl_techniques.training.denoising import train_denoiser
 
-            train_denoiser(config, console, resume)
-            print((config.output / "model.keras").resolve())
+            print(train_denoiser(config, console, resume).report)
     except (KeyboardInterrupt, SystemExit, FileError) as stop:
         refused = isinstance(stop, FileError) and not Path(stop.subject).is_relative_to(config.output / "checkpoints")
         if not refused and (config.output / "checkpoints").is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from dl_techniques.data.augment import Augmentation
 from dl_techniques.training.inspection import Inspection
@@ -21,15 +21,12 @@ def settle(config: Config, inspection: Inspection) -> Config:
     symmetries = config.symmetries
     if symmetries == "auto":  # up and down differ in photographs
         symmetries = "mirror" if inspection.channels == 3 else "all"
-    precision = config.precision
-    if precision == "auto":
-        precision = "mixed_bfloat16" if _on_gpu() else "float32"
     return replace(
         config,
         patch=patch,
         batch_size=config.batch_size or max(1, round(PIXELS_IN_A_STEP / patch**2)),
         symmetries=symmetries,
-        precision=precision,
+        precision=choose_precision(config.precision),
     )
 
 
@@ -37,6 +34,13 @@ def choose_patch(depth: int, smallest: int) -> int:
     """Return the height and width of crops: as large as the smallest image, within limits, whole at every level."""
     multiple = 2**depth
     return max(multiple, min(LARGEST_PATCH, smallest) // multiple * multiple)
+
+
+def choose_precision(precision: Literal["auto", "float32", "mixed_bfloat16"]) -> Literal["float32", "mixed_bfloat16"]:
+    """Return the precision of a computation, `"auto"` being mixed on a GPU."""
+    if precision == "auto":
+        return "mixed_bfloat16" if _on_gpu() else "float32"
+    return precision
 
 
 def choose_augmentation(config: PairedConfig) -> Augmentation:

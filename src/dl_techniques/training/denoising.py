@@ -2,36 +2,94 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.files import find_images, read_image
+from dl_techniques.card import write_card
+from dl_techniques.data.files import read_image, write_file
 from dl_techniques.data.noise import add_gaussian_noise, add_poisson_gaussian_noise, estimate_sigma, recorrupt
-from dl_techniques.data.normalization import to_one_unit
+from dl_techniques.data.normalization import in_unit
+from dl_techniques.data.pairs import Pair, find_files
+from dl_techniques.data.pictures import to_display
 from dl_techniques.data.pipeline import seeded_batches
 from dl_techniques.errors import FileError
-from dl_techniques.metrics import denoising_psnr, estimate_gain
+from dl_techniques.metrics import denoising_psnr, estimate_gain, psnr
+from dl_techniques.training.choices import choose_precision
+from dl_techniques.training.evaluation import extremes
+from dl_techniques.training.inspection import describe_images, inspect_pairs, refuse_overlap
+from dl_techniques.training.report import REPORT, Report
 from dl_techniques.training.settings import DenoisingConfig, Phase
+from dl_techniques.training.supervised import (
+    MODEL,
+    SupervisedTask,
+    curve_of,
+    facts_of,
+    train_supervised,
+    training_card,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import keras
     from rich.console import Console
 
     from dl_techniques.models.convunext.function import Function
-    from dl_techniques.models.convunext.model import ConvUNextModel
+    from dl_techniques.training.loop import Stage
 
 VALIDATION_SIGMAS = (15.0, 25.0, 50.0)
+SHOWN_SIGMA = 25.0
 
 
-def build_denoiser(config: DenoisingConfig) -> ConvUNextModel:
+@dataclass(frozen=True)
+class DenoisingSample:
+    """An image to train or to validate on.
+
+    Attributes:
+        name: Stem of its file.
+        image: `(height, width, channels)`, float32; the largest value of an integer type is 1.
+        sigma: Standard deviation of its noise, in the unit of the image; 0 where images are clean.
+    """
+
+    name: str
+    image: np.ndarray
+    sigma: float
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return self.image.nbytes
+
+
+@dataclass(frozen=True)
+class DenoisingResult:
+    """What a run gave.
+
+    Attributes:
+        model: The inference model.
+        figures: PSNR on the validation images at several levels of the noise, or the estimated gain, in dB.
+        folder: Where model, log and report lie.
+    """
+
+    model: keras.Model
+    figures: dict[str, float]
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.folder / REPORT
+
+
+def build_denoiser(config: DenoisingConfig, channels: int) -> keras.Model:
     """Return the untrained model of a run; it learns the difference of clean and noisy image."""
     from dl_techniques.models.convunext.model import ConvUNextModel
 
     return ConvUNextModel(
-        input_shape=(None, None, config.channels),
+        input_shape=(None, None, channels),
         depth=config.depth,
         initial_filters=config.initial_filters,
         filter_multiplier=config.filter_multiplier,
@@ -45,6 +103,7 @@ def build_denoiser(config: DenoisingConfig) -> ConvUNextModel:
         downsample="conv",
         residual_learning=True,
         seed=config.seed,
+        dtype=config.precision,
     )
 
 
@@ -52,120 +111,232 @@ def train_denoiser(
     config: DenoisingConfig,
     console: Console,
     resume: bool = False,
-    build: Callable[[DenoisingConfig], keras.Model] = build_denoiser,
-) -> keras.Model:
-    """Train a denoiser, or go on with a run that was stopped, and return it with its averaged weights.
+    build: Callable[[DenoisingConfig, int], keras.Model] = build_denoiser,
+) -> DenoisingResult:
+    """Train a denoiser, or go on with a run that was stopped, and measure its averaged weights.
 
     Args:
         config: Settings; those of the first start when resuming, but for the number of steps.
         console: Where to tell what happens.
         resume: Go on from the newest checkpoint in `config.output`.
-        build: Makes the untrained model, the same at every call.
+        build: Makes the untrained model of settings and channels, the same at every call.
 
     Raises:
         FileError: An image or checkpoint cannot be read, or the folder cannot be written or holds a run already.
     """
-    import keras
-
-    from dl_techniques.training.callbacks import Validation
-    from dl_techniques.training.checkpoint import save_model
-    from dl_techniques.training.loop import Stage, fit_stages
-    from dl_techniques.training.run import check_run, open_run
-
-    check_run(config.output, config, resume)
-    images = load_images(config.images, config.channels, max(config.patch, config.final_patch))
-    if len(images) <= config.held_out:
-        count = len(images)
-        reason = f"holds {count} images; {config.held_out} are held out and none is left to train on."
-        raise FileError(str(config.images), reason, "Add images or hold out fewer.")
-    held_out, training = images[: config.held_out], images[config.held_out :]
-    console.print(f"{len(training)} images to train on, {len(held_out)} held out")
-    make_pair = choose_pairs(config, training)
-    stages = [
-        Stage(
-            phase.first,
-            phase.last,
-            lambda done, phase=phase, number=number: training_patches(
-                training, phase, (config.seed, number), make_pair, done
-            ),
-        )
-        for number, phase in enumerate(config.phases)
-    ]
-    with open_run(config.output, "denoise", config, resume) as checkpoints:
-        keras.utils.set_random_seed(config.seed)
-        model = fit_stages(
-            lambda: _compiled(build(config), config),
-            stages,
-            config.steps_per_epoch,
-            checkpoints,
-            [Validation(lambda function: measure_denoiser(function, held_out, config.noisy_only))],
-            console,
-            resume,
-        )
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-        save_model(model, config.output / "model.keras")
-    return model
+    return train_supervised(lambda config, console: DenoisingTask(config, console, build), config, console, resume)
 
 
-def measure_denoiser(function: Function, images: Sequence[np.ndarray], noisy_only: bool) -> dict[str, float]:
-    """Return the PSNR of a denoiser at `VALIDATION_SIGMAS`, or its estimated gain where no image is clean, in dB."""
+class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
+    """Clean images from noisy ones, learned from clean images, or from noisy ones alone.
 
-    def denoise(noisy: np.ndarray) -> np.ndarray:
-        return function(noisy[None])[0]
-
-    if not noisy_only:
-        return {f"psnr_{sigma:g}": denoising_psnr(denoise, images, sigma) for sigma in VALIDATION_SIGMAS}
-    sigmas = [estimate_sigma(image) for image in images]
-    pairs = [(image, sigma) for image, sigma in zip(images, sigmas, strict=True) if sigma > 0]
-    gains = [estimate_gain(image, denoise(image), sigma, denoise) for image, sigma in pairs]
-    return {"gain": float(np.mean(gains)) if gains else 0.0}
-
-
-def _compiled(model: keras.Model, config: DenoisingConfig) -> keras.Model:
-    from dl_techniques.training.loop import averaged_adamw
-    from dl_techniques.training.schedule import WarmupStableDecay
-
-    rate = WarmupStableDecay(config.learning_rate, config.steps, config.cooldown, warmup=min(500, config.steps // 10))
-    momentum = min(0.999, max(0.0, 1 - 5 / config.steps))  # the average looks back over a fifth of a short run
-    model.compile(optimizer=averaged_adamw(rate, momentum), loss="mse" if config.noisy_only else "mae")
-    model.optimizer.build(model.trainable_variables)
-    return model
-
-
-def load_images(folder: Path, channels: int, least: int) -> list[np.ndarray]:
-    """Return the images of a folder, sorted by name, `(height, width, channels)`, float32.
-
-    The largest value of an integer type becomes 1; floats are divided by the largest magnitude of all.
+    Args:
+        config: Settings.
+        console: Where to tell what was found.
+        build: Makes the untrained model.
 
     Raises:
-        FileError: The folder holds no image, or one that is broken, of other channels, not finite or smaller than
-            `least` pixels.
+        FileError: Images are missing, broken, too small or too few; the first ten are named.
     """
-    images = []
-    for path in find_images([folder]):
-        pixels = read_image(path).pixels
-        if pixels.shape[2] != channels:
-            reason = f"has {pixels.shape[2]} channels, not {channels}."
-            raise FileError(str(path), reason, "Convert it, or set --channels.")
-        if not np.isfinite(pixels).all():
-            raise FileError(str(path), "holds samples that are NaN or infinite.", "Repair it.")
-        if min(pixels.shape[:2]) < least:
-            remedy = "Remove it or choose a smaller patch."
-            raise FileError(str(path), f"is smaller than a patch of {least} pixels.", remedy)
-        images.append(pixels)
-    return to_one_unit(images)
+
+    name = "denoise"
+    score = None  # what is wanted is the average at the end, when the learning rate is zero
+
+    def __init__(
+        self,
+        config: DenoisingConfig,
+        console: Console,
+        build: Callable[[DenoisingConfig, int], keras.Model] = build_denoiser,
+    ) -> None:
+        self.make = build
+        self.applications = 2 if config.noisy_only else len(VALIDATION_SIGMAS)
+        self.config = replace(config, precision=choose_precision(config.precision))
+        images = find_files(config.images)
+        if config.val_images is not None:
+            validation = find_files(config.val_images)
+        else:
+            validation, images = images[: config.held_out], images[config.held_out :]
+        if not images:
+            reason = f"holds {len(validation)} images; {config.held_out} are held out and none is left to train on."
+            raise FileError(config.images, reason, "Add images or hold out fewer.")
+        pairs = [Pair(path, path) for path in (*images, *validation)]
+        self.inspection = inspect_pairs(pairs, console, masks=False)
+        facts = self.inspection.facts
+        refuse_overlap(facts[: len(images)], facts[len(images) :])
+        least = max(config.patch, config.final_patch)
+        if small := [entry.pair.image for entry in facts[: len(images)] if min(entry.size) < least]:
+            remedy = "Remove it or choose smaller --patch and --final-patch."
+            raise FileError(str(small[0]), f"is smaller than a patch of {least} pixels.", remedy)
+        describe_images(self.inspection, console)
+        console.print(f"{len(images)} images to train on, {len(validation)} to validate on")
+        largest = self.inspection.largest_float
+
+        def read(pair: Pair) -> DenoisingSample:
+            image = in_unit(read_image(pair.image).pixels, largest)
+            return DenoisingSample(pair.name, image, estimate_sigma(image) if config.noisy_only else 0.0)
+
+        self.split(len(images), read)
+
+    def choices(self) -> dict[str, str]:
+        config = self.config
+        late = config.phases[1]
+        noise = f"Gaussian, sigma 0 to {config.sigma:g} of 255" + (", and shot noise" if config.gain else "")
+        return {
+            "later crops": f"{late.batch_size} of {late.patch}x{late.patch} pixels, in the last "
+            f"{late.last - late.first} steps, while the learning rate falls",
+            "noise": "that of the images; two noisier versions of each crop" if config.noisy_only else noise,
+            "normalization": "none" if config.use_bias else "none: the model is scale-equivariant",
+            "augmentation": "mirrored, turned",
+            "loss": "mean squared error" if config.noisy_only else "mean absolute error",
+            "model": f"ConvUNext {config.convnext_version}{'' if config.use_bias else ' without bias'}, depth "
+            f"{config.depth}, {config.initial_filters} channels at the finest level",
+        }
+
+    def build(self) -> keras.Model:
+        from dl_techniques.training.loop import averaged_adamw
+        from dl_techniques.training.schedule import WarmupStableDecay
+
+        config, model = self.config, self.make(self.config, self.inspection.channels)
+        rate = WarmupStableDecay(
+            config.learning_rate, config.steps, config.cooldown, warmup=min(500, config.steps // 10)
+        )
+        momentum = min(0.999, max(0.0, 1 - 5 / config.steps))  # the average looks back over a fifth of a short run
+        model.compile(optimizer=averaged_adamw(rate, momentum), loss="mse" if config.noisy_only else "mae")
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    def stages(self) -> list[Stage]:
+        from dl_techniques.training.loop import Stage
+
+        def batches(number: int) -> Callable[[int], Iterator]:
+            return lambda done: self._patches(number, done)
+
+        return [Stage(phase.first, phase.last, batches(number)) for number, phase in enumerate(self.config.phases)]
+
+    def batches(self, done: int = 0) -> Iterator[tuple]:
+        for number, phase in enumerate(self.config.phases):
+            if done < phase.last:
+                yield from self._patches(number, max(0, done - phase.first))
+
+    def _patches(self, number: int, done: int) -> Iterator[tuple]:
+        config = self.config
+        return training_patches(self.training, config.phases[number], (config.seed, number), choose_pairs(config), done)
+
+    def measure(self, function: Function) -> dict[str, float]:
+        """Return PSNR at `VALIDATION_SIGMAS`, or its estimated gain where no image is clean, in dB."""
+
+        def denoise(noisy: np.ndarray) -> np.ndarray:
+            return function(noisy[None])[0]
+
+        if not self.config.noisy_only:
+            return {
+                f"psnr_{sigma:g}": denoising_psnr(denoise, (sample.image for sample in self.validation), sigma)
+                for sigma in VALIDATION_SIGMAS
+            }
+        gains = [
+            estimate_gain(sample.image, denoise(sample.image), sample.sigma, denoise)
+            for sample in self.validation
+            if sample.sigma > 0
+        ]
+        return {"gain": float(np.mean(gains)) if gains else 0.0}
+
+    def show(self, function: Function, number: int) -> list[tuple[str, np.ndarray]]:
+        sample = self.validation[number]
+        noisy = sample.image
+        if not self.config.noisy_only:
+            noisy = add_gaussian_noise(noisy, SHOWN_SIGMA / 255, np.random.default_rng(number))
+        denoised = function(noisy[None])[0]
+        low, high = (float(np.percentile(sample.image, share)) for share in (0.1, 99.9))
+        row = [
+            (f"noisy: {sample.name}", to_display(noisy, low, high)),
+            ("denoised", to_display(denoised, low, high)),
+            ("what was removed", to_display(noisy - denoised, -(high - low) / 4, (high - low) / 4)),
+        ]
+        if self.config.noisy_only:
+            return row
+        row[1] = (f"denoised, PSNR {psnr(np.clip(denoised, 0, 1), sample.image):.2f} dB", row[1][1])
+        return [*row, ("clean", to_display(sample.image, low, high))]
+
+    def finish(self, model: keras.Model, console: Console) -> DenoisingResult:
+        from dl_techniques.models.convunext.function import keras_function
+        from dl_techniques.training.checkpoint import save_model
+
+        config, folder = self.config, self.config.output
+        model = _in_float32(model)
+        function = keras_function(model)
+        figures = self.measure(function)
+        noise = {"kind": "white Gaussian, level unknown to the model", "sigma": [0, config.sigma], "unit": "1/255"}
+        if config.gain:
+            noise |= {"kind": "Gaussian and Poisson, levels unknown to the model", "gain": [0, config.gain]}
+        if config.noisy_only:
+            noise = {"kind": "white Gaussian, as in the images that it was trained on"}
+        card = {
+            "task": self.name,
+            "channels": self.inspection.channels,
+            "normalization": "none",
+            "value_range": "that of the training images, 0 to 1" if config.use_bias else "any: scale-equivariant",
+            "output": "the clean image, in the unit of the input",
+            "noise": noise,
+            **training_card(self),
+            "metrics": {"images": len(self.validation), **figures},
+        }
+        save_model(model, folder / MODEL)
+        write_card(folder / MODEL, card)
+        write_file(folder / "metrics.json", json.dumps(card["metrics"], indent=2).encode())
+        shown = ", ".join(f"{name} {value:.2f} dB" for name, value in figures.items())
+        console.print(f"validation: {shown}", markup=False)
+        write_file(folder / REPORT, self._report(function, model, figures).to_html().encode())
+        return DenoisingResult(model, figures, folder.resolve())
+
+    def _report(self, function: Function, model: keras.Model, figures: dict[str, float]) -> Report:
+        folder = self.config.output
+        if self.config.noisy_only:
+            lead = f"{len(self.validation)} validation images, as noisy as the others; the gain is estimated (SURE)."
+            chosen = [("validation", number) for number in range(min(6, len(self.validation)))]
+        else:
+            lead = f"{len(self.validation)} validation images that the model did not see in training; below, those "
+            lead += f"with the lowest and the highest PSNR at sigma {SHOWN_SIGMA:g} of 255."
+            chosen = extremes([self._psnr(function, number) for number in range(len(self.validation))])
+        rows = []
+        for word, number in chosen:
+            (name, picture), *rest = self.show(function, number)
+            rows.append([(f"{word}: {name}", picture), *rest])
+        return Report(
+            title=f"Denoising: {folder.name}",
+            lead=lead,
+            numbers={f"{name.replace('psnr_', 'PSNR, sigma ')}, dB": f"{value:.2f}" for name, value in figures.items()},
+            curves={
+                "Loss in training": curve_of(folder, "loss"),
+                **{f"{name} on the validation images, dB": curve_of(folder, f"val_{name}") for name in figures},
+            },
+            facts=facts_of(self, model),
+            rows=rows,
+        )
+
+    def _psnr(self, function: Function, number: int) -> float:
+        image = self.validation[number].image
+        noisy = add_gaussian_noise(image, SHOWN_SIGMA / 255, np.random.default_rng(number))
+        return psnr(np.clip(function(noisy[None])[0], 0, 1), image)
 
 
-MakePair = Callable[[np.ndarray, int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+def _in_float32(model: keras.Model) -> keras.Model:
+    """Return the same model without the policy that it was trained with."""
+    from dl_techniques.models.convunext.model import create_inference_model_from_training_model
+
+    if model.dtype_policy.name == "float32":
+        return model
+    return create_inference_model_from_training_model(model, dtype="float32")
 
 
-def choose_pairs(config: DenoisingConfig, images: Sequence[np.ndarray]) -> MakePair:
-    """Return what makes input and target of a crop, given the number of its image."""
+MakePair = Callable[[np.ndarray, float, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+def choose_pairs(config: DenoisingConfig) -> MakePair:
+    """Return what makes input and target of a crop, given the standard deviation of the noise that it has."""
     if config.noisy_only:
-        sigmas = [estimate_sigma(image) for image in images]
-        return lambda crop, number, rng: recorrupt(crop, sigmas[number], rng)
+        return recorrupt
 
-    def corrupt(crop: np.ndarray, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def corrupt(crop: np.ndarray, _: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         sigma = rng.uniform(0.0, config.sigma) / 255
         if config.gain == 0:
             return add_gaussian_noise(crop, sigma, rng), crop
@@ -175,14 +346,14 @@ def choose_pairs(config: DenoisingConfig, images: Sequence[np.ndarray]) -> MakeP
 
 
 def training_patches(
-    images: Sequence[np.ndarray], phase: Phase, seed: tuple[int, int], make_pair: MakePair, done: int = 0
+    samples: Sequence[DenoisingSample], phase: Phase, seed: tuple[int, int], make_pair: MakePair, done: int = 0
 ) -> Iterator[tuple]:
     """Yield a phase's remaining batches of inputs and targets; batch n depends on the seed and n alone.
 
     Each is `(batch, patch, patch, channels)`, float32.
 
     Args:
-        images: `(height, width, channels)`, float32.
+        samples: To draw from.
         phase: Size and number of the patches.
         seed: Seed of the run and number of the phase.
         make_pair: Makes input and target of a crop.
@@ -191,9 +362,9 @@ def training_patches(
     size = phase.patch
 
     def pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        number = int(rng.integers(len(images)))
-        top, left = (int(rng.integers(extent - size + 1)) for extent in images[number].shape[:2])
-        crop = np.rot90(images[number][top : top + size, left : left + size], int(rng.integers(4)))
-        return make_pair(crop[:, ::-1] if rng.integers(2) else crop, number, rng)
+        sample = samples[int(rng.integers(len(samples)))]
+        top, left = (int(rng.integers(extent - size + 1)) for extent in sample.image.shape[:2])
+        crop = np.rot90(sample.image[top : top + size, left : left + size], int(rng.integers(4)))
+        return make_pair(crop[:, ::-1] if rng.integers(2) else crop, sample.sigma, rng)
 
     return seeded_batches(pair, phase.last - phase.first, phase.batch_size, seed[0] + 1_000_003 * seed[1], done)

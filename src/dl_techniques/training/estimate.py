@@ -28,7 +28,8 @@ def estimate(task: SupervisedTask) -> Estimate:
 
     keras.utils.set_random_seed(task.config.seed)
     model = task.build()
-    batches = itertools.chain.from_iterable(task.batches() for _ in itertools.count())  # a run may be shorter
+    stage = next(stage for stage in task.stages() if stage.last > stage.first)
+    batches = itertools.chain.from_iterable(stage.batches(0) for _ in itertools.count())  # a run may be shorter
     first = next(batches)
     for _ in range(WARMUP):
         model.train_on_batch(*first)
@@ -44,7 +45,7 @@ def estimate(task: SupervisedTask) -> Estimate:
     start = time.perf_counter()
     for sample in images:
         function(sample.image[None])
-    validation = (time.perf_counter() - start) / len(images) * len(task.validation)
+    validation = (time.perf_counter() - start) / len(images) * len(task.validation) * task.applications
     epochs = task.config.steps // task.config.steps_per_epoch
     return Estimate(
         step_seconds=step,

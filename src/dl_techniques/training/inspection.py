@@ -212,7 +212,7 @@ def _refuse_mixture(found: Sequence[tuple[Path, int]]) -> None:
 def _inspect(pair: Pair, masks: bool) -> PairFacts:
     try:
         pixels = read_image(pair.image).pixels
-        target = read_mask(pair.target)[..., None] if masks else read_image(pair.target).pixels
+        target = _read_target(pair, pixels, masks)
     except ConvUNextError as error:
         return PairFacts(pair, problem=str(error))
     for path, array in ((pair.image, pixels), (pair.target, target)):
@@ -236,6 +236,12 @@ def _inspect(pair: Pair, masks: bool) -> PairFacts:
         largest_float=max(float(np.abs(x).max()) if x.dtype.kind == "f" else 0.0 for x in (pixels, target)),
         digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
     )
+
+
+def _read_target(pair: Pair, pixels: np.ndarray, masks: bool) -> np.ndarray:
+    if masks:
+        return read_mask(pair.target)[..., None]
+    return pixels if pair.target == pair.image else read_image(pair.target).pixels
 
 
 def _notes(facts: Sequence[PairFacts]) -> list[str]:

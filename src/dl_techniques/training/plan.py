@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dl_techniques.data.files import write_file
 from dl_techniques.training.inspection import Inspection
-from dl_techniques.training.settings import PairedConfig
+from dl_techniques.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +29,7 @@ class Plan:
     """
 
     task: str
-    config: PairedConfig
+    config: TrainingConfig
     inspection: Inspection
     training: int
     validation: int

@@ -21,7 +21,7 @@ from dl_techniques.metrics import psnr, ssim
 from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import extremes
 from dl_techniques.training.inspection import find_and_inspect
-from dl_techniques.training.report import Report
+from dl_techniques.training.report import REPORT, Report
 from dl_techniques.training.settings import RestorationConfig
 from dl_techniques.training.supervised import (
     SupervisedTask,
@@ -34,12 +34,11 @@ from dl_techniques.training.supervised import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    import keras
     from rich.console import Console
 
     from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
-
-REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -196,11 +195,11 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
             ("error, eight times", to_display(error, 0, 1 / 8)),
         ]
 
-    def finish(self, console: Console) -> RestorationResult:
+    def finish(self, model: keras.Model, console: Console) -> RestorationResult:
         from dl_techniques.models.convunext.function import keras_function
 
-        model = load_best(self.config)
-        function = keras_function(model)
+        best = load_best(self.config)
+        function = keras_function(best)
         after = scores(function, self.validation)
         figures = {"images": len(self.validation), **_means(after, "")}
         if self.residual:
@@ -235,7 +234,7 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
                 "Loss in training": curve_of(folder, "loss"),
                 "PSNR on the validation images, dB": curve_of(folder, "val_psnr"),
             },
-            facts=facts_of(self.config, model),
+            facts=facts_of(self, best),
             rows=rows,
         )
         write_file(folder / REPORT, report.to_html().encode())

@@ -28,6 +28,7 @@ from dl_techniques.training.supervised import (
 from dl_techniques.training.supervision import supervision_weights
 
 if TYPE_CHECKING:
+    import keras
     from rich.console import Console
 
     from dl_techniques.models.convunext.function import Function
@@ -145,11 +146,11 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         predicted, _ = predict(self._probabilities(function), sample.image, self.classes)
         return error_row("preview", sample, predicted, 0.0)
 
-    def finish(self, console: Console) -> SegmentationResult:
+    def finish(self, model: keras.Model, console: Console) -> SegmentationResult:
         from dl_techniques.models.convunext.function import keras_function
 
-        model = load_best(self.config)
-        function = keras_function(model)
+        best = load_best(self.config)
+        function = keras_function(best)
         result = evaluate(function, self.validation, self.classes)
         card = {
             "task": self.name,
@@ -176,7 +177,7 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
                 "Loss in training": curve_of(folder, "loss"),
                 "Mean Dice on the validation images": curve_of(folder, "val_dice"),
             },
-            facts=facts_of(self.config, model),
+            facts=facts_of(self, best),
         )
         return SegmentationResult(result, folder.resolve())
 

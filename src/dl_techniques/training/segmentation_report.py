@@ -26,15 +26,13 @@ from dl_techniques.training.evaluation import (
     table,
 )  # fmt: skip
 from dl_techniques.training.inspection import describe_classes, describe_images, inspect_pairs
-from dl_techniques.training.report import Report, Table
+from dl_techniques.training.report import REPORT, Report, Table
 from dl_techniques.training.segmentation_data import SegmentationSample, read_sample
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from dl_techniques.models.convunext.function import Function
-
-REPORT = "report.html"
 
 
 def write_evaluation(

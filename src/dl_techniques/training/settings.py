@@ -12,53 +12,93 @@ from dl_techniques.errors import ArgumentError, check_counts
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingConfig:
+class TrainingConfig:
+    """Settings of every training.
+
+    Attributes:
+        images: Folder of images or a pattern such as `'slices/*.tif'`.
+        output: Folder of the run; for `convunext plan`, the TOML file to write.
+        val_images: Images to validate on, as `images`; some of `images` if not given.
+        steps: Steps of training.
+        steps_per_epoch: Steps between two validations, each with a checkpoint and a line in the log.
+        patch: Height and width of the crops that are trained on, in pixels; chosen by the sizes of the images if not
+            given.
+        batch_size: Crops in a step; about 130,000 pixels if not given.
+        learning_rate: Largest learning rate.
+        precision: Of the computation: `"float32"`, or `"mixed_bfloat16"`, faster on GPUs; `"auto"`: mixed_bfloat16 on a
+            GPU, float32 elsewhere.
+        depth: Number of times the model halves the image.
+        initial_filters: Channels of the model's finest level.
+        blocks_per_level: ConvNeXt blocks in each level.
+        cache_gb: Decoded images to keep in memory, in GB; what does not fit is read again each time.
+        preview_every: Validations between two pictures of what the model does; 0: none.
+        seed: Seed of weights, crops and all random changes.
+    """
+
+    images: str
+    output: Annotated[Path, Parameter(name=("--output", "-o"))]
+    val_images: str | None = None
+    steps: int = 1000
+    steps_per_epoch: int = 100
+    patch: int | None = None
+    batch_size: int | None = None
+    learning_rate: float = 2e-3
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
+    depth: int = 3
+    initial_filters: int = 16
+    blocks_per_level: int = 1
+    cache_gb: float = 4.0
+    preview_every: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, "steps", "steps_per_epoch")
+        for name in ("patch", "batch_size"):
+            if getattr(self, name) is not None:
+                check_counts(self, name)
+        if self.steps % self.steps_per_epoch:
+            rule = f"must be a multiple of steps_per_epoch={self.steps_per_epoch}"
+            raise ArgumentError("steps", rule, self.steps)
+        for name in ("preview_every", "cache_gb"):
+            if getattr(self, name) < 0:
+                raise ArgumentError(name, "must be at least 0", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig(TrainingConfig):
     """Settings of the training of a denoiser.
 
     Attributes:
-        images: Folder of clean PNG, JPEG, WebP, TIFF or BMP images; of noisy ones with `noisy_only`.
-        output: Folder of the run.
-        channels: 1 for grey, 3 for colour.
+        images: Folder of clean images or a pattern such as `'scans/*.tif'`; of noisy ones with `noisy_only`.
+        val_images: Images to validate on, as `images`; the first `held_out` of `images` if not given.
+        held_out: Images, the first by name, that are not trained on but validated on.
         noisy_only: The images are noisy and there are no clean ones: learn from them alone. Their noise must be white
             and Gaussian; its level is estimated for each.
         sigma: Largest standard deviation of the noise, in units of 1/255; each patch draws its own from 0 to it.
         gain: Largest intensity of a photon, in units of 1/255, for shot noise beside the Gaussian; each patch draws its
             own from 0 to it.
-        steps: Steps of training.
         cooldown: Share of the steps, at the end, over which the learning rate falls to zero.
-        patch: Height and width of a patch, in pixels, until the learning rate falls.
+        patch: Height and width of the crops that are trained on, in pixels, until the learning rate falls.
         final_patch: The same while it falls: larger, so that fewer pixels lie near borders.
-        batch_size: Patches in a step; of larger patches fewer, with about as many pixels.
+        batch_size: Crops in a step; of larger ones fewer, with about as many pixels.
         learning_rate: Learning rate after the warm-up.
-        steps_per_epoch: Steps between two checkpoints, each with a line in the log.
-        held_out: Images, the first by name, that are not trained on but measured after every epoch.
-        seed: Seed of weights, patches and noise.
-        depth: Number of times the model halves the image.
-        initial_filters: Channels of the model's finest level.
         filter_multiplier: Factor from the channels of one level to those of the next.
-        blocks_per_level: ConvNeXt blocks in each level.
         block_kernel_size: Width of the blocks' depthwise kernels, in pixels.
         convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
         use_bias: Whether the model has additive parameters, and with them no scale-equivariance.
         equivariant_block: Design of the bias-free block.
     """
 
-    images: Path
-    output: Annotated[Path, Parameter(name=("--output", "-o"))]
-    channels: int = 1
     noisy_only: bool = False
     sigma: float = 55.0
     gain: float = 0.0
+    held_out: int = 8
     steps: int = 40_000
+    steps_per_epoch: int = 1000
     cooldown: float = 0.3
     patch: int = 96
     final_patch: int = 136
     batch_size: int = 2
-    learning_rate: float = 2e-3
-    steps_per_epoch: int = 1000
-    held_out: int = 8
-    seed: int = 0
-    depth: int = 3
     initial_filters: int = 24
     filter_multiplier: int = 2
     blocks_per_level: int = 2
@@ -68,12 +108,8 @@ class DenoisingConfig:
     equivariant_block: Literal["scale_layernorm", "no_norm", "batchnorm"] = "no_norm"
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "patch", "final_patch", "batch_size", "steps_per_epoch", "held_out")
-        if self.steps % self.steps_per_epoch:
-            rule = f"must be a multiple of steps_per_epoch={self.steps_per_epoch}"
-            raise ArgumentError("steps", rule, self.steps)
-        if self.channels not in (1, 3):
-            raise ArgumentError("channels", "must be 1 (grey) or 3 (colour)", self.channels)
+        super().__post_init__()
+        check_counts(self, "final_patch", "held_out")
         if not self.sigma > 0:
             raise ArgumentError("sigma", "must be above 0", self.sigma)
         if not self.gain >= 0:
@@ -90,73 +126,39 @@ class DenoisingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedConfig:
+class PairedConfig(TrainingConfig):
     """Settings of trainings on images and what belongs to each.
 
     Attributes:
         images: Folder of images or a pattern such as `'slices/*.tif'`; or a CSV file with columns image and target.
-        output: Folder of the run; for `convunext plan`, the TOML file to write.
         val_images: Images to validate on, as `images`; a share of `images` if not given.
         val_fraction: Share of the images, or of their groups, to validate on.
         group_regex: Images stay on one side of the split whose name gives the same first group of this pattern, such
             as `'^([^_]+)_'` for the frames of one film.
-        steps: Steps of training.
-        steps_per_epoch: Steps between two validations, each with a checkpoint and a line in the log.
         patch: Height and width of the crops that are trained on, in pixels; chosen by the sizes of the images if not
             given. Smaller images are reflected at their borders.
-        batch_size: Crops in a step; about 130,000 pixels if not given.
         symmetries: Which turns of an image are trained on, too: `"all"` eight, or its mirror image only, `"mirror"`,
             where up and down differ, as in photographs; `"auto"`: all for grey images, the mirror for coloured ones.
         accumulate: Steps whose gradients are added up before the weights change: as if the batch were so many times
             larger, in the memory of one.
-        learning_rate: Largest learning rate.
         patience: Stop after so many validations in a row without a better one; 0: never.
-        precision: Of the computation: `"float32"`, or `"mixed_bfloat16"`, faster on GPUs; `"auto"`: mixed_bfloat16 on a
-            GPU, float32 elsewhere.
-        depth: Number of times the model halves the image.
-        initial_filters: Channels of the model's finest level.
-        blocks_per_level: ConvNeXt blocks in each level.
-        cache_gb: Decoded images to keep in memory, in GB; what does not fit is read again each time.
-        preview_every: Validations between two pictures of what the model does; 0: none.
-        seed: Seed of weights, split, crops and augmentation.
     """
 
-    images: str
-    output: Annotated[Path, Parameter(name=("--output", "-o"))]
-    val_images: str | None = None
     val_fraction: float = 0.2
     group_regex: str | None = None
-    steps: int = 1000
-    steps_per_epoch: int = 100
-    patch: int | None = None
-    batch_size: int | None = None
     symmetries: Literal["auto", "all", "mirror"] = "auto"
     accumulate: int = 1
-    learning_rate: float = 2e-3
     patience: int = 0
-    precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
-    depth: int = 3
-    initial_filters: int = 16
-    blocks_per_level: int = 1
-    cache_gb: float = 4.0
-    preview_every: int = 5
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "steps_per_epoch", "accumulate")
-        for name in ("patch", "batch_size"):
-            if getattr(self, name) is not None:
-                check_counts(self, name)
-        if self.steps % self.steps_per_epoch:
-            rule = f"must be a multiple of steps_per_epoch={self.steps_per_epoch}"
-            raise ArgumentError("steps", rule, self.steps)
+        super().__post_init__()
+        check_counts(self, "accumulate")
         if self.steps % self.accumulate:
             raise ArgumentError("steps", f"must be a multiple of accumulate={self.accumulate}", self.steps)
         if not 0 < self.val_fraction < 1:
             raise ArgumentError("val_fraction", "must be above 0 and below 1", self.val_fraction)
-        for name in ("patience", "preview_every", "cache_gb"):
-            if getattr(self, name) < 0:
-                raise ArgumentError(name, "must be at least 0", getattr(self, name))
+        if self.patience < 0:
+            raise ArgumentError("patience", "must be at least 0", self.patience)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Training on images and what belongs to each: the frame that segmentation and restoration share."""
+"""Training on images: the frame that all tasks share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dl_techniques.data.pictures import contact_sheet
 from dl_techniques.training.inspection import Inspection
 from dl_techniques.training.plan import Plan, describe_plan, write_plan
 from dl_techniques.training.run import best_so_far, check_run, epochs_since_best, open_run, read_log, write_split
-from dl_techniques.training.settings import PairedConfig
+from dl_techniques.training.settings import PairedConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import keras
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 
     from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
+    from dl_techniques.training.loop import Stage
 
 BEST, MODEL, PREVIEWS, PLAN = "best.keras", "model.keras", "previews", "plan.toml"
 PREVIEWED = 3
 
-Config = TypeVar("Config", bound=PairedConfig)
+Config = TypeVar("Config", bound=TrainingConfig)
 Result = TypeVar("Result")
 
 
@@ -41,7 +42,8 @@ class SupervisedTask(ABC, Generic[Config, Result]):
 
     Attributes:
         name: Of the task, as the command line has it.
-        score: Figure of `measure` whose highest value is the best.
+        score: Figure of `measure` whose highest value is the best; `None` if the last weights are what is wanted.
+        applications: Times that `measure` applies the model to each image.
         activation: What the inference model ends in.
         config: Settings, nothing left open.
         inspection: Of all files.
@@ -50,7 +52,8 @@ class SupervisedTask(ABC, Generic[Config, Result]):
     """
 
     name: ClassVar[str]
-    score: ClassVar[str]
+    score: ClassVar[str | None]
+    applications: int = 1
     activation: str = "linear"
     config: Config
     inspection: Inspection
@@ -69,8 +72,14 @@ class SupervisedTask(ABC, Generic[Config, Result]):
         self.training, self.validation = Samples(pairs[:count], read, room), Samples(pairs[count:], read, room)
 
     @abstractmethod
-    def build(self) -> ConvUNextModel:
+    def build(self) -> keras.Model:
         """Return the untrained model, compiled, its optimizer built."""
+
+    def stages(self) -> list[Stage]:
+        """Return the steps of the run, from the first to the last."""
+        from dl_techniques.training.loop import Stage
+
+        return [Stage(0, self.config.steps, self.batches)]
 
     @abstractmethod
     def batches(self, done: int = 0) -> Iterator[tuple]:
@@ -85,8 +94,13 @@ class SupervisedTask(ABC, Generic[Config, Result]):
         """Return validation image `number` and what the training model makes of it, as pictures of one size."""
 
     @abstractmethod
-    def finish(self, console: Console) -> Result:
-        """Measure the best weights, write model, card and report, and return what came out."""
+    def finish(self, model: keras.Model, console: Console) -> Result:
+        """Measure the weights that are wanted, write model, card and report, and return what came out.
+
+        Args:
+            model: As trained, with the averaged weights of the last step.
+            console: Where to tell what came out.
+        """
 
     @abstractmethod
     def choices(self) -> Mapping[str, str]:
@@ -111,12 +125,12 @@ def train_supervised(
     import keras
 
     from dl_techniques.training.callbacks import EarlyStop, Validation
-    from dl_techniques.training.loop import Stage, fit_stages
+    from dl_techniques.training.loop import fit_stages
 
     check_run(config.output, config, resume)
     task = load(config, console)
     config = task.config
-    watched = f"val_{task.score}"
+    watched = f"val_{task.score}" if task.score is not None else None
     with open_run(config.output, task.name, config, resume) as checkpoints:
         plan = plan_of(task)
         describe_plan(plan, console)
@@ -127,25 +141,31 @@ def train_supervised(
             task.measure,
             task.score,
             config.output / BEST,
-            best_so_far(config.output, watched),
+            best_so_far(config.output, watched) if watched is not None else -np.inf,
             task.activation,
             lambda function, epoch: _preview(task, function, epoch),
         )
         board = []
         if importlib.util.find_spec("tensorboard") is not None:
             board.append(keras.callbacks.TensorBoard(config.output / "tensorboard", write_graph=False))
-        stop = EarlyStop(lambda: 0 < config.patience <= epochs_since_best(config.output, watched))
-        fit_stages(
+        model = fit_stages(
             task.build,
-            [Stage(0, config.steps, task.batches)],
+            task.stages(),
             config.steps_per_epoch,
             checkpoints,
             [validation, *board],
             console,
             resume,
-            stop,
+            EarlyStop(lambda: _out_of_patience(config, watched)),
         )
-        return task.finish(console)
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+        return task.finish(model, console)
+
+
+def _out_of_patience(config: TrainingConfig, watched: str | None) -> bool:
+    if watched is None or not isinstance(config, PairedConfig):
+        return False
+    return 0 < config.patience <= epochs_since_best(config.output, watched)
 
 
 def plan_of(task: SupervisedTask) -> Plan:
@@ -153,14 +173,14 @@ def plan_of(task: SupervisedTask) -> Plan:
     return Plan(task.name, task.config, task.inspection, len(task.training), len(task.validation), task.choices())
 
 
-def load_best(config: PairedConfig) -> ConvUNextModel:
+def load_best(config: TrainingConfig) -> ConvUNextModel:
     """Return the inference model with the weights that were best on the validation images."""
     import keras
 
     return keras.saving.load_model(config.output / BEST, compile=False, safe_mode=True)
 
 
-def write_model(config: PairedConfig, card: dict[str, Any]) -> None:
+def write_model(config: TrainingConfig, card: dict[str, Any]) -> None:
     """Make the best model the model of the run, with its card."""
     write_file(config.output / MODEL, (config.output / BEST).read_bytes())
     write_card(config.output / MODEL, card)
@@ -181,16 +201,15 @@ def training_card(task: SupervisedTask) -> dict[str, Any]:
     }
 
 
-def facts_of(config: PairedConfig, model: keras.Model) -> dict[str, str]:
+def facts_of(task: SupervisedTask, model: keras.Model) -> dict[str, str]:
     """Return what a report tells of a run beside its figures."""
     import keras
 
     return {
-        "model": f"ConvUNext {model.convnext_version}{'' if model.use_bias else ' without bias'}, depth {model.depth}, "
-        f"filters {model.filter_sizes}, {model.count_params():,} parameters",
-        "settings": ", ".join(f"{k}={v}" for k, v in asdict(config).items() if k != "output" and v is not None),
+        "model": f"{task.choices()['model']}, {model.count_params():,} parameters",
+        "settings": ", ".join(f"{k}={v}" for k, v in asdict(task.config).items() if k != "output" and v is not None),
         "versions": f"convunext {__version__}, Keras {keras.__version__} on {keras.backend.backend()}",
-        "files": f"{MODEL} (the weights that were best on the validation images, with their card), log.csv, "
+        "files": f"{MODEL} (the inference model, with its card), log.csv, "
         f"metrics.json, split.csv, {PLAN}, config.json, {PREVIEWS}/, tensorboard/, checkpoints/",
     }
 
