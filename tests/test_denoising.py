@@ -1,6 +1,8 @@
 """Training of denoisers: patches from a seed, a state that survives stops and damage, clear refusals."""
 
 import signal
+import tomllib
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,11 +11,14 @@ from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
+from dl_techniques.card import read_card
+from dl_techniques.cli import main
 from dl_techniques.data import files
-from dl_techniques.data.files import Picture, write_image
+from dl_techniques.data.files import Picture, read_pixels, write_image
 from dl_techniques.data.noise import add_gaussian_noise, add_poisson_gaussian_noise, recorrupt
 from dl_techniques.errors import ConvUNextError, FileError
-from dl_techniques.metrics import psnr
+from dl_techniques.inference.engines import load_engine
+from dl_techniques.metrics import denoising_psnr, psnr
 from dl_techniques.training import callbacks, checkpoint
 from dl_techniques.training.callbacks import steps_done
 from dl_techniques.training.denoising import (
@@ -65,6 +70,46 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(finished):
         assert np.array_equal(actual, expected)
     assert (config.output / "log.csv").read_text().splitlines()[-1] == log.splitlines()[-1]
     assert all(f"val_psnr_{sigma}" in log for sigma in (15, 25, 50)) and log.count("\n") == 3
+
+
+def test_run_leaves_a_model_that_explains_itself(finished):
+    config, result = finished
+    card = read_card(config.output / "model.keras")
+    assert (card["task"], card["channels"], card["noise"]["sigma"]) == ("denoise", 1, [0, 55.0])
+    assert card["training"]["images"] == 2 and card["metrics"] == {"images": 1, **result.figures}
+    engine = load_engine(config.output)
+    clean = [read_pixels(Path(config.images) / "0.png", 1) / np.float32(255)]
+    measured = denoising_psnr(lambda x: engine.function(x[None])[0], clean, 25.0)
+    assert measured == pytest.approx(card["metrics"]["psnr_25"], abs=1e-3)
+    page = result.report.read_text()
+    assert page.count("<img") == 4 and "worst: noisy: 0" in page and "psnr_50 on the validation images" in page
+    assert (config.output / "split.csv").read_text().splitlines()[1:] == [
+        'training,"1"', 'training,"2"', 'validation,"0"',
+    ]  # fmt: skip
+    assert tomllib.loads((config.output / "plan.toml").read_text())["settings"]["precision"] == "float32"
+
+
+def test_a_plan_is_measured_and_followed(photos, tmp_path, capfd):
+    small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    path, output = tmp_path / "plan.toml", tmp_path / "run"
+    assert main(["plan", "denoise", f"--images={photos}", *small, f"--output={path}"]) == 0
+    assert "16x16 pixels, in the last" in capfd.readouterr().out
+    plan = tomllib.loads(path.read_text())
+    assert plan["measured"]["step_seconds"] > 0 and 0 <= plan["measured"]["waiting"] <= 1
+    assert main(["train", "denoise", f"--plan={path}", "--preview-every=1", f"--output={output}"]) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == str(output / "report.html")
+    assert [path.name for path in sorted((output / "previews").iterdir())] == ["epoch-0001-0.png", "epoch-0002-0.png"]
+
+
+def test_validation_images_may_be_named(photos, tmp_path):
+    settings = {**SMALL, "steps": 3, "sigma": 10.0}
+    training, validation = str(photos / "[01].png"), str(photos / "2.png")
+    config = DenoisingConfig(images=training, val_images=validation, output=tmp_path / "run", **settings)
+    train_denoiser(config, Console(quiet=True))
+    assert (config.output / "split.csv").read_text().splitlines()[-1] == 'validation,"2"'
+    both = DenoisingConfig(images=str(photos), val_images=validation, output=tmp_path / "other", **settings)
+    with pytest.raises(FileError, match="2.png: is the same image as .*2.png, which is trained on"):
+        train_denoiser(both, Console(quiet=True))
 
 
 def test_batches_depend_on_seed_and_position_alone(photos):
@@ -206,7 +251,7 @@ def test_checkpoint_of_another_model_is_refused_before_anything_changes(finished
 
 def test_resuming_with_other_settings_shows_the_difference(finished, photos):
     other = DenoisingConfig(images=str(photos), output=finished[0].output, **{**SMALL, "initial_filters": 6, "seed": 3})
-    with pytest.raises(FileError, match="other settings: seed was 0 and is 3; initial_filters was 4 and is 6"):
+    with pytest.raises(FileError, match="other settings: initial_filters was 4 and is 6; seed was 0 and is 3"):
         train_denoiser(other, Console(quiet=True), resume=True)
 
 
@@ -294,12 +339,13 @@ def test_a_run_is_never_begun_over_another(finished):
         ({"sigma": 0.0}, "`sigma` must be above 0"),
         ({"gain": -1.0}, "`gain` must be at least 0"),
         ({"patch": 64}, "0.png: is smaller than a patch of 64 pixels"),
+        ({"images": "nowhere"}, "nowhere: does not exist"),
         ({"held_out": 3}, "holds 3 images; 3 are held out and none is left"),
     ],
 )
 def test_wrong_settings_are_refused_and_leave_nothing(change, message, photos, tmp_path):
     with pytest.raises(ConvUNextError, match=message):
-        config = DenoisingConfig(images=str(photos), output=tmp_path / "run", **{**SMALL, **change})
+        config = DenoisingConfig(output=tmp_path / "run", **{"images": str(photos), **SMALL, **change})
         train_denoiser(config, Console(quiet=True))
     assert not (tmp_path / "run").exists()
 

@@ -13,7 +13,8 @@ from dl_techniques.models.convunext.model import (
     create_convunext_variant,
     create_inference_model_from_training_model,
 )
-from models import image, randomize, relative_difference, run, small_model
+from dl_techniques.models.convunext.receptive import receptive_radius
+from models import DENOISER, image, randomize, relative_difference, run, small_model
 
 ALPHAS = np.array([0.013, 0.37, 1.7, 73.0], dtype="float32")  # no powers of two: floats scale by those exactly
 SIZES = ((64, 64), (97, 61))
@@ -114,6 +115,21 @@ def property_model():
     model = small_model(input_shape=(None, None, 1), depth=2, initial_filters=4, use_bias=False)
     randomize(model)
     return model
+
+
+@pytest.mark.parametrize("block", list(EQUIVARIANT_BLOCKS))
+@pytest.mark.parametrize("zero_mean", [True, False])
+def test_model_that_sees_differences_only_is_shift_equivariant(zero_mean, block):
+    arguments = {**DENOISER, "equivariant_block": block, "zero_mean_stem": zero_mean}
+    model = small_model(input_shape=(None, None, 1), **arguments)
+    randomize(model)
+    radius = receptive_radius(model)
+    inner = (slice(None), slice(radius, -radius), slice(radius, -radius))  # the borders see padded zeros
+    x = image(1, 2 * radius + 16, 2 * radius + 12, 1)
+    y, moved = run(model, np.concatenate([x, 2.7 * x - 1.3]))[0]
+    expected = 2.7 * y - 1.3
+    error = np.abs(moved - expected)[inner[1:]].max()
+    assert error <= 2e-5 * np.abs(expected).max() if zero_mean else error > 0.1
 
 
 def test_variant_factory_passes_the_promise_on():

@@ -109,6 +109,7 @@ def test_attributes_carry_the_names_of_the_constructor():
         "equivariant_block": "no_norm",
         "layer_scale_init_value": 0.1,
         "residual_learning": False,
+        "zero_mean_stem": True,
         "remat": True,
         "seed": 4,
     }

@@ -14,6 +14,7 @@ from dl_techniques.layers.equivariant import (
     TINY,
     ScaleCarryingLayerNormalization,
     VarianceBatchNormalization,
+    ZeroMeanConv2D,
 )
 from dl_techniques.layers.pointwise import REGISTRY, PointwiseConv, fresh_initializer, gelu
 
@@ -310,6 +311,7 @@ class ConvUNextStem(keras.layers.Layer):
         kernel_initializer: Initializer of the kernel.
         kernel_regularizer: Regularizer of the kernel.
         equivariant_block: Bias-free design, one of `EQUIVARIANT_BLOCKS`; unused with `use_bias=True`.
+        zero_mean: Whether the kernels have a mean of zero over their window; see `ZeroMeanConv2D`.
 
     Call arguments:
         x: `(batch, height, width, channels)`, intensities in any unit.
@@ -326,6 +328,7 @@ class ConvUNextStem(keras.layers.Layer):
         kernel_initializer="glorot_uniform",
         kernel_regularizer=None,
         equivariant_block: str = "scale_layernorm",
+        zero_mean: bool = False,
         **kwargs,
     ) -> None:
         super().__init__(**{**kwargs, "autocast": False})
@@ -335,9 +338,10 @@ class ConvUNextStem(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.equivariant_block = equivariant_block
+        self.zero_mean = zero_mean
 
         inner_dtype = "float32" if self.compute_dtype == "float16" else self.dtype_policy
-        self.conv = keras.layers.Conv2D(
+        self.conv = (ZeroMeanConv2D if zero_mean else keras.layers.Conv2D)(
             filters,
             kernel_size,
             padding="same",
@@ -376,4 +380,5 @@ class ConvUNextStem(keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "equivariant_block": self.equivariant_block,
+            "zero_mean": self.zero_mean,
         }

@@ -113,6 +113,22 @@ class VarianceBatchNormalization(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
+class ZeroMeanConv2D(keras.layers.Conv2D):
+    """Convolve with kernels whose mean over the window is taken off, for each input channel.
+
+    Away from the image's borders, where zeros are padded, the output does not change when a constant is added to a
+    channel. A residual network that begins so and has no additive parameter is normalization-equivariant there,
+    `f(a·x + b) = a·f(x) + b`: it cannot tell noise from texture by comparing it with the brightness.
+
+    Reference: Herbreteau et al. 2023, Normalization-Equivariant Neural Networks, section 4: affine convolutions keep
+    constants; ours remove them, and the sum with the input keeps them.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel - ops.mean(kernel, axis=(0, 1), keepdims=True))
+
+
+@keras.saving.register_keras_serializable(package=REGISTRY)
 class RangeReduction(keras.layers.Layer):
     """Divide each sample by the power of two next to its largest magnitude and return that unit.
 

@@ -102,6 +102,7 @@ def build_denoiser(config: DenoisingConfig, channels: int) -> keras.Model:
         drop_path_rate=0.0,
         downsample="conv",
         residual_learning=True,
+        zero_mean_stem=config.zero_mean_stem,
         seed=config.seed,
         dtype=config.precision,
     )

@@ -87,6 +87,7 @@ class DenoisingConfig(TrainingConfig):
         convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
         use_bias: Whether the model has additive parameters, and with them no scale-equivariance.
         equivariant_block: Design of the bias-free block.
+        zero_mean_stem: Whether the model sees differences of intensities only.
     """
 
     noisy_only: bool = False
@@ -106,6 +107,7 @@ class DenoisingConfig(TrainingConfig):
     convnext_version: Literal["v1", "v2"] = "v1"
     use_bias: bool = False
     equivariant_block: Literal["scale_layernorm", "no_norm", "batchnorm"] = "no_norm"
+    zero_mean_stem: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

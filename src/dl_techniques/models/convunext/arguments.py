@@ -30,7 +30,7 @@ CHOICES = {
     "equivariant_block": tuple(EQUIVARIANT_BLOCKS),
 }
 RATES = ("drop_path_rate", "dropout_rate")
-FLAGS = ("use_bias", "enable_deep_supervision", "include_top", "residual_learning", "remat")
+FLAGS = ("use_bias", "enable_deep_supervision", "include_top", "residual_learning", "remat", "zero_mean_stem")
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:

@@ -75,6 +75,7 @@ def _make_layers(arguments: Mapping[str, Any], policy) -> Iterator[Any]:
         sizes[0],
         kernel_size=arguments["stem_kernel_size"],
         equivariant_block=arguments["equivariant_block"],
+        zero_mean=arguments["zero_mean_stem"],
         name="stem",
         **common(),
     )

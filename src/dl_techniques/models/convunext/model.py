@@ -65,6 +65,9 @@ class ConvUNextModel(keras.Model):
         residual_learning: Add the input to the output, averaged down for the coarser outputs of deep supervision: the
             network learns the difference, as denoisers do (Zhang et al. 2017, section III-A). Needs as many output
             channels as the input has.
+        zero_mean_stem: Let the stem see differences of intensities only. With `residual_learning` and without bias the
+            model is then shift-equivariant, too, `f(a·x + b) = a·f(x) + b` away from the borders, and denoises at
+            levels far outside those it was trained on (Herbreteau et al. 2023).
         remat: Recompute the wide half of each block in the backward pass: less memory, more time in training.
         seed: Seed of drop path and dropout; drawn from Python's generator if `None`.
         **kwargs: `name`, `trainable`, `dtype` (a policy such as `"mixed_bfloat16"`).
@@ -112,6 +115,7 @@ class ConvUNextModel(keras.Model):
         equivariant_block: str = "scale_layernorm",
         layer_scale_init_value: float = 1e-6,
         residual_learning: bool = False,
+        zero_mean_stem: bool = False,
         remat: bool = False,
         seed: int | None = None,
         dtype: Any = None,
@@ -139,6 +143,7 @@ class ConvUNextModel(keras.Model):
             "equivariant_block": equivariant_block,
             "layer_scale_init_value": layer_scale_init_value,
             "residual_learning": residual_learning,
+            "zero_mean_stem": zero_mean_stem,
             "remat": remat,
             "seed": seed,
         }
