@@ -1,4 +1,4 @@
-"""Which design denoises at noise levels it was never trained on? Eight of them, equal data, steps and (nearly) parameters.
+"""Which design denoises at noise levels it was never trained on? Eight, of equal data, steps and nearly parameters.
 
     python benchmarks/generalization.py --images bsd400/ --test set12/ --runs runs/
     python benchmarks/generalization.py --images bsd400/ --test set12/ --runs runs/ --designs 7 --steps 16000 \\
