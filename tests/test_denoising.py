@@ -2,6 +2,7 @@
 
 import signal
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -257,7 +258,8 @@ def test_resuming_with_other_settings_shows_the_difference(finished, photos):
 
 def test_run_remembers_its_settings(finished, tmp_path):
     config, _ = finished
-    assert task_of(config.output) == "denoise" and stored_config(config.output, DenoisingConfig) == config
+    assert task_of(config.output) == "denoise"
+    assert stored_config(config.output, DenoisingConfig) == replace(config, precision="float32")
     with pytest.raises(FileError, match="holds no run"):
         task_of(tmp_path)
 
@@ -272,11 +274,11 @@ def test_two_processes_do_not_share_a_run(finished):
         pass
 
 
-class StopAt(keras.callbacks.Callback):
+class StopAt(callbacks.Validation):
     """Send a signal within a step."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__()
+    def __init__(self, step: int, *args) -> None:
+        super().__init__(*args)
         self.step = step
 
     def on_train_batch_begin(self, batch, logs=None) -> None:
@@ -289,7 +291,7 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(step, finished, ph
     _, result = finished
     config = DenoisingConfig(images=str(photos), output=tmp_path / "run", **SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "Validation", lambda *_, **__: StopAt(step))
+        patch.setattr(callbacks, "Validation", lambda *args: StopAt(step, *args))
         with pytest.raises(KeyboardInterrupt):
             train_denoiser(config, Console(quiet=True))
     assert checkpoint.list_checkpoints(config.output / "checkpoints")[0].name.startswith(f"step-00000000{step + 1}")
@@ -301,7 +303,7 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(step, finished, ph
 
 def test_run_killed_before_its_first_checkpoint_starts_anew_and_says_so(finished, photos, tmp_path, capsys):
     _, result = finished
-    config = DenoisingConfig(images=str(photos), output=tmp_path / "run", **SMALL)
+    config = DenoisingConfig(images=str(photos), output=tmp_path / "run", precision="float32", **SMALL)
     with open_run(config.output, "denoise", config, resume=False):
         pass
     resumed = train_denoiser(config, Console(soft_wrap=True), resume=True)
@@ -338,7 +340,7 @@ def test_a_run_is_never_begun_over_another(finished):
         ({"cooldown": 1.5}, r"`cooldown` must be in \[0, 1\]"),
         ({"sigma": 0.0}, "`sigma` must be above 0"),
         ({"gain": -1.0}, "`gain` must be at least 0"),
-        ({"patch": 64}, "0.png: is smaller than a patch of 64 pixels"),
+        ({"patch": 64}, "1.png: is smaller than a patch of 64 pixels"),
         ({"images": "nowhere"}, "nowhere: does not exist"),
         ({"held_out": 3}, "holds 3 images; 3 are held out and none is left"),
     ],
