@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of clean images to train on")
     parser.add_argument("--test", type=Path, required=True, help="folder of clean images to measure on")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs, one in it for each design")
-    parser.add_argument("--steps", type=int, default=3000, help="steps of training of each design")
+    parser.add_argument("--steps", type=int, default=4000, help="steps of training of each design")
     parser.add_argument("--filters", type=int, default=16, help="channels of the finest level")
     parser.add_argument("--designs", nargs="+", choices=range(len(DESIGNS)), type=int, default=[*range(len(DESIGNS))])
     parser.add_argument("--markdown", type=Path, help="file whose table is replaced; the curve is drawn beside it")
