@@ -1,7 +1,7 @@
 """Train a denoiser that ships, measure it, certify it and make its preset: one command, resumable.
 
     python recipes/denoise.py gray --images bsd400/ --test set12/ --run runs/gray
-    python recipes/denoise.py color --images bsd432/ --test mcmaster/ --run runs/color
+    python recipes/denoise.py color --images bsd432/train/ --test mcmaster/ --run runs/color
 
 Stop it at any time; the same command goes on from the last epoch. The preset is written into the package, the log of
 the training beside this file. Training images of the weights that ship: BSD400 (grey) and BSD432 (colour), by Arbelaez
@@ -34,6 +34,7 @@ RECIPES = {
     "gray": {"steps": 66_000, "cooldown": 49 / 66},
     "color": {"steps": 40_000, "cooldown": 0.6},
 }
+DATA = {"gray": "BSD400", "color": "BSD432, 400 for training"}
 TERMS = "Berkeley segmentation images (Arbelaez et al. 2011), for non-commercial research and education"
 
 
@@ -50,7 +51,7 @@ def main() -> None:
 
     card = read_card(arguments.run / MODEL)
     card["training"] |= {
-        "images": arguments.images.name,
+        "images": DATA[arguments.kind],
         "terms": TERMS,
         "patches_in_a_step": [phase.batch_size for phase in config.phases],
         "patch": [phase.patch for phase in config.phases],

@@ -166,11 +166,11 @@ def test_model_of_other_channels_is_refused(engine):
 # === what is said of the noise ===
 
 
-def scene(sigma: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth image with values in [0, 1] and the same with noise."""
+def scene(sigma: float, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth image with values in [0, 1] and the same with noise, each channel with its own."""
     y, x = np.mgrid[:512, :512] / 512
-    clean = (0.5 + 0.3 * np.sin(5 * x + 2 * y))[..., None].astype("float32")
-    return clean, add_gaussian_noise(clean, sigma, np.random.default_rng(seed))
+    clean = np.repeat((0.5 + 0.3 * np.sin(5 * x + 2 * y))[..., None].astype("float32"), channels, axis=2)
+    return clean, add_gaussian_noise(clean, sigma, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.05, 0.2])
@@ -327,11 +327,21 @@ def test_shipped_presets_keep_their_promise(name):
     certificate = certify(engine, sizes=((97, 61),))
     assert certificate.holds and certificate.errors.max() <= 1e-5
     for sigma in (5, 25, 50):
-        clean, noisy = scene(sigma / 255)
-        clean, noisy = (np.repeat(x[:128, :128], engine.channels, axis=2) for x in (clean, noisy))
+        clean, noisy = (x[:128, :128] for x in scene(sigma / 255, engine.channels))
         once = psnr(denoise_pixels(noisy, engine), clean)
         assert once > psnr(noisy, clean) + 6
         assert psnr(denoise_pixels(noisy, engine, tta=4), clean) > once + 0.02
+
+
+@pytest.mark.parametrize("channels, name", [(1, "denoise-gray"), (3, "denoise-color")])
+def test_channels_choose_the_shipped_model(channels, name, tmp_path):
+    _, noisy = scene(25 / 255, channels)
+    pixels = np.uint8(np.clip(np.rint(255 * noisy[:64, :72]), 0, 255))
+    write_image(tmp_path / "a.png", Picture(pixels))
+    denoise_files([tmp_path / "a.png"], DenoisingOptions(output=tmp_path / "b.png"), Console(quiet=True))
+    expected = denoise_pixels(pixels, load_engine(name))
+    assert np.abs(read_image(tmp_path / "b.png").pixels.astype(int) - expected).max() <= 1
+    assert np.abs(expected.astype(int) - pixels).max() > 20
 
 
 def test_unknown_preset_lists_the_known_ones():
