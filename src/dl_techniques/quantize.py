@@ -79,7 +79,7 @@ def read_centres(
     height, width = size or (CROP, CROP)
     arrays = []
     for number, file in enumerate(files):
-        pixels = read_image(file).pixels
+        pixels = read_image(file, channels=channels).pixels
         if channels == 1:  # colours one by one, as `convunext denoise` takes them
             pixels = pixels[..., [number % pixels.shape[2]]]
         if pixels.shape[2] != channels:

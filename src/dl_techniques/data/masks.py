@@ -14,7 +14,7 @@ import numpy as np
 from dl_techniques.data import tiff
 from dl_techniques.data.files import Picture, read_image, write_file, write_images
 from dl_techniques.data.formats import FORMATS
-from dl_techniques.data.pictures import to_display
+from dl_techniques.data.pictures import to_display, visible
 from dl_techniques.errors import ArgumentError, FileError
 
 IGNORED = 255  # in arrays of class indices
@@ -241,12 +241,12 @@ def overlay(pixels: np.ndarray, indices: np.ndarray, classes: Classes) -> np.nda
     """Return an image with all classes but the first as colours over it, `(height, width, 3)`, uint8.
 
     Args:
-        pixels: `(height, width, channels)`; the first one or three channels are shown.
+        pixels: `(height, width, channels)`; the first three channels are shown, or the first where there are fewer.
         indices: `(height, width)`, class indices.
         classes: Whose colours are taken.
     """
-    low, high = np.percentile(pixels, (0.5, 99.5))
-    shown = to_display(pixels[..., : 3 if pixels.shape[2] >= 3 else 1], float(low), float(high))
+    low, high = np.percentile(visible(pixels), (0.5, 99.5))
+    shown = to_display(pixels, float(low), float(high))
     grey = np.repeat(shown[..., None], 3, axis=2) if shown.ndim == 2 else shown
     colours = np.array(classes.colours, np.uint16)[indices]
     return np.where(indices[..., None] > 0, (grey + colours) // 2, grey).astype("uint8")

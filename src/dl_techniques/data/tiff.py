@@ -54,10 +54,11 @@ def page_size(path: Path) -> tuple[int, int]:
 
 def read_pages(
     path: Path, check_size: Callable[[tuple[int, int]], None], single: bool = False
-) -> Iterator[tuple[np.ndarray, tuple[str, ...], dict[str, Any]]]:
+) -> Iterator[tuple[np.ndarray, tuple[str, ...], dict[str, Any], int | None]]:
     """Yield the pages of a TIFF, without reduced copies.
 
-    Each is `(height, width[, samples])`, what was converted, and resolution and colour profile as `Page` has them.
+    Each is `(height, width[, samples])`, what was converted, resolution and colour profile as `Page` has them, and
+    which of the samples the file calls alpha, if any.
 
     Args:
         path: The file.
@@ -74,7 +75,7 @@ def read_pages(
             raise FileError(str(path), reason, "Save the pages as files of their own.")
         for page in pages:
             check_size((page.imagewidth, page.imagelength))
-            yield *_decode(path, page), _extras(page)
+            yield *_decode(path, page), _extras(page), _alpha(page)
 
 
 def write_pages(file: IO[bytes], pages: Sequence[Page]) -> None:
@@ -134,6 +135,13 @@ def _check_chain(path: Path) -> None:
 
 def _pages(file: Any) -> list[Any]:
     return [page for page in file.pages if not page.is_reduced] or list(file.pages)
+
+
+def _alpha(page: Any) -> int | None:
+    """Return which sample is alpha, as the file says; samples beyond grey or RGB that it does not name are channels."""
+    kinds = [kind.name for kind in page.extrasamples]
+    first = page.samplesperpixel - len(kinds)
+    return next((first + n for n, kind in enumerate(kinds) if kind in ("ASSOCALPHA", "UNASSALPHA")), None)
 
 
 def _extras(page: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dl_techniques.inference.predicting import Predictor, fit_channels
 from dl_techniques.inference.quality import NoiseReport, inspect_centre
 
 SHOWN = 2048  # largest height and width of what is shown, in pixels; the download has all
+KINDS = {1: "grey", 3: "RGB"}
 WORDS = {"denoise": "denoised", "restore": "restored", "segment": "mask"}
 
 
@@ -56,7 +57,7 @@ def apply_model(
     Raises:
         FileError: The file is no image, is too large, or does not fit the model.
     """
-    picture = fit_channels(read_image(source, max_pixels), predictor, str(source))
+    picture = fit_channels(read_image(source, max_pixels, predictor.channels), predictor, str(source))
     start = time.perf_counter()
     try:
         prediction = predictor(picture.pixels, on_tile)
@@ -65,7 +66,7 @@ def apply_model(
     seconds = time.perf_counter() - start
     height, width, channels = picture.pixels.shape
     facts = {
-        "image": f"{width} x {height} pixels, {'RGB' if channels == 3 else 'grey'}, {picture.pixels.dtype}",
+        "image": f"{width} x {height} pixels, {KINDS.get(channels, f'{channels} channels')}, {picture.pixels.dtype}",
         **({"on the way": ", ".join(picture.notes)} if picture.notes else {}),
         "time": f"{seconds:.2f} s, {height * width / seconds / 1e6:.2f} megapixels a second",
     }

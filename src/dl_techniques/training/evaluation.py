@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dl_techniques.data.masks import COLOURS, IGNORED, Classes, paint
-from dl_techniques.data.pictures import to_display
+from dl_techniques.data.pictures import to_display, visible
 from dl_techniques.metrics import Calibration, Confusion
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def colour_key(classes: Classes) -> list[tuple[str, str]]:
 
 def error_row(name: str, sample: SegmentationSample, predicted: np.ndarray, score: float) -> list:
     """Return image, truth, prediction and wrong pixels as captioned pictures."""
-    low, high = np.percentile(sample.image, (0.5, 99.5))
+    low, high = np.percentile(visible(sample.image), (0.5, 99.5))
     wrong = (predicted != sample.classes) & (sample.classes != IGNORED)
     shown = to_display(sample.image, low, high)
     colours = shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, 2)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.files import read_image
+from dl_techniques.data.files import Channels, read_image
 from dl_techniques.data.masks import Classes, read_mask
 from dl_techniques.data.pairs import SHOWN, Pair, find_pairs, split_pairs
 from dl_techniques.errors import ConvUNextError, FileError
@@ -31,7 +31,7 @@ class PairFacts:
     Attributes:
         pair: The files.
         size: Height and width.
-        channels: 1 or 3.
+        channels: Of the image, without alpha.
         dtype: Type of the image's samples.
         low: Smallest sample.
         high: Largest sample.
@@ -39,6 +39,7 @@ class PairFacts:
         target_channels: Channels of the target; 1 for masks.
         largest_float: Largest magnitude of floating-point samples, of image or target; 0 where both are integers.
         digest: Of the image's samples.
+        notes: What was converted on the way, in words.
         problem: Why the pair cannot be used, empty if it can.
     """
 
@@ -52,6 +53,7 @@ class PairFacts:
     target_channels: int = 1
     largest_float: float = 0.0
     digest: str = ""
+    notes: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -93,13 +95,16 @@ class Inspection:
         return min(min(facts.size) for facts in self.facts)
 
 
-def inspect_pairs(pairs: Sequence[Pair], console: Console, masks: bool = True) -> Inspection:
+def inspect_pairs(
+    pairs: Sequence[Pair], console: Console, masks: bool = True, channels: Channels = "declared"
+) -> Inspection:
     """Read every image and its target once, in parallel.
 
     Args:
         pairs: The files.
         console: Where to show progress.
         masks: Whether targets are masks or images.
+        channels: Which samples of a pixel are channels; see `read_image`.
 
     Raises:
         FileError: Files cannot be used; the first ten are named with the reason, before anything is trained.
@@ -107,7 +112,7 @@ def inspect_pairs(pairs: Sequence[Pair], console: Console, masks: bool = True) -
     from rich.progress import track
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda pair: _inspect(pair, masks), pairs)
+        found = pool.map(lambda pair: _inspect(pair, masks, channels), pairs)
         facts = list(
             track(found, "reading", len(pairs), console=console, disable=not console.is_terminal, transient=True)
         )
@@ -146,11 +151,16 @@ def find_and_inspect(
         training, validation = split_pairs(training, config.val_fraction, config.seed, config.group_regex)
     else:
         validation = find_pairs(config.val_images, val_targets)
-    inspection = inspect_pairs([*training, *validation], console, masks)
+    inspection = inspect_pairs([*training, *validation], console, masks, channels_of(config))
     refuse_overlap(inspection.facts[: len(training)], inspection.facts[len(training) :])
     describe_images(inspection, console)
     console.print(f"{len(training)} images to train on, {len(validation)} to validate on")
     return len(training), inspection
+
+
+def channels_of(config: PairedConfig) -> Channels:
+    """Return which samples of a pixel are channels in a run."""
+    return config.channels or "declared"
 
 
 def refuse_overlap(training: Sequence[PairFacts], validation: Sequence[PairFacts]) -> None:
@@ -209,10 +219,11 @@ def _refuse_mixture(found: Sequence[tuple[Path, int]]) -> None:
         raise FileError(str(path), reason, "Convert the images to one kind.")
 
 
-def _inspect(pair: Pair, masks: bool) -> PairFacts:
+def _inspect(pair: Pair, masks: bool, channels: Channels) -> PairFacts:
     try:
-        pixels = read_image(pair.image).pixels
-        target = read_mask(pair.target)[..., None] if masks else read_image(pair.target).pixels
+        picture = read_image(pair.image, channels=channels)
+        pixels, alpha = picture.pixels, () if picture.alpha is None else ("alpha left out",)
+        target = read_mask(pair.target)[..., None] if masks else read_image(pair.target, channels=channels).pixels
     except ConvUNextError as error:
         return PairFacts(pair, problem=str(error))
     for path, array in ((pair.image, pixels), (pair.target, target)):
@@ -235,11 +246,13 @@ def _inspect(pair: Pair, masks: bool) -> PairFacts:
         target_channels=target.shape[2],
         largest_float=max(float(np.abs(x).max()) if x.dtype.kind == "f" else 0.0 for x in (pixels, target)),
         digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
+        notes=(*picture.notes, *alpha),
     )
 
 
 def _notes(facts: Sequence[PairFacts]) -> list[str]:
-    notes = []
+    converted = Counter(note for entry in facts for note in entry.notes)
+    notes = [f"{note}: {count} of {len(facts)} images" for note, count in converted.items()]
     seen: dict[str, Path] = {}
     for entry in facts:
         if entry.digest in seen:

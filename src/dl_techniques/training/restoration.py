@@ -20,7 +20,7 @@ from dl_techniques.data.pipeline import random_crop, seeded_batches
 from dl_techniques.metrics import psnr, ssim
 from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import extremes
-from dl_techniques.training.inspection import find_and_inspect
+from dl_techniques.training.inspection import channels_of, find_and_inspect
 from dl_techniques.training.report import Report
 from dl_techniques.training.settings import RestorationConfig
 from dl_techniques.training.supervised import (
@@ -120,8 +120,8 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
         largest = self.inspection.largest_float
 
         def read(pair: Pair) -> RestorationSample:
-            image, target = (in_unit(read_image(path).pixels, largest) for path in (pair.image, pair.target))
-            return RestorationSample(pair.name, image, target)
+            pictures = (read_image(path, channels=channels_of(config)) for path in (pair.image, pair.target))
+            return RestorationSample(pair.name, *(in_unit(picture.pixels, largest) for picture in pictures))
 
         self.split(count, read)
 

@@ -12,7 +12,7 @@ import numpy as np
 from dl_techniques.data.masks import choose_classes
 from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import Evaluation, describe_evaluation, error_row, evaluate, metrics_of, predict
-from dl_techniques.training.inspection import describe_classes, find_and_inspect
+from dl_techniques.training.inspection import channels_of, describe_classes, find_and_inspect
 from dl_techniques.training.segmentation_data import read_sample, segmentation_batches
 from dl_techniques.training.segmentation_report import REPORT, write_evaluation
 from dl_techniques.training.settings import SegmentationConfig
@@ -90,7 +90,7 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         self.config = replace(settle(config, self.inspection), mask_kind=kind, classes=classes.names)
         self.classes = classes
         self.activation = classes.activation
-        self.split(count, lambda pair: read_sample(pair, classes))
+        self.split(count, lambda pair: read_sample(pair, classes, channels_of(config)))
 
     def choices(self) -> dict[str, str]:
         return {

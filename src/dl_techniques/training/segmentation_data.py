@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dl_techniques.data.augment import Augmentation
-from dl_techniques.data.files import read_image
+from dl_techniques.data.files import Channels, read_image
 from dl_techniques.data.masks import IGNORED, Classes, read_mask
 from dl_techniques.data.normalization import standardize
 from dl_techniques.data.pairs import Pair
@@ -39,20 +39,24 @@ class SegmentationSample:
 
 
 def read_sample(
-    pair: Pair, classes: Classes, normalize: Callable[[np.ndarray], np.ndarray] = standardize
+    pair: Pair,
+    classes: Classes,
+    channels: Channels = "declared",
+    normalize: Callable[[np.ndarray], np.ndarray] = standardize,
 ) -> SegmentationSample:
     """Read an image and its mask.
 
     Args:
         pair: Their files.
         classes: What the masks mean.
+        channels: Which samples of a pixel are channels; see `read_image`.
         normalize: What the model wants done with the pixels; returns float32.
 
     Raises:
         FileError: A file is broken, or the mask holds a value that is no class.
     """
     mask = classes.encode(read_mask(pair.target), pair.target)
-    return SegmentationSample(pair.name, normalize(read_image(pair.image).pixels), mask)
+    return SegmentationSample(pair.name, normalize(read_image(pair.image, channels=channels).pixels), mask)
 
 
 def segmentation_batches(

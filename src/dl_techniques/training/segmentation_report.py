@@ -144,14 +144,14 @@ def evaluate_files(
         raise FileError(source, "returns classes, no probabilities.", "Export it without --activation argmax.")
     if output.exists():
         raise FileError(str(output), "exists already.", "Name a new folder.")
-    inspection = inspect_pairs(find_pairs(images, masks), console)
+    inspection = inspect_pairs(find_pairs(images, masks), console, channels=card.get("channels"))
     if inspection.channels != card.get("channels"):
         reason = f"have {inspection.channels} channels; {source} takes {card.get('channels')}."
         raise FileError(images, reason, "Convert the images, or name another model.")
     describe_images(inspection, console)
     describe_classes(inspection, classes, console)
     normalize = standardize if card.get("normalization") == "standardize" else _as_floats
-    samples = [read_sample(facts.pair, classes, normalize) for facts in inspection.facts]
+    samples = [read_sample(facts.pair, classes, card.get("channels"), normalize) for facts in inspection.facts]
     result = evaluate(function, samples, classes)
     describe_evaluation(result, classes, console)
     try:

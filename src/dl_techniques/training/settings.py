@@ -106,11 +106,13 @@ class PairedConfig:
             given. Smaller images are reflected at their borders.
         batch_size: Crops in a step; about 130,000 pixels if not given.
         symmetries: Which turns of an image are trained on, too: `"all"` eight, or its mirror image only, `"mirror"`,
-            where up and down differ, as in photographs; `"auto"`: all for grey images, the mirror for coloured ones.
+            where up and down differ, as in photographs; `"auto"`: the mirror for images of three channels, all for
+            others.
         accumulate: Steps whose gradients are added up before the weights change: as if the batch were so many times
             larger, in the memory of one.
         learning_rate: Largest learning rate.
         patience: Stop after so many validations in a row without a better one; 0: never.
+        channels: Samples of a pixel that are channels, whatever the files call alpha; if not given, all but alpha.
         precision: Of the computation: `"float32"`, or `"mixed_bfloat16"`, faster on GPUs; `"auto"`: mixed_bfloat16 on a
             GPU, float32 elsewhere.
         depth: Number of times the model halves the image.
@@ -130,6 +132,7 @@ class PairedConfig:
     steps_per_epoch: int = 100
     patch: int | None = None
     batch_size: int | None = None
+    channels: int | None = None
     symmetries: Literal["auto", "all", "mirror"] = "auto"
     accumulate: int = 1
     learning_rate: float = 2e-3
@@ -144,7 +147,7 @@ class PairedConfig:
 
     def __post_init__(self) -> None:
         check_counts(self, "steps", "steps_per_epoch", "accumulate")
-        for name in ("patch", "batch_size"):
+        for name in ("patch", "batch_size", "channels"):
             if getattr(self, name) is not None:
                 check_counts(self, name)
         if self.steps % self.steps_per_epoch:
