@@ -87,7 +87,9 @@ def read_pixels(path: str | os.PathLike, channels: int) -> np.ndarray:
     return picture.pixels
 
 
-def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: Channels = None) -> Picture:
+def read_image(
+    path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: Channels = None, page: int | None = None
+) -> Picture:
     """Read an image of 8 or 16 bits or floats, upright, with its alpha apart.
 
     Args:
@@ -95,6 +97,7 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: 
         max_pixels: Refuse larger images before they are decoded.
         channels: Where the file has as many samples a pixel, all are channels and none is alpha; `"declared"`: all that
             the file does not call alpha, however many; `None`: grey or RGB, and alpha what is beyond.
+        page: Page of a TIFF, from 0; if `None`, it must have but one.
 
     Raises:
         FileError: The file is missing, broken, too large, animated, or of a kind that is not read; it is named.
@@ -102,7 +105,7 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: 
     path = Path(path)
     with _refusals(path):
         if is_tiff(path):
-            (picture,) = _read_tiff(path, max_pixels, channels, single=True)
+            (picture,) = _read_tiff(path, max_pixels, channels, single=page is None, only=page)
             return picture
         return _read_with_pillow(path, max_pixels, channels)
 
@@ -213,8 +216,11 @@ def _decode(path: Path, file, channels: Channels) -> Picture:
     return _split(np.asarray(upright), tuple(notes), extras, channels)
 
 
-def _read_tiff(path: Path, max_pixels: int, channels: Channels, single: bool) -> Iterator[Picture]:
-    for array, notes, extras, alpha in tiff.read_pages(path, lambda size: _check_size(path, size, max_pixels), single):
+def _read_tiff(
+    path: Path, max_pixels: int, channels: Channels, single: bool, only: int | None = None
+) -> Iterator[Picture]:
+    pages = tiff.read_pages(path, lambda size: _check_size(path, size, max_pixels), single, only)
+    for array, notes, extras, alpha in pages:
         if channels == "declared":
             samples = 1 if array.ndim == 2 else array.shape[2]
             yield _split(array, notes, extras, samples if alpha is None else None, alpha)

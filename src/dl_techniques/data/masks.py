@@ -28,8 +28,12 @@ COLOURS = (
 )  # fmt: skip
 
 
-def read_mask(path: str | os.PathLike) -> np.ndarray:
+def read_mask(path: str | os.PathLike, page: int | None = None) -> np.ndarray:
     """Read a mask as it was painted: grey values, palette indices, or colours as 0xRRGGBB.
+
+    Args:
+        path: The file.
+        page: Page of a TIFF, from 0; if `None`, it must have but one.
 
     Returns:
         `(height, width)`, int32.
@@ -53,7 +57,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
                     return np.asarray(ImageOps.exif_transpose(file)).astype("int32")
     except OSError:
         pass  # `read_image` says it in the words of all files
-    pixels = read_image(path).pixels
+    pixels = read_image(path, page=page).pixels
     if pixels.dtype.kind == "f":
         whole = np.isfinite(pixels).all() and (pixels == np.rint(pixels)).all() and np.abs(pixels).max() < 2**31
         if not whole:
@@ -142,7 +146,7 @@ class Classes:
             output = np.concatenate([1 - output, output], axis=-1)
         return output.argmax(axis=-1).astype("uint8"), output.max(axis=-1)
 
-    def encode(self, mask: np.ndarray, path: Path) -> np.ndarray:
+    def encode(self, mask: np.ndarray, path: str | os.PathLike) -> np.ndarray:
         """Return class indices, uint8, `IGNORED` where a pixel does not count.
 
         Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ def page_size(path: Path) -> tuple[int, int]:
 
 
 def read_pages(
-    path: Path, check_size: Callable[[tuple[int, int]], None], single: bool = False
+    path: Path, check_size: Callable[[tuple[int, int]], None], single: bool = False, only: int | None = None
 ) -> Iterator[tuple[np.ndarray, tuple[str, ...], dict[str, Any], int | None]]:
     """Yield the pages of a TIFF, without reduced copies.
 
@@ -64,12 +65,16 @@ def read_pages(
         path: The file.
         check_size: Called with the width and height of each page before it is decoded.
         single: Refuse a file of several pages.
+        only: The page to yield, from 0; all if `None`.
 
     Raises:
         FileError: The file is broken, of colours that are not read, or holds several pages.
     """
-    with _open(path) as file:
-        pages = _pages(file)
+    numbers = None if only is None else _page_numbers(path, path.stat().st_mtime_ns)
+    if numbers is not None and only not in range(len(numbers)):
+        raise FileError(str(path), f"holds {len(numbers)} pages, no page {only + 1}.", "Was it changed?")
+    with _open(path, checked=numbers is not None) as file:
+        pages = _pages(file) if numbers is None else [file.pages[numbers[only]]]
         if single and len(pages) > 1:
             reason = f"holds {len(pages)} pages, not one image."
             raise FileError(str(path), reason, "Save the pages as files of their own.")
@@ -99,14 +104,15 @@ def write_pages(file: IO[bytes], pages: Sequence[Page]) -> None:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path, checked: bool = False) -> Iterator[Any]:
     import tifffile
 
-    _check_chain(path)
+    if not checked:
+        _check_chain(path)
     try:
         with tifffile.TiffFile(path) as file:
             yield file
-    except (tifffile.TiffFileError, RuntimeError, KeyError) as error:
+    except (tifffile.TiffFileError, RuntimeError, KeyError, struct.error) as error:
         raise FileError(str(path), f"cannot be read: {error}.", "Copy or export it again.") from error
 
 
@@ -142,6 +148,13 @@ def _alpha(page: Any) -> int | None:
     kinds = [kind.name for kind in page.extrasamples]
     first = page.samplesperpixel - len(kinds)
     return next((first + n for n, kind in enumerate(kinds) if kind in ("ASSOCALPHA", "UNASSALPHA")), None)
+
+
+@functools.lru_cache(maxsize=64)
+def _page_numbers(path: Path, changed: int) -> tuple[int, ...]:
+    """Return where in a TIFF its pages lie: to look at all pages for each of them would take long in a large stack."""
+    with _open(path) as file:
+        return tuple(page.index for page in _pages(file))
 
 
 def _extras(page: Any) -> dict[str, Any]:

@@ -7,8 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,8 +121,8 @@ def inspect_pairs(
         more = f"\n  … {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         folder = str(pairs[0].image.parent)
         raise FileError(folder, f"{len(problems)} of {len(pairs)} pairs cannot be used:\n  {shown}{more}", "")
-    _refuse_mixture([(entry.pair.image, entry.channels) for entry in facts])
-    _refuse_mixture([(entry.pair.target, entry.target_channels) for entry in facts])
+    _refuse_mixture([(entry.pair.words(entry.pair.image), entry.channels) for entry in facts])
+    _refuse_mixture([(entry.pair.words(entry.pair.target), entry.target_channels) for entry in facts])
     return Inspection(tuple(facts), tuple(_notes(facts)))
 
 
@@ -152,6 +151,7 @@ def find_and_inspect(
     else:
         validation = find_pairs(config.val_images, val_targets)
     inspection = inspect_pairs([*training, *validation], console, masks, channels_of(config))
+    inspection = replace(inspection, notes=(*_stack_notes(training, validation), *inspection.notes))
     refuse_overlap(inspection.facts[: len(training)], inspection.facts[len(training) :])
     describe_images(inspection, console)
     console.print(f"{len(training)} images to train on, {len(validation)} to validate on")
@@ -165,11 +165,12 @@ def channels_of(config: PairedConfig) -> Channels:
 
 def refuse_overlap(training: Sequence[PairFacts], validation: Sequence[PairFacts]) -> None:
     """Raise `FileError` if an image to validate on is among those to train on."""
-    known = {facts.digest: facts.pair.image for facts in training}
+    known = {facts.digest: facts.pair for facts in training}
     for facts in validation:
         if facts.digest in known:
-            reason = f"is the same image as {known[facts.digest]}, which is trained on."
-            raise FileError(str(facts.pair.image), reason, "Take one of them away.")
+            other = known[facts.digest]
+            reason = f"is the same image as {other.words(other.image)}, which is trained on."
+            raise FileError(facts.pair.words(facts.pair.image), reason, "Take one of them away.")
 
 
 def describe_images(inspection: Inspection, console: Console) -> None:
@@ -211,28 +212,34 @@ def _values_of(index: int, classes: Classes, counts: Mapping[int, int]) -> list[
     return [classes.values[index]]
 
 
-def _refuse_mixture(found: Sequence[tuple[Path, int]]) -> None:
+def _refuse_mixture(found: Sequence[tuple[str, int]]) -> None:
     kinds = Counter(channels for _, channels in found).most_common()
     if len(kinds) > 1:
         path, channels = next(entry for entry in found if entry[1] == kinds[-1][0])
         reason = f"has {channels} channels where most have {kinds[0][0]}."
-        raise FileError(str(path), reason, "Convert the images to one kind.")
+        raise FileError(path, reason, "Convert the images to one kind.")
 
 
 def _inspect(pair: Pair, masks: bool, channels: Channels) -> PairFacts:
     try:
-        picture = read_image(pair.image, channels=channels)
+        picture = read_image(pair.image, channels=channels, page=pair.page)
         pixels, alpha = picture.pixels, () if picture.alpha is None else ("alpha left out",)
-        target = read_mask(pair.target)[..., None] if masks else read_image(pair.target, channels=channels).pixels
+        target = (
+            read_mask(pair.target, pair.page)[..., None]
+            if masks
+            else read_image(pair.target, channels=channels, page=pair.page).pixels
+        )
     except ConvUNextError as error:
         return PairFacts(pair, problem=str(error))
     for path, array in ((pair.image, pixels), (pair.target, target)):
         if not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
-            return PairFacts(pair, problem=f"{path}: holds {count} samples that are NaN or infinite. Repair them.")
+            problem = f"{pair.words(path)}: holds {count} samples that are NaN or infinite. Repair them."
+            return PairFacts(pair, problem=problem)
     if pixels.shape[:2] != target.shape[:2]:
         (h, w), (other_h, other_w) = pixels.shape[:2], target.shape[:2]
-        problem = f"{pair.target}: is {other_w}x{other_h} pixels, its image {pair.image.name} {w}x{h}. Resize one."
+        place, name = pair.words(pair.target), pair.image.name
+        problem = f"{place}: is {other_w}x{other_h} pixels, its image {name} {w}x{h}. Resize one."
         return PairFacts(pair, problem=problem)
     values, counts = np.unique(target if masks else np.zeros(0, "int32"), return_counts=True)
     return PairFacts(
@@ -250,16 +257,31 @@ def _inspect(pair: Pair, masks: bool, channels: Channels) -> PairFacts:
     )
 
 
+def _stack_notes(training: Sequence[Pair], validation: Sequence[Pair]) -> list[str]:
+    stacks = {pair.image for pair in (*training, *validation) if pair.page is not None}
+    shared = stacks & {pair.image for pair in training} & {pair.image for pair in validation}
+    if not stacks:
+        return []
+    if not shared:
+        return [f"{len(stacks)} stacks: all pages of each are on one side, trained on or validated on"]
+    first, last = validation[0].name, validation[-1].name
+    return [
+        f"one stack is all there is: its pages {first} to {last} are validated on, and look like their neighbours; "
+        "name --val-images from elsewhere for figures that hold elsewhere"
+    ]
+
+
 def _notes(facts: Sequence[PairFacts]) -> list[str]:
     converted = Counter(note for entry in facts for note in entry.notes)
     notes = [f"{note}: {count} of {len(facts)} images" for note, count in converted.items()]
-    seen: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     for entry in facts:
+        name = entry.pair.words(entry.pair.image.name)
         if entry.digest in seen:
-            notes.append(f"{entry.pair.image.name} and {seen[entry.digest].name} are the same image")
-        seen.setdefault(entry.digest, entry.pair.image)
-    if flat := [entry.pair.image.name for entry in facts if entry.low == entry.high]:
+            notes.append(f"{name} and {seen[entry.digest]} are the same image")
+        seen.setdefault(entry.digest, name)
+    if flat := [entry.pair.words(entry.pair.image.name) for entry in facts if entry.low == entry.high]:
         notes.append(f"{len(flat)} images are of one value: {', '.join(flat[:SHOWN])}")
-    if empty := [entry.pair.target.name for entry in facts if len(entry.counts) == 1]:
+    if empty := [entry.pair.words(entry.pair.target.name) for entry in facts if len(entry.counts) == 1]:
         notes.append(f"{len(empty)} masks hold one value only: {', '.join(empty[:SHOWN])}")
     return notes

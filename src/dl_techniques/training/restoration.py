@@ -120,8 +120,11 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
         largest = self.inspection.largest_float
 
         def read(pair: Pair) -> RestorationSample:
-            pictures = (read_image(path, channels=channels_of(config)) for path in (pair.image, pair.target))
-            return RestorationSample(pair.name, *(in_unit(picture.pixels, largest) for picture in pictures))
+            def pixels(path: Path) -> np.ndarray:
+                picture = read_image(path, channels=channels_of(config), page=pair.page)
+                return in_unit(picture.pixels, largest)
+
+            return RestorationSample(pair.name, pixels(pair.image), pixels(pair.target))
 
         self.split(count, read)
 

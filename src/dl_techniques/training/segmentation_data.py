@@ -55,8 +55,9 @@ def read_sample(
     Raises:
         FileError: A file is broken, or the mask holds a value that is no class.
     """
-    mask = classes.encode(read_mask(pair.target), pair.target)
-    return SegmentationSample(pair.name, normalize(read_image(pair.image, channels=channels).pixels), mask)
+    mask = classes.encode(read_mask(pair.target, pair.page), pair.words(pair.target))
+    picture = read_image(pair.image, channels=channels, page=pair.page)
+    return SegmentationSample(pair.name, normalize(picture.pixels), mask)
 
 
 def segmentation_batches(
