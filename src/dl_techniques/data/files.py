@@ -245,8 +245,8 @@ def _split(
     if alpha is not None:
         return Picture(np.delete(array, alpha, axis=2), array[..., alpha], notes, extras)
     colours = array.shape[2] - (array.shape[2] % 2 == 0)
-    alpha = array[..., colours] if array.shape[2] > colours else None
-    return Picture(np.ascontiguousarray(array[..., :colours]), alpha, notes, extras)
+    beyond = array[..., colours] if array.shape[2] > colours else None
+    return Picture(np.ascontiguousarray(array[..., :colours]), beyond, notes, extras)
 
 
 def write_image(path: Path, picture: Picture) -> None:

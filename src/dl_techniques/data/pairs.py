@@ -54,7 +54,7 @@ def find_files(source: str) -> list[Path]:
     return find_images([source])
 
 
-def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
+def find_pairs(images: str, targets: str | None = None, labels: bool = False) -> list[Pair]:
     """Match images with their targets.
 
     A target has the stem of its image, or that stem and an ending that all targets share (`a.png` and `a_mask.png`).
@@ -63,6 +63,7 @@ def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
     Args:
         images: Folder or pattern; or a CSV file with columns `image` and `target`, paths relative to it.
         targets: Folder or pattern; `None` with a CSV file.
+        labels: The pages of a target whose image is no stack are labels of that image.
 
     Raises:
         FileError: Something has no counterpart, or two, or another number of pages; the first ten are named.
@@ -71,7 +72,7 @@ def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
     if images.lower().endswith(".csv"):
         if targets is not None:
             raise ArgumentError("targets", "must not be given with a CSV file, which names them", targets)
-        return _paged(_read_csv(Path(images)))
+        return _paged(_read_csv(Path(images)), labels)
     if targets is None:
         raise ArgumentError("targets", "must name the folder of targets, unless `images` is a CSV file", targets)
     by_stem, targets_by_stem = _by_stem(find_files(images)), _by_stem(find_files(targets))
@@ -83,7 +84,7 @@ def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
         raise FileError(targets, reason, "Add the targets, name them like their images, or take the images away.")
     if left:
         raise FileError(images, f"has no image for {_list_of(left)}.", "Add the images or take the targets away.")
-    return _paged([Pair(path, targets_by_stem[stem + ending]) for stem, path in by_stem.items()])
+    return _paged([Pair(path, targets_by_stem[stem + ending]) for stem, path in by_stem.items()], labels)
 
 
 def split_pairs(
@@ -130,16 +131,16 @@ def _split_stack(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[lis
     return [*pairs[:first], *pairs[first + held_out :]], list(pairs[first : first + held_out])
 
 
-def _paged(pairs: Sequence[Pair]) -> list[Pair]:
+def _paged(pairs: Sequence[Pair], labels: bool) -> list[Pair]:
     """Return a pair for each page of those that are stacks."""
     found: list[Pair] = []
     for pair in pairs:
         pages, target_pages = count_images(pair.image), count_images(pair.target)
-        if pages != target_pages:
+        if pages != target_pages and not (labels and pages == 1):
             for path in (pair.image, pair.target):
                 image_size(path)  # a broken file is named as such
             reason = f"holds {_pages_of(target_pages)}, its image {pair.image} {_pages_of(pages)}."
-            remedy = "A stack needs a target of as many pages; channels are samples of one page."
+            remedy = "A stack needs a target of as many pages; pages that are labels need --mask-kind labels."
             raise FileError(str(pair.target), reason, remedy)
         found += [pair] if pages == 1 else [replace(pair, page=number) for number in range(pages)]
     return found

@@ -70,11 +70,9 @@ def read_pages(
     Raises:
         FileError: The file is broken, of colours that are not read, or holds several pages.
     """
-    numbers = None if only is None else _page_numbers(path, path.stat().st_mtime_ns)
-    if numbers is not None and only not in range(len(numbers)):
-        raise FileError(str(path), f"holds {len(numbers)} pages, no page {only + 1}.", "Was it changed?")
-    with _open(path, checked=numbers is not None) as file:
-        pages = _pages(file) if numbers is None else [file.pages[numbers[only]]]
+    number = None if only is None else _place(path, only)
+    with _open(path, checked=number is not None) as file:
+        pages = _pages(file) if number is None else [file.pages[number]]
         if single and len(pages) > 1:
             reason = f"holds {len(pages)} pages, not one image."
             raise FileError(str(path), reason, "Save the pages as files of their own.")
@@ -148,6 +146,14 @@ def _alpha(page: Any) -> int | None:
     kinds = [kind.name for kind in page.extrasamples]
     first = page.samplesperpixel - len(kinds)
     return next((first + n for n, kind in enumerate(kinds) if kind in ("ASSOCALPHA", "UNASSALPHA")), None)
+
+
+def _place(path: Path, page: int) -> int:
+    """Return where in a TIFF a page lies, reduced copies counted."""
+    numbers = _page_numbers(path, path.stat().st_mtime_ns)
+    if page not in range(len(numbers)):
+        raise FileError(str(path), f"holds {len(numbers)} pages, no page {page + 1}.", "Was it changed?")
+    return numbers[page]
 
 
 @functools.lru_cache(maxsize=64)

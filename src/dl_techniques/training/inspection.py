@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from dl_techniques.data.files import Channels, read_image
-from dl_techniques.data.masks import Classes, read_mask
+from dl_techniques.data.masks import IGNORED, Classes, read_labels, read_mask
 from dl_techniques.data.pairs import SHOWN, Pair, find_pairs, split_pairs
 from dl_techniques.errors import ConvUNextError, FileError
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dl_techniques.training.settings import PairedConfig
+
+
+Target = Literal["masks", "labels", "images"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,9 @@ class PairFacts:
         dtype: Type of the image's samples.
         low: Smallest sample.
         high: Largest sample.
-        counts: Pixels of each mask value; empty for images.
-        target_channels: Channels of the target; 1 for masks.
+        counts: Pixels of each mask value; of labels, those with each, and under `IGNORED` those that do not count;
+            empty for images.
+        target_channels: Channels of the target; 1 for masks, the number of labels for those.
         largest_float: Largest magnitude of floating-point samples, of image or target; 0 where both are integers.
         digest: Of the image's samples.
         notes: What was converted on the way, in words.
@@ -95,15 +99,20 @@ class Inspection:
 
 
 def inspect_pairs(
-    pairs: Sequence[Pair], console: Console, masks: bool = True, channels: Channels = "declared"
+    pairs: Sequence[Pair],
+    console: Console,
+    target: Target,
+    channels: Channels = "declared",
+    ignored: tuple[int, ...] = (),
 ) -> Inspection:
     """Read every image and its target once, in parallel.
 
     Args:
         pairs: The files.
         console: Where to show progress.
-        masks: Whether targets are masks or images.
+        target: What targets are.
         channels: Which samples of a pixel are channels; see `read_image`.
+        ignored: Values of labels that do not count; see `read_labels`.
 
     Raises:
         FileError: Files cannot be used; the first ten are named with the reason, before anything is trained.
@@ -111,7 +120,7 @@ def inspect_pairs(
     from rich.progress import track
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda pair: _inspect(pair, masks, channels), pairs)
+        found = pool.map(lambda pair: _inspect(pair, target, channels, ignored), pairs)
         facts = list(
             track(found, "reading", len(pairs), console=console, disable=not console.is_terminal, transient=True)
         )
@@ -123,11 +132,16 @@ def inspect_pairs(
         raise FileError(folder, f"{len(problems)} of {len(pairs)} pairs cannot be used:\n  {shown}{more}", "")
     _refuse_mixture([(entry.pair.words(entry.pair.image), entry.channels) for entry in facts])
     _refuse_mixture([(entry.pair.words(entry.pair.target), entry.target_channels) for entry in facts])
-    return Inspection(tuple(facts), tuple(_notes(facts)))
+    return Inspection(tuple(facts), tuple(_notes(facts, target)))
 
 
 def find_and_inspect(
-    config: PairedConfig, targets: str | None, val_targets: str | None, console: Console, masks: bool
+    config: PairedConfig,
+    targets: str | None,
+    val_targets: str | None,
+    console: Console,
+    target: Target,
+    ignored: tuple[int, ...] = (),
 ) -> tuple[int, Inspection]:
     """Find and split the images and targets of a run, look at all of them, and tell what was found.
 
@@ -136,7 +150,8 @@ def find_and_inspect(
         targets: Folder or pattern of the targets.
         val_targets: The same of those to validate on.
         console: Where to tell.
-        masks: Whether targets are masks or images.
+        target: What targets are.
+        ignored: Values of labels that do not count.
 
     Returns:
         How many of the pairs, the first ones, are to be trained on; and all of them, inspected.
@@ -145,12 +160,12 @@ def find_and_inspect(
         FileError: Files are missing, broken or do not fit; the first ten are named.
         ArgumentError: A setting does not fit the data.
     """
-    training = find_pairs(config.images, targets)
+    training = find_pairs(config.images, targets, target == "labels")
     if config.val_images is None:
         training, validation = split_pairs(training, config.val_fraction, config.seed, config.group_regex)
     else:
-        validation = find_pairs(config.val_images, val_targets)
-    inspection = inspect_pairs([*training, *validation], console, masks, channels_of(config))
+        validation = find_pairs(config.val_images, val_targets, target == "labels")
+    inspection = inspect_pairs([*training, *validation], console, target, channels_of(config), ignored)
     inspection = replace(inspection, notes=(*_stack_notes(training, validation), *inspection.notes))
     refuse_overlap(inspection.facts[: len(training)], inspection.facts[len(training) :])
     describe_images(inspection, console)
@@ -192,8 +207,9 @@ def describe_classes(inspection: Inspection, classes: Classes, console: Console)
     from rich.table import Table
 
     counts = inspection.counts
-    table = Table("class", "mask value", "share of pixels", "images with it")
-    total = sum(counts.values())
+    heading = ("label", "channel") if classes.labels else ("class", "mask value")
+    table = Table(*heading, "share of pixels", "images with it")
+    total = sum(facts.size[0] * facts.size[1] for facts in inspection.facts)
     for index, name in enumerate(classes.names):
         inside = _values_of(index, classes, counts)
         share = sum(counts[value] for value in inside) / total
@@ -201,7 +217,8 @@ def describe_classes(inspection: Inspection, classes: Classes, console: Console)
         shown = f"all but {classes.values[0]}" if classes.foreground and index else str(classes.values[index])
         table.add_row(name, shown, f"{share:.2%}", str(present))
     if classes.ignored:
-        share = sum(counts[value] for value in classes.ignored) / total
+        left_out = (IGNORED,) if classes.labels else classes.ignored
+        share = sum(counts[value] for value in left_out) / total
         table.add_row("ignored", ", ".join(map(str, classes.ignored)), f"{share:.2%}", "")
     console.print(table)
 
@@ -220,15 +237,16 @@ def _refuse_mixture(found: Sequence[tuple[str, int]]) -> None:
         raise FileError(path, reason, "Convert the images to one kind.")
 
 
-def _inspect(pair: Pair, masks: bool, channels: Channels) -> PairFacts:
+def _inspect(pair: Pair, kind: Target, channels: Channels, ignored: tuple[int, ...]) -> PairFacts:
     try:
         picture = read_image(pair.image, channels=channels, page=pair.page)
         pixels, alpha = picture.pixels, () if picture.alpha is None else ("alpha left out",)
-        target = (
-            read_mask(pair.target, pair.page)[..., None]
-            if masks
-            else read_image(pair.target, channels=channels, page=pair.page).pixels
-        )
+        if kind == "masks":
+            target = read_mask(pair.target, pair.page)[..., None]
+        elif kind == "labels":
+            target = read_labels(pair.target, ignored, pair.page)
+        else:
+            target = read_image(pair.target, channels=channels, page=pair.page).pixels
     except ConvUNextError as error:
         return PairFacts(pair, problem=str(error))
     for path, array in ((pair.image, pixels), (pair.target, target)):
@@ -241,7 +259,6 @@ def _inspect(pair: Pair, masks: bool, channels: Channels) -> PairFacts:
         place, name = pair.words(pair.target), pair.image.name
         problem = f"{place}: is {other_w}x{other_h} pixels, its image {name} {w}x{h}. Resize one."
         return PairFacts(pair, problem=problem)
-    values, counts = np.unique(target if masks else np.zeros(0, "int32"), return_counts=True)
     return PairFacts(
         pair,
         size=(pixels.shape[0], pixels.shape[1]),
@@ -249,12 +266,21 @@ def _inspect(pair: Pair, masks: bool, channels: Channels) -> PairFacts:
         dtype=str(pixels.dtype),
         low=float(pixels.min()),
         high=float(pixels.max()),
-        counts=dict(zip(values.tolist(), counts.tolist(), strict=True)),
+        counts=_count(target, kind),
         target_channels=target.shape[2],
         largest_float=max(float(np.abs(x).max()) if x.dtype.kind == "f" else 0.0 for x in (pixels, target)),
         digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
         notes=(*picture.notes, *alpha),
     )
+
+
+def _count(target: np.ndarray, kind: Target) -> dict[int, int]:
+    if kind == "labels":
+        found = {label: int((target[..., label] == 1).sum()) for label in range(target.shape[2])}
+        found[IGNORED] = int((target[..., 0] == IGNORED).sum())
+        return {value: count for value, count in found.items() if count}
+    values, counts = np.unique(target if kind == "masks" else np.zeros(0, "int32"), return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _stack_notes(training: Sequence[Pair], validation: Sequence[Pair]) -> list[str]:
@@ -271,7 +297,7 @@ def _stack_notes(training: Sequence[Pair], validation: Sequence[Pair]) -> list[s
     ]
 
 
-def _notes(facts: Sequence[PairFacts]) -> list[str]:
+def _notes(facts: Sequence[PairFacts], target: Target) -> list[str]:
     converted = Counter(note for entry in facts for note in entry.notes)
     notes = [f"{note}: {count} of {len(facts)} images" for note, count in converted.items()]
     seen: dict[str, str] = {}
@@ -282,6 +308,8 @@ def _notes(facts: Sequence[PairFacts]) -> list[str]:
         seen.setdefault(entry.digest, name)
     if flat := [entry.pair.words(entry.pair.image.name) for entry in facts if entry.low == entry.high]:
         notes.append(f"{len(flat)} images are of one value: {', '.join(flat[:SHOWN])}")
-    if empty := [entry.pair.words(entry.pair.target.name) for entry in facts if len(entry.counts) == 1]:
-        notes.append(f"{len(empty)} masks hold one value only: {', '.join(empty[:SHOWN])}")
+    dull = {"masks": lambda counts: len(counts) == 1, "labels": lambda counts: not set(counts) - {IGNORED}}.get(target)
+    if dull and (empty := [entry.pair.words(entry.pair.target.name) for entry in facts if dull(entry.counts)]):
+        held = "one value only" if target == "masks" else "no label"
+        notes.append(f"{len(empty)} masks hold {held}: {', '.join(empty[:SHOWN])}")
     return notes

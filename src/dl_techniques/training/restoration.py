@@ -115,7 +115,7 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
     score = "psnr"
 
     def __init__(self, config: RestorationConfig, console: Console) -> None:
-        count, self.inspection = find_and_inspect(config, config.targets, config.val_targets, console, masks=False)
+        count, self.inspection = find_and_inspect(config, config.targets, config.val_targets, console, "images")
         self.config = settle(config, self.inspection)
         largest = self.inspection.largest_float
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dl_techniques.data.augment import Augmentation
 from dl_techniques.data.files import Channels, read_image
-from dl_techniques.data.masks import IGNORED, Classes, read_mask
+from dl_techniques.data.masks import IGNORED, Classes
 from dl_techniques.data.normalization import standardize
 from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pipeline import random_crop, seeded_batches
@@ -25,7 +25,8 @@ class SegmentationSample:
     Attributes:
         name: Stem of the image's file.
         image: `(height, width, channels)`, float32, as the model wants it.
-        classes: `(height, width)`, uint8, class indices, `IGNORED` where a pixel does not count.
+        classes: `(height, width)`, uint8, class indices, `IGNORED` where a pixel does not count; or labels, `(height,
+            width, labels)`, see `read_labels`.
     """
 
     name: str
@@ -55,7 +56,7 @@ def read_sample(
     Raises:
         FileError: A file is broken, or the mask holds a value that is no class.
     """
-    mask = classes.encode(read_mask(pair.target, pair.page), pair.words(pair.target))
+    mask = classes.read(pair.target, pair.page)
     picture = read_image(pair.image, channels=channels, page=pair.page)
     return SegmentationSample(pair.name, normalize(picture.pixels), mask)
 
@@ -83,14 +84,14 @@ def segmentation_batches(
     patch, batch_size = typing.cast("tuple[int, int]", (config.patch, config.batch_size))
 
     def make_target(labels: np.ndarray) -> np.ndarray:
-        if classes.outputs == 1:
+        if classes.outputs == 1 or classes.labels:
             return channel_target(labels, ignore=IGNORED)
         return class_target(labels, classes.count, ignore=IGNORED)
 
     def crop(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         sample = samples[int(rng.integers(len(samples)))]
         image, mask = random_crop(sample.image, sample.classes, patch, rng)
-        image, labels = augmentation(image, mask[..., None], rng)
+        image, labels = augmentation(image, mask if classes.labels else mask[..., None], rng)
         return image, make_target(labels)
 
     for images, targets in seeded_batches(crop, config.steps, batch_size, config.seed, done, threads=2):

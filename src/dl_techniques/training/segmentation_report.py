@@ -75,7 +75,7 @@ def write_evaluation(
         numbers={
             "mean Dice": f"{confusion.mean_dice:.3f}",
             "mean IoU": f"{confusion.mean_iou:.3f}",
-            "pixels right": f"{confusion.accuracy:.1%}",
+            "labels right" if classes.labels else "pixels right": f"{confusion.accuracy:.1%}",
         },
         tables=_tables(result, classes),
         curves=curves or {},
@@ -87,20 +87,15 @@ def write_evaluation(
 
 
 def _tables(result: Evaluation, classes: Classes) -> list[Table]:
-    counts, bins = result.confusion.counts, result.calibration.table
+    bins = result.calibration.table
     pixels = max(sum(bin.count for bin in bins), 1)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return [
         Table(
-            "Classes",
-            ("class", "Dice", "IoU"),
+            "Labels" if classes.labels else "Classes",
+            ("label" if classes.labels else "class", "Dice", "IoU"),
             [(row["class"], f"{row['dice']:.3f}", f"{row['iou']:.3f}") for row in table(result, classes)],
         ),
-        Table(
-            "Of the pixels of each class (row), how many were taken for which",
-            ("", *classes.names),
-            [(name, *(f"{share:.1%}" for share in row)) for name, row in zip(classes.names, shares, strict=True)],
-        ),
+        _label_table(result, classes) if classes.labels else _confusion_table(result, classes),
         Table(
             f"Calibration: expected error {result.calibration.error:.2%}",
             ("probability", "share of pixels", "share right"),
@@ -111,6 +106,27 @@ def _tables(result: Evaluation, classes: Classes) -> list[Table]:
             ],
         ),
     ]
+
+
+def _confusion_table(result: Evaluation, classes: Classes) -> Table:
+    counts = result.confusion.counts
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return Table(
+        "Of the pixels of each class (row), how many were taken for which",
+        ("", *classes.names),
+        [(name, *(f"{share:.1%}" for share in row)) for name, row in zip(classes.names, shares, strict=True)],
+    )
+
+
+def _label_table(result: Evaluation, classes: Classes) -> Table:
+    counts = result.confusion.counts  # (label, is there, was predicted)
+    found = counts[:, 1, 1] / np.maximum(counts[:, 1].sum(axis=1), 1)
+    right = counts[:, 1, 1] / np.maximum(counts[:, :, 1].sum(axis=1), 1)
+    return Table(
+        "Of the pixels with each label, how many were found, and of those found, how many have it",
+        ("", "found", "right"),
+        [(name, f"{f:.1%}", f"{r:.1%}") for name, f, r in zip(classes.names, found, right, strict=True)],
+    )
 
 
 def evaluate_files(
@@ -144,7 +160,9 @@ def evaluate_files(
         raise FileError(source, "returns classes, no probabilities.", "Export it without --activation argmax.")
     if output.exists():
         raise FileError(str(output), "exists already.", "Name a new folder.")
-    inspection = inspect_pairs(find_pairs(images, masks), console, channels=card.get("channels"))
+    pairs = find_pairs(images, masks, classes.labels)
+    kind = "labels" if classes.labels else "masks"
+    inspection = inspect_pairs(pairs, console, kind, card.get("channels"), classes.ignored)
     if inspection.channels != card.get("channels"):
         reason = f"have {inspection.channels} channels; {source} takes {card.get('channels')}."
         raise FileError(images, reason, "Convert the images, or name another model.")

@@ -168,18 +168,19 @@ class SegmentationConfig(PairedConfig):
 
     Attributes:
         masks: Folder or pattern of masks, each named like its image, all with the same ending or none: grey values,
-            palette indices or colours, PNG or TIFF. Not with a CSV file.
+            palette indices or colours, PNG or TIFF, stacks for stacks. Not with a CSV file.
         val_masks: Masks of `val_images`.
         mask_kind: `"classes"`: each mask value is a class; `"foreground"`: all but one value are one class, as in
-            binary masks and instances; `"auto"`: foreground for two values and for more than 24 without names.
-        classes: Names of the classes, in the order of their mask values.
-        ignore: Mask values of pixels that neither train nor count.
+            binary masks and instances; `"labels"`: each channel or page of a mask is a label, where it is not 0, and
+            labels may overlap; `"auto"`: foreground for two values and for more than 24 without names.
+        classes: Names of the classes, in the order of their mask values, or of the labels, in that of their channels.
+        ignore: Mask values of pixels that neither train nor count; with labels, of those where all channels hold one.
         convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
     """
 
     masks: str | None = None
     val_masks: str | None = None
-    mask_kind: Literal["auto", "classes", "foreground"] = "auto"
+    mask_kind: Literal["auto", "classes", "foreground", "labels"] = "auto"
     classes: tuple[str, ...] = ()
     ignore: tuple[int, ...] = ()
     convnext_version: Literal["v1", "v2"] = "v2"
