@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -113,6 +114,7 @@ class Validation(keras.callbacks.Callback):
         best: Figure of the one that is there.
         activation: What the inference model ends in.
         look: Called with the averaged model as a function and the epoch.
+        make: Makes of the model the function that both get, once; it has the weights that the model has when called.
     """
 
     def __init__(
@@ -123,14 +125,16 @@ class Validation(keras.callbacks.Callback):
         best: float = -np.inf,
         activation: str = "linear",
         look: Callable[[Function, int], object] = lambda function, epoch: None,
+        make: Callable[[Any], Function] = keras_function,
     ) -> None:
         super().__init__()
         self.measure, self.watched, self.path, self.best = measure, watched, path, best
-        self.activation, self.look = activation, look
+        self.activation, self.look, self.make = activation, look, make
+        self._function: Function | None = None
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         with averaged_weights(self.model):
-            function = keras_function(self.model)
+            function = self._function = self._function or self.make(self.model)
             figures = self.measure(function)
             self.look(function, epoch)
             (logs if logs is not None else {}).update({f"val_{name}": value for name, value in figures.items()})

@@ -97,6 +97,11 @@ class Inspection:
         """The shortest side of any image, in pixels."""
         return min(min(facts.size) for facts in self.facts)
 
+    @property
+    def largest(self) -> int:
+        """The longest side of any image, in pixels."""
+        return max(max(facts.size) for facts in self.facts)
+
 
 def inspect_pairs(
     pairs: Sequence[Pair],

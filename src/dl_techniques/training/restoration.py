@@ -200,10 +200,8 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
         ]
 
     def finish(self, console: Console) -> RestorationResult:
-        from dl_techniques.models.convunext.function import keras_function
-
         model = load_best(self.config)
-        function = keras_function(model)
+        function = self.whole(model)
         after = scores(function, self.validation)
         figures = {"images": len(self.validation), **_means(after, "")}
         if self.residual:

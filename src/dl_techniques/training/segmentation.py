@@ -153,10 +153,8 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         return error_row("preview", sample, predicted, 0.0)
 
     def finish(self, console: Console) -> SegmentationResult:
-        from dl_techniques.models.convunext.function import keras_function
-
         model = load_best(self.config)
-        function = keras_function(model)
+        function = self.whole(model)
         result = evaluate(function, self.validation, self.classes)
         card = {
             "task": self.name,

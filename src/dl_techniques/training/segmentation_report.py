@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dl_techniques.data.collection import Samples
 from dl_techniques.data.files import write_file
 from dl_techniques.data.masks import Classes
 from dl_techniques.data.normalization import standardize
 from dl_techniques.data.pairs import find_pairs
 from dl_techniques.errors import FileError
+from dl_techniques.inference.bounded import bounded_function
+from dl_techniques.inference.engines import Engine
+from dl_techniques.inference.memory import parse_memory
 from dl_techniques.training.evaluation import (
     Evaluation,
     colour_key,
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from dl_techniques.models.convunext.function import Function
 
 REPORT = "report.html"
+KEPT = 4 * 10**9  # bytes of samples that stay in memory; the others are read again for the pictures
 
 
 def write_evaluation(
@@ -130,31 +135,33 @@ def _label_table(result: Evaluation, classes: Classes) -> Table:
 
 
 def evaluate_files(
-    function: Function,
+    engine: Engine,
     card: Mapping[str, Any],
-    source: str,
     images: str,
     masks: str | None,
     output: Path,
     console: Console,
+    max_memory: str = "2GB",
 ) -> Path:
     """Measure a segmenter on labelled images and write the page, JSON and CSV to a new folder.
 
     Args:
-        function: The model; it returns probabilities.
+        engine: The model; it returns probabilities.
         card: Its card.
-        source: What the model is called.
         images: Folder, pattern or CSV file.
         masks: Folder or pattern; `None` with a CSV file.
         output: Folder; it must not exist.
         console: Where to tell what was measured.
+        max_memory: What the network may take at once; larger images are computed in tiles.
 
     Returns:
         The page.
 
     Raises:
         FileError: The card tells no classes, files are missing or broken, or the folder exists or cannot be written.
+        ArgumentError: The memory is too small for a tile.
     """
+    source = engine.source
     classes = Classes.from_card(card, source)
     if card.get("export", {}).get("activation") == "argmax":
         raise FileError(source, "returns classes, no probabilities.", "Export it without --activation argmax.")
@@ -169,7 +176,8 @@ def evaluate_files(
     describe_images(inspection, console)
     describe_classes(inspection, classes, console)
     normalize = standardize if card.get("normalization") == "standardize" else _as_floats
-    samples = [read_sample(facts.pair, classes, card.get("channels"), normalize) for facts in inspection.facts]
+    function = bounded_function(engine, parse_memory(max_memory), inspection.largest)
+    samples = Samples(pairs, lambda pair: read_sample(pair, classes, card.get("channels"), normalize), KEPT)
     result = evaluate(function, samples, classes)
     describe_evaluation(result, classes, console)
     try:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from dl_techniques.errors import ArgumentError, check_counts
+from dl_techniques.inference.memory import parse_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,7 @@ class PairedConfig:
         initial_filters: Channels of the model's finest level.
         blocks_per_level: ConvNeXt blocks in each level.
         cache_gb: Decoded images to keep in memory, in GB; what does not fit is read again each time.
+        max_memory: What the network may take at once in a validation; larger images are computed in tiles.
         preview_every: Validations between two pictures of what the model does; 0: none.
         seed: Seed of weights, split, crops and augmentation.
     """
@@ -142,6 +144,7 @@ class PairedConfig:
     initial_filters: int = 16
     blocks_per_level: int = 1
     cache_gb: float = 4.0
+    max_memory: str = "2GB"
     preview_every: int = 5
     seed: int = 0
 
@@ -157,6 +160,7 @@ class PairedConfig:
             raise ArgumentError("steps", f"must be a multiple of accumulate={self.accumulate}", self.steps)
         if not 0 < self.val_fraction < 1:
             raise ArgumentError("val_fraction", "must be above 0 and below 1", self.val_fraction)
+        parse_memory(self.max_memory)
         for name in ("patience", "preview_every", "cache_gb"):
             if getattr(self, name) < 0:
                 raise ArgumentError(name, "must be at least 0", getattr(self, name))
