@@ -1,6 +1,9 @@
 """Stacks: the pages of a TIFF and those of its masks as samples of their own, never torn apart without a word."""
 
+import contextlib
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,3 +138,28 @@ def test_stacks_are_restored_page_by_page_and_validated_on_another(tmp_path):
     sample = task.training[1]
     assert np.array_equal(sample.target, np.float32(sample.image > 127.5 / 255))
     assert "2 stacks" in task.inspection.notes[0]
+
+
+def test_what_the_inspection_read_is_not_read_again_as_far_as_there_is_room(tmp_path):
+    images = stack(tmp_path / "a.tif", 4)
+    config = SegmentationConfig(**sources(tmp_path), output=tmp_path / "run", **SMALL)
+    read_again = SegmentationTask(replace(config, cache_gb=0.0), QUIET)
+    expected = [*read_again.training, *read_again.validation]
+    one = images[0].nbytes + 4 * images[0].size  # the image, and the mask as it is read
+    partly = SegmentationTask(replace(config, cache_gb=2.5 * one / 1e9), QUIET)
+    task = SegmentationTask(config, QUIET)
+    for folder in sources(tmp_path).values():
+        for path in Path(folder).iterdir():
+            path.unlink()
+    for sample, again in zip([*task.training, *task.validation], expected, strict=True):
+        assert np.array_equal(sample.image, again.image) and np.array_equal(sample.classes, again.classes)
+    assert [sample.name for sample in task.training] == task.training.names  # kept, now as samples
+    assert task.inspection.decoded.room.free == round(4e9) - sum(sample.nbytes for sample in expected)
+    held = 0
+    for samples in (partly.training, partly.validation):
+        for number in range(len(samples)):
+            with contextlib.suppress(FileError):
+                held += samples[number] is not None
+    assert held == 2
+    with pytest.raises(FileError, match="a.tif: does not exist"):
+        read_again.training[0]

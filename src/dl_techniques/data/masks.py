@@ -204,33 +204,22 @@ class Classes:
             output = np.concatenate([1 - output, output], axis=-1)
         return output.argmax(axis=-1).astype("uint8"), output.max(axis=-1)
 
-    def read(self, path: Path, page: int | None = None) -> np.ndarray:
-        """Read a mask as class indices, `(height, width)`, or as labels, `(height, width, labels)`; see `read_labels`.
-
-        Args:
-            path: The file.
-            page: Page of a stack, from 0.
-
-        Raises:
-            FileError: The file is broken, or holds a value that is no class, or other labels.
-        """
-        if not self.labels:
-            return self.encode(read_mask(path, page), path if page is None else f"{path}, page {page + 1}")
-        labels = read_labels(path, self.ignored, page)
-        if labels.shape[2] != self.count:
-            raise FileError(str(path), f"holds {labels.shape[2]} labels, not {self.count}.", "Add a channel for each.")
-        return labels
-
     def encode(self, mask: np.ndarray, path: str | os.PathLike) -> np.ndarray:
-        """Return class indices, uint8, `IGNORED` where a pixel does not count.
+        """Return class indices, uint8, `IGNORED` where a pixel does not count; labels as they are.
 
         Args:
-            mask: From `read_mask`.
+            mask: From `read_mask`, or from `read_labels`.
             path: Its file, for the message.
 
         Raises:
-            FileError: The mask holds a value that is no class.
+            FileError: The mask holds a value that is no class, or other labels.
         """
+        if self.labels:
+            if mask.shape[2] != self.count:
+                raise FileError(
+                    str(path), f"holds {mask.shape[2]} labels, not {self.count}.", "Add a channel for each."
+                )
+            return mask
         found = np.unique(mask)
         if self.foreground:
             indices = (mask != self.values[0]).astype("uint8")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dl_techniques.data.files import Channels, read_image
+from dl_techniques.data.collection import Decoded, Room
+from dl_techniques.data.files import Channels, Picture, read_image
 from dl_techniques.data.masks import IGNORED, Classes, read_labels, read_mask
 from dl_techniques.data.pairs import SHOWN, Pair, find_pairs, split_pairs
 from dl_techniques.errors import ConvUNextError, FileError
@@ -67,10 +68,12 @@ class Inspection:
     Attributes:
         facts: Of each pair that can be used.
         notes: What a user should know, in words.
+        decoded: What was read, as far as it was kept.
     """
 
     facts: tuple[PairFacts, ...]
     notes: tuple[str, ...]
+    decoded: Decoded = field(default_factory=lambda: Decoded(Room(0)), compare=False, repr=False)
 
     @property
     def channels(self) -> int:
@@ -109,6 +112,7 @@ def inspect_pairs(
     target: Target,
     channels: Channels = "declared",
     ignored: tuple[int, ...] = (),
+    room: Room | None = None,
 ) -> Inspection:
     """Read every image and its target once, in parallel.
 
@@ -118,14 +122,16 @@ def inspect_pairs(
         target: What targets are.
         channels: Which samples of a pixel are channels; see `read_image`.
         ignored: Values of labels that do not count; see `read_labels`.
+        room: Where what was read stays until it is needed again; nothing stays if not given.
 
     Raises:
         FileError: Files cannot be used; the first ten are named with the reason, before anything is trained.
     """
     from rich.progress import track
 
+    decoded = Decoded(room or Room(0))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda pair: _inspect(pair, target, channels, ignored), pairs)
+        found = pool.map(lambda pair: _inspect(pair, target, channels, ignored, decoded), pairs)
         facts = list(
             track(found, "reading", len(pairs), console=console, disable=not console.is_terminal, transient=True)
         )
@@ -137,7 +143,7 @@ def inspect_pairs(
         raise FileError(folder, f"{len(problems)} of {len(pairs)} pairs cannot be used:\n  {shown}{more}", "")
     _refuse_mixture([(entry.pair.words(entry.pair.image), entry.channels) for entry in facts])
     _refuse_mixture([(entry.pair.words(entry.pair.target), entry.target_channels) for entry in facts])
-    return Inspection(tuple(facts), tuple(_notes(facts, target)))
+    return Inspection(tuple(facts), tuple(_notes(facts, target)), decoded)
 
 
 def find_and_inspect(
@@ -170,7 +176,8 @@ def find_and_inspect(
         training, validation = split_pairs(training, config.val_fraction, config.seed, config.group_regex)
     else:
         validation = find_pairs(config.val_images, val_targets, target == "labels")
-    inspection = inspect_pairs([*training, *validation], console, target, channels_of(config), ignored)
+    room = Room(round(config.cache_gb * 1e9))
+    inspection = inspect_pairs([*training, *validation], console, target, channels_of(config), ignored, room)
     inspection = replace(inspection, notes=(*_stack_notes(training, validation), *inspection.notes))
     refuse_overlap(inspection.facts[: len(training)], inspection.facts[len(training) :])
     describe_images(inspection, console)
@@ -242,16 +249,32 @@ def _refuse_mixture(found: Sequence[tuple[str, int]]) -> None:
         raise FileError(path, reason, "Convert the images to one kind.")
 
 
-def _inspect(pair: Pair, kind: Target, channels: Channels, ignored: tuple[int, ...]) -> PairFacts:
+def read_pair(
+    pair: Pair, kind: Target, channels: Channels, ignored: tuple[int, ...] = ()
+) -> tuple[Picture, np.ndarray]:
+    """Read an image and its target, `(height, width, channels)`.
+
+    Args:
+        pair: The files.
+        kind: What the target is.
+        channels: Which samples of a pixel are channels; see `read_image`.
+        ignored: Values of labels that do not count; see `read_labels`.
+
+    Raises:
+        FileError: A file is broken.
+    """
+    picture = read_image(pair.image, channels=channels, page=pair.page)
+    if kind == "masks":
+        return picture, read_mask(pair.target, pair.page)[..., None]
+    if kind == "labels":
+        return picture, read_labels(pair.target, ignored, pair.page)
+    return picture, read_image(pair.target, channels=channels, page=pair.page).pixels
+
+
+def _inspect(pair: Pair, kind: Target, channels: Channels, ignored: tuple[int, ...], decoded: Decoded) -> PairFacts:
     try:
-        picture = read_image(pair.image, channels=channels, page=pair.page)
+        picture, target = read_pair(pair, kind, channels, ignored)
         pixels, alpha = picture.pixels, () if picture.alpha is None else ("alpha left out",)
-        if kind == "masks":
-            target = read_mask(pair.target, pair.page)[..., None]
-        elif kind == "labels":
-            target = read_labels(pair.target, ignored, pair.page)
-        else:
-            target = read_image(pair.target, channels=channels, page=pair.page).pixels
     except ConvUNextError as error:
         return PairFacts(pair, problem=str(error))
     for path, array in ((pair.image, pixels), (pair.target, target)):
@@ -264,6 +287,7 @@ def _inspect(pair: Pair, kind: Target, channels: Channels, ignored: tuple[int, .
         place, name = pair.words(pair.target), pair.image.name
         problem = f"{place}: is {other_w}x{other_h} pixels, its image {name} {w}x{h}. Resize one."
         return PairFacts(pair, problem=problem)
+    decoded.keep(pair, pixels, target)
     return PairFacts(
         pair,
         size=(pixels.shape[0], pixels.shape[1]),

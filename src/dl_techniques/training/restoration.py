@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dl_techniques.data.augment import SYMMETRIES
-from dl_techniques.data.files import read_image, write_file
+from dl_techniques.data.files import write_file
 from dl_techniques.data.normalization import in_unit
 from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pictures import to_display
@@ -20,7 +20,7 @@ from dl_techniques.data.pipeline import random_crop, seeded_batches
 from dl_techniques.metrics import psnr, ssim
 from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import extremes
-from dl_techniques.training.inspection import channels_of, find_and_inspect
+from dl_techniques.training.inspection import channels_of, find_and_inspect, read_pair
 from dl_techniques.training.report import Report
 from dl_techniques.training.settings import RestorationConfig
 from dl_techniques.training.supervised import (
@@ -120,11 +120,11 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
         largest = self.inspection.largest_float
 
         def read(pair: Pair) -> RestorationSample:
-            def pixels(path: Path) -> np.ndarray:
-                picture = read_image(path, channels=channels_of(config), page=pair.page)
-                return in_unit(picture.pixels, largest)
-
-            return RestorationSample(pair.name, pixels(pair.image), pixels(pair.target))
+            kept = self.inspection.decoded.hand_out(pair)
+            if kept is None:
+                picture, target = read_pair(pair, "images", channels_of(config))
+                kept = picture.pixels, target
+            return RestorationSample(pair.name, *(in_unit(pixels, largest) for pixels in kept))
 
         self.split(count, read)
 

@@ -97,7 +97,8 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         self.config = replace(settle(config, self.inspection), mask_kind=kind, classes=classes.names)
         self.classes = classes
         self.activation = classes.activation
-        self.split(count, lambda pair: read_sample(pair, classes, channels_of(config)))
+        decoded = self.inspection.decoded
+        self.split(count, lambda pair: read_sample(pair, classes, channels_of(config), decoded=decoded))
 
     def choices(self) -> dict[str, str]:
         return {

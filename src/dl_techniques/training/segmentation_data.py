@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dl_techniques.data.augment import Augmentation
-from dl_techniques.data.files import Channels, read_image
+from dl_techniques.data.collection import Decoded
+from dl_techniques.data.files import Channels
 from dl_techniques.data.masks import IGNORED, Classes
 from dl_techniques.data.normalization import standardize
 from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pipeline import random_crop, seeded_batches
+from dl_techniques.training.inspection import read_pair
 from dl_techniques.training.settings import SegmentationConfig
 from dl_techniques.training.supervision import channel_target, class_target, target_pyramid
 
@@ -44,6 +46,7 @@ def read_sample(
     classes: Classes,
     channels: Channels = "declared",
     normalize: Callable[[np.ndarray], np.ndarray] = standardize,
+    decoded: Decoded | None = None,
 ) -> SegmentationSample:
     """Read an image and its mask.
 
@@ -52,13 +55,18 @@ def read_sample(
         classes: What the masks mean.
         channels: Which samples of a pixel are channels; see `read_image`.
         normalize: What the model wants done with the pixels; returns float32.
+        decoded: Where they may be already.
 
     Raises:
         FileError: A file is broken, or the mask holds a value that is no class.
     """
-    mask = classes.read(pair.target, pair.page)
-    picture = read_image(pair.image, channels=channels, page=pair.page)
-    return SegmentationSample(pair.name, normalize(picture.pixels), mask)
+    kept = None if decoded is None else decoded.hand_out(pair)
+    if kept is None:
+        picture, target = read_pair(pair, "labels" if classes.labels else "masks", channels, classes.ignored)
+        kept = picture.pixels, target
+    pixels, target = kept
+    mask = classes.encode(target if classes.labels else target[..., 0], pair.words(pair.target))
+    return SegmentationSample(pair.name, normalize(pixels), mask)
 
 
 def segmentation_batches(

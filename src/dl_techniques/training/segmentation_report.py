@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dl_techniques.data.collection import Samples
+from dl_techniques.data.collection import Room, Samples
 from dl_techniques.data.files import write_file
 from dl_techniques.data.masks import Classes
 from dl_techniques.data.normalization import standardize
-from dl_techniques.data.pairs import find_pairs
+from dl_techniques.data.pairs import Pair, find_pairs
 from dl_techniques.errors import FileError
 from dl_techniques.inference.bounded import bounded_function
 from dl_techniques.inference.engines import Engine
@@ -169,7 +169,8 @@ def evaluate_files(
         raise FileError(str(output), "exists already.", "Name a new folder.")
     pairs = find_pairs(images, masks, classes.labels)
     kind = "labels" if classes.labels else "masks"
-    inspection = inspect_pairs(pairs, console, kind, card.get("channels"), classes.ignored)
+    room = Room(KEPT)
+    inspection = inspect_pairs(pairs, console, kind, card.get("channels"), classes.ignored, room)
     if inspection.channels != card.get("channels"):
         reason = f"have {inspection.channels} channels; {source} takes {card.get('channels')}."
         raise FileError(images, reason, "Convert the images, or name another model.")
@@ -177,7 +178,11 @@ def evaluate_files(
     describe_classes(inspection, classes, console)
     normalize = standardize if card.get("normalization") == "standardize" else _as_floats
     function = bounded_function(engine, parse_memory(max_memory), inspection.largest)
-    samples = Samples(pairs, lambda pair: read_sample(pair, classes, card.get("channels"), normalize), KEPT)
+
+    def read(pair: Pair) -> SegmentationSample:
+        return read_sample(pair, classes, card.get("channels"), normalize, inspection.decoded)
+
+    samples = Samples(pairs, read, room)
     result = evaluate(function, samples, classes)
     describe_evaluation(result, classes, console)
     try:

@@ -119,7 +119,7 @@ class PairedConfig:
         depth: Number of times the model halves the image.
         initial_filters: Channels of the model's finest level.
         blocks_per_level: ConvNeXt blocks in each level.
-        cache_gb: Decoded images to keep in memory, in GB; what does not fit is read again each time.
+        cache_gb: Decoded images to keep in memory, in GB, all in all; what does not fit is read again each time.
         max_memory: What the network may take at once in a validation; larger images are computed in tiles.
         preview_every: Validations between two pictures of what the model does; 0: none.
         seed: Seed of weights, split, crops and augmentation.

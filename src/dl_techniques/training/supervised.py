@@ -68,7 +68,7 @@ class SupervisedTask(ABC, Generic[Config, Result]):
             read: Makes the sample of a pair.
         """
         pairs = [facts.pair for facts in self.inspection.facts]
-        room = round(self.config.cache_gb * 1e9)
+        room = self.inspection.decoded.room  # what the inspection kept makes place as it is handed out
         self.training, self.validation = Samples(pairs[:count], read, room), Samples(pairs[count:], read, room)
 
     def whole(self, model: ConvUNextModel) -> Function:
