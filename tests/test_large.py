@@ -46,18 +46,18 @@ def test_tiles_of_a_model_in_training_give_what_the_whole_gives(version):
     engine = engine_of(version, sizes)
     side = Network(engine).smallest_tile
     memory = bytes_per_pixel(Network(engine)) * side**2
-    batch = np.random.default_rng(0).normal(size=(1, side + 30, side + 7, 1)).astype("float32")
+    batch = np.random.default_rng(0).normal(size=(1, side + 30, 24, 1)).astype("float32")
     expected = keras_function(engine.model)(batch)
     tiled = bounded_function(engine, memory, extent=side + 30)(batch)
     assert tiled.shape == expected.shape and relative_difference(tiled, expected) < 1e-5
     assert all(max(size) <= side for size in sizes) and (len(sizes) > 1 or version == "v2")
-    small = batch[:, :40, :30]
+    small = batch[:, :40]
     assert np.array_equal(bounded_function(engine, memory, extent=40)(small), keras_function(engine.model)(small))
     with pytest.raises(ArgumentError, match="`max_memory` must leave .* MB for a tile"):
         bounded_function(engine, memory // 2, extent=side + 30)
 
 
-def paint(folder, size=(330, 300)):
+def paint(folder, size=(330, 40)):  # few tiles of few sizes: JAX compiles for each
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
