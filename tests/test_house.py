@@ -22,7 +22,7 @@ FLOORS = {
     "metrics": 2,
     "models": 3,
     "inference": 4,
-    "training": 4,
+    "training": 5,
     "certify": 5,
     "page": 5,
     "quantize": 5,

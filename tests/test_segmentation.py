@@ -13,7 +13,7 @@ from rich.console import Console
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
 from dl_techniques.data.augment import Augmentation
-from dl_techniques.data.collection import Samples
+from dl_techniques.data.collection import Room, Samples
 from dl_techniques.data.files import read_image
 from dl_techniques.data.masks import IGNORED, Classes
 from dl_techniques.data.pairs import Pair
@@ -208,7 +208,7 @@ def test_samples_stay_in_memory_while_there_is_room(tmp_path):
         read.append(pair.name)
         return SegmentationSample(pair.name, np.zeros((5, 5, 1), "float32"), np.zeros((5, 5), "uint8"))
 
-    samples = Samples([Pair(Path(name), Path(name)) for name in "abc"], sample, room=2 * 125 + 124)
+    samples = Samples([Pair(Path(name), Path(name)) for name in "abc"], sample, room=Room(2 * 125 + 124))
     assert [each.name for _ in range(2) for each in samples] == ["a", "b", "c"] * 2
     assert read == ["a", "b", "c", "c"] and samples.names == ["a", "b", "c"] and samples[1:][0] is samples[1]
 

@@ -107,6 +107,8 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     engine = load_engine(source)
     card = read_card(engine.path)
     standard = standardizes(card, engine.path)
+    if card.get("labels") and options.activation == "argmax":
+        raise ArgumentError("activation", "must not be argmax: the labels of this model may overlap", "argmax")
     network = _exportable(engine, options)
     centres = read_centres(options.int8, card, engine.channels, options.size) if options.int8 else []
     staging = _staging_folder(options.output)

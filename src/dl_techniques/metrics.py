@@ -17,7 +17,7 @@ class Confusion:
     """Count which class was predicted for which, over the pixels of a whole set, and rate the agreement.
 
     One matrix is summed over all images; means of images' own figures are other numbers, not comparable. For channels
-    that are independent, take a `Confusion(2)` for each; its foreground is class 1.
+    that are independent, take `LabelConfusion`.
 
     Args:
         classes: Number of classes.
@@ -89,6 +89,76 @@ class Confusion:
     @property
     def _union(self) -> np.ndarray:
         return self.counts.sum(axis=0) + self.counts.sum(axis=1) - np.diag(self.counts)
+
+
+class LabelConfusion:
+    """Count for each of several independent labels where it was found, missed and wrongly seen, over a whole set.
+
+    Args:
+        labels: Number of labels.
+
+    Attributes:
+        parts: The matrix of each label; class 1 is where it is.
+    """
+
+    def __init__(self, labels: int) -> None:
+        self.parts = [Confusion(2) for _ in range(labels)]
+
+    def update(self, predicted: np.ndarray, true: np.ndarray, valid: np.ndarray) -> LabelConfusion:
+        """Add pixels and return the counts themselves.
+
+        Args:
+            predicted: 0 or 1, `(…, labels)`.
+            true: The same for the truth.
+            valid: Where pixels count, booleans of the same shape.
+
+        Raises:
+            ArgumentError: Shapes or types do not fit, or a pixel that counts holds another value.
+        """
+        for label, part in enumerate(self.parts):
+            part.update(predicted[..., label], true[..., label], valid[..., label])
+        return self
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Pixels, `(label, is there, was predicted)`."""
+        return np.stack([part.counts for part in self.parts])
+
+    @property
+    def occurs(self) -> np.ndarray:
+        """Whether each label is in the truth or in the predictions."""
+        return np.array([part.occurs[1] for part in self.parts])
+
+    @property
+    def iou(self) -> np.ndarray:
+        """Intersection over union of each label, in [0, 1]; 1 where it does not occur."""
+        return np.array([part.iou[1] for part in self.parts])
+
+    @property
+    def dice(self) -> np.ndarray:
+        """Dice coefficient of each label, in [0, 1]; 1 where it does not occur."""
+        return 2 * self.iou / (1 + self.iou)
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean over the labels that occur; 1 where none does, NaN where no pixel counts."""
+        return self._mean(self.iou)
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the labels that occur; 1 where none does, NaN where no pixel counts."""
+        return self._mean(self.dice)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers to whether a pixel has a label; NaN where no pixel counts."""
+        counts = self.counts
+        return float(np.trace(counts, axis1=1, axis2=2).sum() / counts.sum()) if counts.sum() else math.nan
+
+    def _mean(self, values: np.ndarray) -> float:
+        if not self.counts.sum():
+            return math.nan
+        return float(values[self.occurs].mean()) if self.occurs.any() else 1.0
 
 
 @dataclass(frozen=True)

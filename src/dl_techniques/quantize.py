@@ -79,7 +79,7 @@ def read_centres(
     height, width = size or (CROP, CROP)
     arrays = []
     for number, file in enumerate(files):
-        pixels = read_image(file).pixels
+        pixels = read_image(file, channels=channels).pixels
         if channels == 1:  # colours one by one, as `convunext denoise` takes them
             pixels = pixels[..., [number % pixels.shape[2]]]
         if pixels.shape[2] != channels:
@@ -117,7 +117,7 @@ def quantize(path: Path, centres: list[np.ndarray], card: dict[str, Any], limit:
         raise ExportError(path.name, f"cannot be made of 8-bit integers: {error}".split("\n")[0]) from error
     actual, after = _run(path, measured)
     if task == "segment":
-        measure, value = "loss of Dice", 1 - _agreement(expected, actual, len(card.get("classes", ())))
+        measure, value = "loss of Dice", 1 - _agreement(expected, actual, card)
     else:
         measure, value = "loss of PSNR in dB", _psnr(expected, centres[1::2]) - _psnr(actual, centres[1::2])
     largest = max(float(np.abs(x).max()) for x in centres[::2])
@@ -183,10 +183,11 @@ def _quiet_logs() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _agreement(expected: list[np.ndarray], actual: list[np.ndarray], classes: int) -> float:
-    confusion = Confusion(max(classes, 2))
+def _agreement(expected: list[np.ndarray], actual: list[np.ndarray], card: dict[str, Any]) -> float:
+    labels = bool(card.get("labels"))
+    confusion = Confusion(2 if labels else max(len(card.get("classes", ())), 2))
     for truth, output in zip(expected, actual, strict=True):
-        truth, output = _classes(truth), _classes(output)
+        truth, output = (x > 0.5 if labels else _classes(x) for x in (truth, output))
         confusion.update(output, truth, np.ones(truth.shape, bool))
     return confusion.mean_dice
 

@@ -156,6 +156,7 @@ def evaluate_model(
     images: str,
     masks: str | None = None,
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
+    max_memory: str = "2GB",
     backend: Backend = None,
 ) -> None:
     """Measure a segmenter on labelled images: scores of each class, confusion, calibration, best and worst cases.
@@ -167,6 +168,7 @@ def evaluate_model(
         images: Folder of images or a quoted pattern; or a CSV file with columns image and target.
         masks: Folder or pattern of their masks.
         output: Folder to write to; it must not exist.
+        max_memory: What the network may take at once; larger images are computed in tiles.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
     choose_backend_for([model], backend)
@@ -179,7 +181,7 @@ def evaluate_model(
     engine = load_engine(model)
     console = Console(highlight=False, soft_wrap=True)
     card = read_card(engine.path)
-    print(evaluate_files(engine.function, card, engine.source, images, masks, output, console).resolve())
+    print(evaluate_files(engine, card, images, masks, output, console, max_memory).resolve())
 
 
 @app.command

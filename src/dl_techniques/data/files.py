@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from dl_techniques.data.formats import FORMATS, MAX_PIXELS, SUFFIXES
 from dl_techniques.errors import FileError
 
 SAMPLE_TYPES = ("uint8", "uint16", "float32", "float64")
+
+# Which samples of a pixel are channels: all where there are so many; all that the file does not call alpha; or, where
+# `None`, one or three of at most four.
+Channels = int | Literal["declared"] | None
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,17 @@ def read_pixels(path: str | os.PathLike, channels: int) -> np.ndarray:
     return picture.pixels
 
 
-def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: int | None = None) -> Picture:
-    """Read a grey or colour image of 8 or 16 bits or floats, upright, with its alpha apart.
+def read_image(
+    path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: Channels = None, page: int | None = None
+) -> Picture:
+    """Read an image of 8 or 16 bits or floats, upright, with its alpha apart.
 
     Args:
         path: A file in one of `FORMATS`.
         max_pixels: Refuse larger images before they are decoded.
-        channels: Where the file has as many samples a pixel, all are channels and none is alpha.
+        channels: Where the file has as many samples a pixel, all are channels and none is alpha; `"declared"`: all that
+            the file does not call alpha, however many; `None`: grey or RGB, and alpha what is beyond.
+        page: Page of a TIFF, from 0; if `None`, it must have but one.
 
     Raises:
         FileError: The file is missing, broken, too large, animated, or of a kind that is not read; it is named.
@@ -97,14 +105,12 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: 
     path = Path(path)
     with _refusals(path):
         if is_tiff(path):
-            (picture,) = _read_tiff(path, max_pixels, channels, single=True)
+            (picture,) = _read_tiff(path, max_pixels, channels, single=page is None, only=page)
             return picture
         return _read_with_pillow(path, max_pixels, channels)
 
 
-def read_images(
-    path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: int | None = None
-) -> Iterator[Picture]:
+def read_images(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: Channels = None) -> Iterator[Picture]:
     """Yield the images of a file: the pages of a TIFF, or the one that it holds; see `read_image`."""
     path = Path(path)
     with _refusals(path):
@@ -172,7 +178,7 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
         raise FileError(str(path), f"has {width}x{height} pixels, more than the {max_pixels} allowed.", "Crop it.")
 
 
-def _read_with_pillow(path: Path, max_pixels: int, channels: int | None) -> Picture:
+def _read_with_pillow(path: Path, max_pixels: int, channels: Channels) -> Picture:
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -185,7 +191,7 @@ def _read_with_pillow(path: Path, max_pixels: int, channels: int | None) -> Pict
             return _decode(path, file, channels)
 
 
-def _decode(path: Path, file, channels: int | None) -> Picture:
+def _decode(path: Path, file, channels: Channels) -> Picture:
     from PIL import ImageOps
 
     extras = {key: file.info[key] for key in ("icc_profile", "dpi") if key in file.info}
@@ -210,26 +216,37 @@ def _decode(path: Path, file, channels: int | None) -> Picture:
     return _split(np.asarray(upright), tuple(notes), extras, channels)
 
 
-def _read_tiff(path: Path, max_pixels: int, channels: int | None, single: bool) -> Iterator[Picture]:
-    for array, notes, extras in tiff.read_pages(path, lambda size: _check_size(path, size, max_pixels), single):
-        yield _split(array, notes, extras, channels)
+def _read_tiff(
+    path: Path, max_pixels: int, channels: Channels, single: bool, only: int | None = None
+) -> Iterator[Picture]:
+    pages = tiff.read_pages(path, lambda size: _check_size(path, size, max_pixels), single, only)
+    for array, notes, extras, alpha in pages:
+        if channels == "declared":
+            samples = 1 if array.ndim == 2 else array.shape[2]
+            yield _split(array, notes, extras, samples if alpha is None else None, alpha)
+        else:
+            yield _split(array, notes, extras, channels)
 
 
-def _split(array: np.ndarray, notes: tuple[str, ...], extras: dict[str, Any], channels: int | None) -> Picture:
-    """Take the alpha channel off and give grey images their channel axis."""
+def _split(
+    array: np.ndarray, notes: tuple[str, ...], extras: dict[str, Any], channels: Channels, alpha: int | None = None
+) -> Picture:
+    """Take the alpha channel off, `alpha` where the file names it, and give grey images their channel axis."""
     if array.dtype == np.int32 and array.min() >= 0 and array.max() < 2**16:
         array = array.astype(np.uint16)  # Pillow's mode "I"
     if array.ndim == 2:
         array = array[..., None]
-    known = array.ndim == 3 and (array.shape[2] == channels or 1 <= array.shape[2] <= 4)
+    known = array.ndim == 3 and (array.shape[2] == channels or alpha is not None or 1 <= array.shape[2] <= 4)
     if array.dtype.name not in SAMPLE_TYPES or not known or array.size == 0:
         wanted = "are neither grey nor RGB" + (f", nor of {channels} channels" if channels not in (None, 1, 3) else "")
         raise ValueError(f"{array.dtype.name} samples of shape {array.shape} {wanted}")
     if array.shape[2] == channels:
         return Picture(np.ascontiguousarray(array), None, notes, extras)
+    if alpha is not None:
+        return Picture(np.delete(array, alpha, axis=2), array[..., alpha], notes, extras)
     colours = array.shape[2] - (array.shape[2] % 2 == 0)
-    alpha = array[..., colours] if array.shape[2] > colours else None
-    return Picture(np.ascontiguousarray(array[..., :colours]), alpha, notes, extras)
+    beyond = array[..., colours] if array.shape[2] > colours else None
+    return Picture(np.ascontiguousarray(array[..., :colours]), beyond, notes, extras)
 
 
 def write_image(path: Path, picture: Picture) -> None:

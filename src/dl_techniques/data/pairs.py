@@ -7,10 +7,10 @@ import glob
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dl_techniques.data.files import find_images
+from dl_techniques.data.files import count_images, find_images, image_size
 from dl_techniques.errors import ArgumentError, FileError
 
 SHOWN = 10
@@ -23,15 +23,21 @@ class Pair:
     Attributes:
         image: Image file.
         target: File of the mask, or of the image to restore.
+        page: Page of both, from 0, where they are stacks.
     """
 
     image: Path
     target: Path
+    page: int | None = None
 
     @property
     def name(self) -> str:
-        """Stem of the image's file."""
-        return self.image.stem
+        """Stem of the image's file, and the page of a stack: `scan-0007`."""
+        return self.image.stem if self.page is None else f"{self.image.stem}-{self.page:04d}"
+
+    def words(self, path: str | Path) -> str:
+        """Return one of the files as messages name it, with its page."""
+        return str(path) if self.page is None else f"{path}, page {self.page + 1}"
 
 
 def find_files(source: str) -> list[Path]:
@@ -48,23 +54,34 @@ def find_files(source: str) -> list[Path]:
     return find_images([source])
 
 
-def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
+def find_singles(images: str) -> list[Pair]:
+    """Return each image of a folder or pattern, each page of a stack, as its own target, sorted by name.
+
+    Raises:
+        FileError: There is none.
+    """
+    return _paged([Pair(path, path) for path in find_files(images)], labels=False)
+
+
+def find_pairs(images: str, targets: str | None = None, labels: bool = False) -> list[Pair]:
     """Match images with their targets.
 
     A target has the stem of its image, or that stem and an ending that all targets share (`a.png` and `a_mask.png`).
+    TIFF files of several pages, stacks, become a pair for each page.
 
     Args:
         images: Folder or pattern; or a CSV file with columns `image` and `target`, paths relative to it.
         targets: Folder or pattern; `None` with a CSV file.
+        labels: The pages of a target whose image is no stack are labels of that image.
 
     Raises:
-        FileError: Something has no counterpart, or two; the first ten are named.
+        FileError: Something has no counterpart, or two, or another number of pages; the first ten are named.
         ArgumentError: `targets` is missing, or given with a CSV file.
     """
     if images.lower().endswith(".csv"):
         if targets is not None:
             raise ArgumentError("targets", "must not be given with a CSV file, which names them", targets)
-        return _read_csv(Path(images))
+        return _paged(_read_csv(Path(images)), labels)
     if targets is None:
         raise ArgumentError("targets", "must name the folder of targets, unless `images` is a CSV file", targets)
     by_stem, targets_by_stem = _by_stem(find_files(images)), _by_stem(find_files(targets))
@@ -76,7 +93,7 @@ def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
         raise FileError(targets, reason, "Add the targets, name them like their images, or take the images away.")
     if left:
         raise FileError(images, f"has no image for {_list_of(left)}.", "Add the images or take the targets away.")
-    return [Pair(path, targets_by_stem[stem + ending]) for stem, path in by_stem.items()]
+    return _paged([Pair(path, targets_by_stem[stem + ending]) for stem, path in by_stem.items()], labels)
 
 
 def split_pairs(
@@ -84,19 +101,23 @@ def split_pairs(
 ) -> tuple[list[Pair], list[Pair]]:
     """Split into training and validation; a pair's side depends on its group's name and the seed, not on the others.
 
+    The pages of a stack stay together. Where one stack is all there is, a block of neighbouring pages is validated on.
+
     Args:
         pairs: At least two groups of them.
         fraction: Share of the groups to validate on, in (0, 1).
         seed: Seed.
-        group_regex: Pairs stay together whose name gives the same first group of this pattern (or the same match),
-            such as the frames of one film; every pair is a group of its own if not given.
+        group_regex: Pairs stay together whose file's stem gives the same first group of this pattern (or the same
+            match), such as the frames of one film; every file is a group of its own if not given.
 
     Raises:
         ArgumentError: The pattern is broken or does not match a name, or one group is all there is.
     """
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault(_group_of(pair.name, group_regex), []).append(pair)
+        groups.setdefault(_group_of(pair.image.stem, group_regex), []).append(pair)
+    if len(groups) < 2 and len(pairs) > 1 and group_regex is None:
+        return _split_stack(pairs, fraction, seed)
     if len(groups) < 2:
         raise ArgumentError(
             "group_regex" if group_regex else "images",
@@ -108,6 +129,34 @@ def split_pairs(
     held_out = set(order[: min(max(1, round(fraction * len(order))), len(order) - 1)])
     sides = [[p for name, members in groups.items() if (name in held_out) == side for p in members] for side in (0, 1)]
     return sides[0], sides[1]
+
+
+def _split_stack(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Hold out one block of neighbours: pages look like those beside them, which must not all be trained on."""
+    held_out = min(max(1, round(fraction * len(pairs))), len(pairs) - 1)
+    places = range(0, len(pairs) - held_out + 1, held_out)
+    draw = int.from_bytes(hashlib.sha256(f"{seed}/{pairs[0].image.stem}".encode()).digest()[:8], "big")
+    first = places[draw % len(places)]
+    return [*pairs[:first], *pairs[first + held_out :]], list(pairs[first : first + held_out])
+
+
+def _paged(pairs: Sequence[Pair], labels: bool) -> list[Pair]:
+    """Return a pair for each page of those that are stacks."""
+    found: list[Pair] = []
+    for pair in pairs:
+        pages, target_pages = count_images(pair.image), count_images(pair.target)
+        if pages != target_pages and not (labels and pages == 1):
+            for path in (pair.image, pair.target):
+                image_size(path)  # a broken file is named as such
+            reason = f"holds {_pages_of(target_pages)}, its image {pair.image} {_pages_of(pages)}."
+            remedy = "A stack needs a target of as many pages; pages that are labels need --mask-kind labels."
+            raise FileError(str(pair.target), reason, remedy)
+        found += [pair] if pages == 1 else [replace(pair, page=number) for number in range(pages)]
+    return found
+
+
+def _pages_of(count: int) -> str:
+    return f"{count} page{'s' if count > 1 else ''}"
 
 
 def _group_of(name: str, group_regex: str | None) -> str:

@@ -17,9 +17,23 @@ def contact_sheet(rows: Sequence[Sequence[tuple[str, np.ndarray]]], gap: int = 4
     return np.concatenate([np.concatenate([framed(image) for _, image in row], axis=1) for row in rows])
 
 
+def visible(image: np.ndarray) -> np.ndarray:
+    """Return what can be shown of an image: its first three channels, or the first where there are fewer."""
+    return image[..., : 3 if image.shape[-1] >= 3 else 1]
+
+
 def to_display(image: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return an image as uint8, `low` and below as black, `high` and above as white; one channel becomes none."""
-    share = np.clip((image.astype("float64") - low) / max(high - low, 1e-30), 0, 1)
+    """Return an image as uint8, `low` and below as black, `high` and above as white.
+
+    Args:
+        image: `(height, width, channels)`, of which `visible` is shown.
+        low: What is black.
+        high: What is white.
+
+    Returns:
+        `(height, width, 3)` or `(height, width)`.
+    """
+    share = np.clip((visible(image).astype("float64") - low) / max(high - low, 1e-30), 0, 1)
     shown = np.rint(255 * share).astype("uint8")
     return shown[..., 0] if shown.shape[-1] == 1 else shown
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -53,28 +54,31 @@ def page_size(path: Path) -> tuple[int, int]:
 
 
 def read_pages(
-    path: Path, check_size: Callable[[tuple[int, int]], None], single: bool = False
-) -> Iterator[tuple[np.ndarray, tuple[str, ...], dict[str, Any]]]:
+    path: Path, check_size: Callable[[tuple[int, int]], None], single: bool = False, only: int | None = None
+) -> Iterator[tuple[np.ndarray, tuple[str, ...], dict[str, Any], int | None]]:
     """Yield the pages of a TIFF, without reduced copies.
 
-    Each is `(height, width[, samples])`, what was converted, and resolution and colour profile as `Page` has them.
+    Each is `(height, width[, samples])`, what was converted, resolution and colour profile as `Page` has them, and
+    which of the samples the file calls alpha, if any.
 
     Args:
         path: The file.
         check_size: Called with the width and height of each page before it is decoded.
         single: Refuse a file of several pages.
+        only: The page to yield, from 0; all if `None`.
 
     Raises:
         FileError: The file is broken, of colours that are not read, or holds several pages.
     """
-    with _open(path) as file:
-        pages = _pages(file)
+    number = None if only is None else _place(path, only)
+    with _open(path, checked=number is not None) as file:
+        pages = _pages(file) if number is None else [file.pages[number]]
         if single and len(pages) > 1:
             reason = f"holds {len(pages)} pages, not one image."
             raise FileError(str(path), reason, "Save the pages as files of their own.")
         for page in pages:
             check_size((page.imagewidth, page.imagelength))
-            yield *_decode(path, page), _extras(page)
+            yield *_decode(path, page), _extras(page), _alpha(page)
 
 
 def write_pages(file: IO[bytes], pages: Sequence[Page]) -> None:
@@ -98,14 +102,15 @@ def write_pages(file: IO[bytes], pages: Sequence[Page]) -> None:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path, checked: bool = False) -> Iterator[Any]:
     import tifffile
 
-    _check_chain(path)
+    if not checked:
+        _check_chain(path)
     try:
         with tifffile.TiffFile(path) as file:
             yield file
-    except (tifffile.TiffFileError, RuntimeError, KeyError) as error:
+    except (tifffile.TiffFileError, RuntimeError, KeyError, struct.error) as error:
         raise FileError(str(path), f"cannot be read: {error}.", "Copy or export it again.") from error
 
 
@@ -134,6 +139,28 @@ def _check_chain(path: Path) -> None:
 
 def _pages(file: Any) -> list[Any]:
     return [page for page in file.pages if not page.is_reduced] or list(file.pages)
+
+
+def _alpha(page: Any) -> int | None:
+    """Return which sample is alpha, as the file says; samples beyond grey or RGB that it does not name are channels."""
+    kinds = [kind.name for kind in page.extrasamples]
+    first = page.samplesperpixel - len(kinds)
+    return next((first + n for n, kind in enumerate(kinds) if kind in ("ASSOCALPHA", "UNASSALPHA")), None)
+
+
+def _place(path: Path, page: int) -> int:
+    """Return where in a TIFF a page lies, reduced copies counted."""
+    numbers = _page_numbers(path, path.stat().st_mtime_ns)
+    if page not in range(len(numbers)):
+        raise FileError(str(path), f"holds {len(numbers)} pages, no page {page + 1}.", "Was it changed?")
+    return numbers[page]
+
+
+@functools.lru_cache(maxsize=64)
+def _page_numbers(path: Path, changed: int) -> tuple[int, ...]:
+    """Return where in a TIFF its pages lie: to look at all pages for each of them would take long in a large stack."""
+    with _open(path) as file:
+        return tuple(page.index for page in _pages(file))
 
 
 def _extras(page: Any) -> dict[str, Any]:

@@ -34,9 +34,10 @@ class Prediction:
     """What a model makes of an image.
 
     Attributes:
-        pixels: Class indices, `(height, width, 1)`, uint8, or the restored image, of the input's type.
-        probabilities: Of the classes, `(height, width, outputs)`, float32, of the second alone where there are two;
-            `None` for restored images and for artifacts that return classes.
+        pixels: Class indices, `(height, width, 1)`, uint8; labels, 1 where each is, `(height, width, labels)`, uint8;
+            or the restored image, of the input's type.
+        probabilities: Of the classes, `(height, width, outputs)`, float32, of the second alone where there are two; of
+            each label; `None` for restored images and for artifacts that return classes.
         uncertainty: Standard deviation over the symmetries of the square, the largest of all channels, `(height, width,
             1)`, float32.
         passes: Over tiles.
@@ -127,7 +128,8 @@ class Predictor:
             raise ArgumentError("model", "must return finite values for finite images", self.engine.source)
         indices, _ = self.classes.decide(output)
         uncertainty = deviation.max(axis=2, keepdims=True)
-        return Prediction(indices[..., None], output, uncertainty, self.network.passes)
+        pixels = indices if self.classes.labels else indices[..., None]
+        return Prediction(pixels, output, uncertainty, self.network.passes)
 
     def holds(self, size: tuple[int, int]) -> bool:
         """Return whether an image of this height and width, its results and one tile stay within the memory."""
@@ -195,7 +197,7 @@ def predict_files(
     def name(source: Path) -> str:
         if predictor.classes is None:
             return lossless_name(source)
-        pages = count_images(source) > 1 or _streams(predictor, source)
+        pages = predictor.classes.labels or count_images(source) > 1 or _streams(predictor, source)
         return f"{source.stem}.tif" if pages else f"{source.stem}.png"
 
     def work(source: Path, output: Path, on_tile: OnTile) -> PredictionReport:
@@ -317,7 +319,7 @@ def _write(
             raise FileError(predictor.engine.source, "returns classes, no probabilities.", "Leave --probabilities out.")
         pages = [Picture(p.probabilities) for p in predictions if p.probabilities is not None]
         write_images(_beside(output, "probabilities.tif"), pages)
-    masks = [p.pixels[..., 0] for p in predictions]
+    masks = [p.pixels if predictor.classes.labels else p.pixels[..., 0] for p in predictions]
     if options.overlay:
         for number, (picture, mask) in enumerate(zip(pictures, masks, strict=True), start=1):
             page = f"-{number}" if len(masks) > 1 else ""

@@ -110,7 +110,7 @@ def stream_file(
         classes: Of a segmenter, `None` for a model that restores.
         standard: Whether the model wants mean 0 and variance 1 over the whole image.
         source: A TIFF of one page, in tiles or strips.
-        output: Class indices, or the restored image in the type of the source.
+        output: Class indices, labels, a channel for each, or the restored image in the type of the source.
         probabilities: Where those of a segmenter go, if wanted.
         memory: Bytes that arrays and network may take.
         on_tile: Called with the number of tiles done and their total in a pass after each.
@@ -138,7 +138,10 @@ def stream_file(
         else:
             if probabilities is not None:
                 makers.append((probabilities, channels, np.dtype("float32"), lambda x: x))
-            makers.append((output, 1, np.dtype("uint8"), lambda x: classes.decide(x)[0][..., None]))
+            samples = classes.count if classes.labels else 1
+            makers.append(
+                (output, samples, np.dtype("uint8"), lambda x: classes.decide(x)[0].reshape(*x.shape[:2], samples))
+            )
         return _write_passes(network, view, size, makers, on_tile)
 
 

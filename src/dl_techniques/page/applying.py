@@ -17,6 +17,7 @@ from dl_techniques.inference.predicting import Predictor, fit_channels
 from dl_techniques.inference.quality import NoiseReport, inspect_centre
 
 SHOWN = 2048  # largest height and width of what is shown, in pixels; the download has all
+KINDS = {1: "grey", 3: "RGB"}
 WORDS = {"denoise": "denoised", "restore": "restored", "segment": "mask"}
 
 
@@ -56,7 +57,7 @@ def apply_model(
     Raises:
         FileError: The file is no image, is too large, or does not fit the model.
     """
-    picture = fit_channels(read_image(source, max_pixels), predictor, str(source))
+    picture = fit_channels(read_image(source, max_pixels, predictor.channels), predictor, str(source))
     start = time.perf_counter()
     try:
         prediction = predictor(picture.pixels, on_tile)
@@ -65,26 +66,29 @@ def apply_model(
     seconds = time.perf_counter() - start
     height, width, channels = picture.pixels.shape
     facts = {
-        "image": f"{width} x {height} pixels, {'RGB' if channels == 3 else 'grey'}, {picture.pixels.dtype}",
+        "image": f"{width} x {height} pixels, {KINDS.get(channels, f'{channels} channels')}, {picture.pixels.dtype}",
         **({"on the way": ", ".join(picture.notes)} if picture.notes else {}),
         "time": f"{seconds:.2f} s, {height * width / seconds / 1e6:.2f} megapixels a second",
     }
     task = "restore" if predictor.classes is None else "segment"
     task = predictor.card.get("task", task)
-    suffix = ".tif" if picture.pixels.dtype.kind == "f" or source.suffix.lower() in (".tif", ".tiff") else ".png"
+    labels = predictor.classes is not None and predictor.classes.labels
+    deep = labels or picture.pixels.dtype.kind == "f" or source.suffix.lower() in (".tif", ".tiff")
+    suffix = ".tif" if deep else ".png"
     download = folder / f"{source.stem}-{WORDS.get(task, 'result')}{suffix}"
     step = -(-max(height, width) // SHOWN)
     small = picture.pixels[::step, ::step]
     if step > 1:
         facts["shown"] = f"every {step}th pixel of every {step}th row; the download has all"
     if predictor.classes is not None:
-        mask = prediction.pixels[..., 0]
+        mask = prediction.pixels if labels else prediction.pixels[..., 0]
         write_masks(download, [mask], predictor.classes)
-        shares = np.bincount(mask.ravel(), minlength=predictor.classes.count) / mask.size
+        counts = mask.sum(axis=(0, 1)) if labels else np.bincount(mask.ravel(), minlength=predictor.classes.count)
+        shares = counts / (height * width)
         named = zip(predictor.classes.colours, predictor.classes.names, shares, strict=True)
         legend = tuple((f"#{bytes(colour).hex()}", name, float(share)) for colour, name, share in named)
         shown = overlay(small, mask[::step, ::step], predictor.classes)
-        before = overlay(small, np.zeros(shown.shape[:2], np.uint8), predictor.classes)
+        before = overlay(small, np.zeros_like(mask[::step, ::step]), predictor.classes)
         return Shown(before, shown, download, facts, legend)
     write_image(download, replace(picture, pixels=prediction.pixels))
     report = inspect_centre(picture.pixels, lambda x: predictor(x).pixels)

@@ -13,7 +13,9 @@ def describe_model(predictor: Predictor) -> str:
     """Return what the page says of a model before there is an image."""
     card = predictor.card
     facts = {"model": predictor.engine.source, "task": str(card.get("task", "restore"))}
-    facts["takes"] = ("grey or RGB" if predictor.channels == 1 else "RGB") + " images, 8 or 16 bits or floats"
+    kinds = {1: "grey or RGB images", 3: "RGB images"}
+    taken = kinds.get(predictor.channels, f"images of {predictor.channels} channels")
+    facts["takes"] = f"{taken}, 8 or 16 bits or floats"
     if predictor.classes is not None:
         facts["classes"] = ", ".join(predictor.classes.names)
     return _table(facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -113,6 +114,7 @@ class Validation(keras.callbacks.Callback):
         best: Figure of the one that is there.
         activation: What the inference model ends in.
         look: Called with the averaged model as a function and the epoch.
+        make: Makes of the model the function that both get, once; it has the weights that the model has when called.
     """
 
     def __init__(
@@ -123,14 +125,19 @@ class Validation(keras.callbacks.Callback):
         best: float = -np.inf,
         activation: str = "linear",
         look: Callable[[Function, int], object] = lambda function, epoch: None,
+        make: Callable[[Any], Function] = keras_function,
     ) -> None:
         super().__init__()
         self.measure, self.watched, self.path, self.best = measure, watched, path, best
-        self.activation, self.look = activation, look
+        self.activation, self.look, self.make = activation, look, make
+        self._function: Function | None = None
+        self._made_of: keras.Model | None = None  # each stage of a run begins on a fresh model
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         with averaged_weights(self.model):
-            function = keras_function(self.model)
+            if self._function is None or self._made_of is not self.model:
+                self._function, self._made_of = self.make(self.model), self.model
+            function = self._function
             figures = self.measure(function)
             self.look(function, epoch)
             (logs if logs is not None else {}).update({f"val_{name}": value for name, value in figures.items()})

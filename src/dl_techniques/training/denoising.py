@@ -11,17 +11,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dl_techniques.card import write_card
-from dl_techniques.data.files import read_image, write_file
+from dl_techniques.data.collection import Room
+from dl_techniques.data.files import write_file
 from dl_techniques.data.noise import add_gaussian_noise, add_poisson_gaussian_noise, estimate_sigma, recorrupt
 from dl_techniques.data.normalization import in_unit
-from dl_techniques.data.pairs import Pair, find_files
+from dl_techniques.data.pairs import Pair, find_singles
 from dl_techniques.data.pictures import to_display
 from dl_techniques.data.pipeline import seeded_batches
 from dl_techniques.errors import FileError
 from dl_techniques.metrics import denoising_psnr, estimate_gain, psnr
 from dl_techniques.training.choices import choose_precision
 from dl_techniques.training.evaluation import extremes
-from dl_techniques.training.inspection import describe_images, inspect_pairs, refuse_overlap
+from dl_techniques.training.inspection import (
+    channels_of,
+    describe_images,
+    inspect_pairs,
+    read_pair,
+    refuse_overlap,
+)  # fmt: skip
 from dl_techniques.training.report import REPORT, Report
 from dl_techniques.training.settings import DenoisingConfig, Phase
 from dl_techniques.training.supervised import (
@@ -152,31 +159,41 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
         self.make = build
         self.applications = 2 if config.noisy_only else len(VALIDATION_SIGMAS)
         self.config = replace(config, precision=choose_precision(config.precision))
-        images = find_files(config.images)
+        images = find_singles(config.images)
         if config.val_images is not None:
-            validation = find_files(config.val_images)
+            validation = find_singles(config.val_images)
         else:
             validation, images = images[: config.held_out], images[config.held_out :]
         if not images:
             reason = f"holds {len(validation)} images; {config.held_out} are held out and none is left to train on."
             raise FileError(config.images, reason, "Add images or hold out fewer.")
-        pairs = [Pair(path, path) for path in (*images, *validation)]
-        self.inspection = inspect_pairs(pairs, console, masks=False)
+        room = Room(round(config.cache_gb * 1e9))
+        pairs = [*images, *validation]
+        self.inspection = inspect_pairs(pairs, console, "images", channels_of(config), room=room)
         facts = self.inspection.facts
         refuse_overlap(facts[: len(images)], facts[len(images) :])
         least = max(config.patch, config.final_patch)
-        if small := [entry.pair.image for entry in facts[: len(images)] if min(entry.size) < least]:
+        if small := [entry.pair.words(entry.pair.image) for entry in facts[: len(images)] if min(entry.size) < least]:
             remedy = "Remove it or choose smaller --patch and --final-patch."
-            raise FileError(str(small[0]), f"is smaller than a patch of {least} pixels.", remedy)
+            raise FileError(small[0], f"is smaller than a patch of {least} pixels.", remedy)
         describe_images(self.inspection, console)
         console.print(f"{len(images)} images to train on, {len(validation)} to validate on")
         largest = self.inspection.largest_float
 
         def read(pair: Pair) -> DenoisingSample:
-            image = in_unit(read_image(pair.image).pixels, largest)
+            kept = self.inspection.decoded.hand_out(pair)
+            pixels = kept[0] if kept is not None else read_pair(pair, "images", channels_of(config))[1]
+            image = in_unit(pixels, largest)
             return DenoisingSample(pair.name, image, estimate_sigma(image) if config.noisy_only else 0.0)
 
         self.split(len(images), read)
+
+    def whole(self, model: keras.Model) -> Function:
+        from dl_techniques.models.convunext.function import keras_function
+        from dl_techniques.models.convunext.model import ConvUNextModel
+
+        # What `build` makes may be another network, of which nothing is known.
+        return super().whole(model) if isinstance(model, ConvUNextModel) else keras_function(model)
 
     def choices(self) -> dict[str, str]:
         config = self.config
@@ -259,12 +276,11 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
         return [*row, ("clean", to_display(sample.image, low, high))]
 
     def finish(self, model: keras.Model, console: Console) -> DenoisingResult:
-        from dl_techniques.models.convunext.function import keras_function
         from dl_techniques.training.checkpoint import save_model
 
         config, folder = self.config, self.config.output
         model = _in_float32(model)
-        function = keras_function(model)
+        function = self.whole(model)
         figures = self.measure(function)
         noise = {"kind": "white Gaussian, level unknown to the model", "sigma": [0, config.sigma], "unit": "1/255"}
         if config.gain:

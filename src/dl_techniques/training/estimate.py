@@ -24,8 +24,6 @@ def estimate(task: SupervisedTask) -> Estimate:
     """Train a few steps, validate a few images, and tell from that what the whole run will take."""
     import keras
 
-    from dl_techniques.models.convunext.function import keras_function
-
     keras.utils.set_random_seed(task.config.seed)
     model = task.build()
     stage = next(stage for stage in task.stages() if stage.last > stage.first)
@@ -39,7 +37,7 @@ def estimate(task: SupervisedTask) -> Estimate:
         model.train_on_batch(*batch)
         computing.append(time.perf_counter() - before)
     step = (time.perf_counter() - start) / TIMED
-    function = keras_function(model)
+    function = task.whole(model)
     images = [task.validation[number] for number in range(min(2, len(task.validation)))]
     function(images[0].image[None])  # what is set up once is not timed
     start = time.perf_counter()

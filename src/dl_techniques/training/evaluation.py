@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dl_techniques.data.masks import COLOURS, IGNORED, Classes, paint
-from dl_techniques.data.pictures import to_display
-from dl_techniques.metrics import Calibration, Confusion
+from dl_techniques.data.pictures import to_display, visible
+from dl_techniques.metrics import Calibration, Confusion, LabelConfusion
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,13 +29,13 @@ class Evaluation:
         scores: Mean Dice of the classes of each image, in the order of the samples.
     """
 
-    confusion: Confusion
+    confusion: Confusion | LabelConfusion
     calibration: Calibration
     scores: tuple[float, ...]
 
 
 def predict(function: Function, image: np.ndarray, classes: Classes) -> tuple[np.ndarray, np.ndarray]:
-    """Return the class index of each pixel, uint8, and the probability that the model gives it, `(height, width)`.
+    """Return the class index of each pixel, uint8, and the probability that the model gives it; see `Classes.decide`.
 
     Args:
         function: The model; it returns probabilities.
@@ -47,13 +47,14 @@ def predict(function: Function, image: np.ndarray, classes: Classes) -> tuple[np
 
 def evaluate(function: Function, samples: Iterable[SegmentationSample], classes: Classes) -> Evaluation:
     """Compare a model, which returns probabilities, with the truth on whole images."""
-    total, calibration, scores = Confusion(classes.count), Calibration(), []
+    counter = LabelConfusion if classes.labels else Confusion
+    total, calibration, scores = counter(classes.count), Calibration(), []
     for sample in samples:
         predicted, confidence = predict(function, sample.image, classes)
         valid = sample.classes != IGNORED
         total.update(predicted, sample.classes, valid)
         calibration.update(confidence, predicted == sample.classes, valid)
-        scores.append(Confusion(classes.count).update(predicted, sample.classes, valid).mean_dice)
+        scores.append(counter(classes.count).update(predicted, sample.classes, valid).mean_dice)
     return Evaluation(total, calibration, tuple(scores))
 
 
@@ -84,27 +85,29 @@ def describe_evaluation(evaluation: Evaluation, classes: Classes, console: Conso
     from rich.table import Table
 
     confusion = evaluation.confusion
-    shown = Table("class", "Dice", "IoU")
+    shown = Table("label" if classes.labels else "class", "Dice", "IoU")
     for row in table(evaluation, classes):
         shown.add_row(row["class"], f"{row['dice']:.3f}", f"{row['iou']:.3f}")
     shown.add_row("mean", f"{confusion.mean_dice:.3f}", f"{confusion.mean_iou:.3f}", style="bold")
     console.print(shown)
-    console.print(
-        f"{confusion.accuracy:.2%} of the pixels are right · calibration error {evaluation.calibration.error:.2%}"
-    )
+    what = "answers, a label at a pixel," if classes.labels else "pixels"
+    error = evaluation.calibration.error
+    console.print(f"{confusion.accuracy:.2%} of the {what} are right · calibration error {error:.2%}")
 
 
 def colour_key(classes: Classes) -> list[tuple[str, str]]:
     """Return the colour of each class for HTML, and what it means."""
-    colours = [f"#{COLOURS[index % len(COLOURS)]}" for index in range(classes.count)]
+    known = COLOURS[int(classes.labels) :]
+    colours = [f"#{known[index % len(known)]}" for index in range(classes.count)]
     ignored = [("#404040", "ignored")] if classes.ignored else []
     return [*zip(colours, classes.names, strict=True), *ignored, ("#f53c3c", "wrong")]
 
 
 def error_row(name: str, sample: SegmentationSample, predicted: np.ndarray, score: float) -> list:
     """Return image, truth, prediction and wrong pixels as captioned pictures."""
-    low, high = np.percentile(sample.image, (0.5, 99.5))
+    low, high = np.percentile(visible(sample.image), (0.5, 99.5))
     wrong = (predicted != sample.classes) & (sample.classes != IGNORED)
+    wrong = wrong.any(axis=2) if wrong.ndim == 3 else wrong
     shown = to_display(sample.image, low, high)
     colours = shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, 2)
     dimmed = (0.4 * colours).astype("uint8")

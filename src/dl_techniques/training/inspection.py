@@ -7,21 +7,24 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from dl_techniques.data.files import read_image
-from dl_techniques.data.masks import Classes, read_mask
+from dl_techniques.data.collection import Decoded, Room
+from dl_techniques.data.files import Channels, Picture, read_image
+from dl_techniques.data.masks import IGNORED, Classes, read_labels, read_mask
 from dl_techniques.data.pairs import SHOWN, Pair, find_pairs, split_pairs
 from dl_techniques.errors import ConvUNextError, FileError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dl_techniques.training.settings import PairedConfig
+    from dl_techniques.training.settings import PairedConfig, TrainingConfig
+
+
+Target = Literal["masks", "labels", "images"]
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,16 @@ class PairFacts:
     Attributes:
         pair: The files.
         size: Height and width.
-        channels: 1 or 3.
+        channels: Of the image, without alpha.
         dtype: Type of the image's samples.
         low: Smallest sample.
         high: Largest sample.
-        counts: Pixels of each mask value; empty for images.
-        target_channels: Channels of the target; 1 for masks.
+        counts: Pixels of each mask value; of labels, those with each, and under `IGNORED` those that do not count;
+            empty for images.
+        target_channels: Channels of the target; 1 for masks, the number of labels for those.
         largest_float: Largest magnitude of floating-point samples, of image or target; 0 where both are integers.
         digest: Of the image's samples.
+        notes: What was converted on the way, in words.
         problem: Why the pair cannot be used, empty if it can.
     """
 
@@ -52,6 +57,7 @@ class PairFacts:
     target_channels: int = 1
     largest_float: float = 0.0
     digest: str = ""
+    notes: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -62,10 +68,12 @@ class Inspection:
     Attributes:
         facts: Of each pair that can be used.
         notes: What a user should know, in words.
+        decoded: What was read, as far as it was kept.
     """
 
     facts: tuple[PairFacts, ...]
     notes: tuple[str, ...]
+    decoded: Decoded = field(default_factory=lambda: Decoded(Room(0)), compare=False, repr=False)
 
     @property
     def channels(self) -> int:
@@ -92,22 +100,38 @@ class Inspection:
         """The shortest side of any image, in pixels."""
         return min(min(facts.size) for facts in self.facts)
 
+    @property
+    def largest(self) -> int:
+        """The longest side of any image, in pixels."""
+        return max(max(facts.size) for facts in self.facts)
 
-def inspect_pairs(pairs: Sequence[Pair], console: Console, masks: bool = True) -> Inspection:
+
+def inspect_pairs(
+    pairs: Sequence[Pair],
+    console: Console,
+    target: Target,
+    channels: Channels = "declared",
+    ignored: tuple[int, ...] = (),
+    room: Room | None = None,
+) -> Inspection:
     """Read every image and its target once, in parallel.
 
     Args:
         pairs: The files.
         console: Where to show progress.
-        masks: Whether targets are masks or images.
+        target: What targets are.
+        channels: Which samples of a pixel are channels; see `read_image`.
+        ignored: Values of labels that do not count; see `read_labels`.
+        room: Where what was read stays until it is needed again; nothing stays if not given.
 
     Raises:
         FileError: Files cannot be used; the first ten are named with the reason, before anything is trained.
     """
     from rich.progress import track
 
+    decoded = Decoded(room or Room(0))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda pair: _inspect(pair, masks), pairs)
+        found = pool.map(lambda pair: _inspect(pair, target, channels, ignored, decoded), pairs)
         facts = list(
             track(found, "reading", len(pairs), console=console, disable=not console.is_terminal, transient=True)
         )
@@ -117,13 +141,18 @@ def inspect_pairs(pairs: Sequence[Pair], console: Console, masks: bool = True) -
         more = f"\n  … {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         folder = str(pairs[0].image.parent)
         raise FileError(folder, f"{len(problems)} of {len(pairs)} pairs cannot be used:\n  {shown}{more}", "")
-    _refuse_mixture([(entry.pair.image, entry.channels) for entry in facts])
-    _refuse_mixture([(entry.pair.target, entry.target_channels) for entry in facts])
-    return Inspection(tuple(facts), tuple(_notes(facts)))
+    _refuse_mixture([(entry.pair.words(entry.pair.image), entry.channels) for entry in facts])
+    _refuse_mixture([(entry.pair.words(entry.pair.target), entry.target_channels) for entry in facts])
+    return Inspection(tuple(facts), tuple(_notes(facts, target)), decoded)
 
 
 def find_and_inspect(
-    config: PairedConfig, targets: str | None, val_targets: str | None, console: Console, masks: bool
+    config: PairedConfig,
+    targets: str | None,
+    val_targets: str | None,
+    console: Console,
+    target: Target,
+    ignored: tuple[int, ...] = (),
 ) -> tuple[int, Inspection]:
     """Find and split the images and targets of a run, look at all of them, and tell what was found.
 
@@ -132,7 +161,8 @@ def find_and_inspect(
         targets: Folder or pattern of the targets.
         val_targets: The same of those to validate on.
         console: Where to tell.
-        masks: Whether targets are masks or images.
+        target: What targets are.
+        ignored: Values of labels that do not count.
 
     Returns:
         How many of the pairs, the first ones, are to be trained on; and all of them, inspected.
@@ -141,25 +171,33 @@ def find_and_inspect(
         FileError: Files are missing, broken or do not fit; the first ten are named.
         ArgumentError: A setting does not fit the data.
     """
-    training = find_pairs(config.images, targets)
+    training = find_pairs(config.images, targets, target == "labels")
     if config.val_images is None:
         training, validation = split_pairs(training, config.val_fraction, config.seed, config.group_regex)
     else:
-        validation = find_pairs(config.val_images, val_targets)
-    inspection = inspect_pairs([*training, *validation], console, masks)
+        validation = find_pairs(config.val_images, val_targets, target == "labels")
+    room = Room(round(config.cache_gb * 1e9))
+    inspection = inspect_pairs([*training, *validation], console, target, channels_of(config), ignored, room)
+    inspection = replace(inspection, notes=(*_stack_notes(training, validation), *inspection.notes))
     refuse_overlap(inspection.facts[: len(training)], inspection.facts[len(training) :])
     describe_images(inspection, console)
     console.print(f"{len(training)} images to train on, {len(validation)} to validate on")
     return len(training), inspection
 
 
+def channels_of(config: TrainingConfig) -> Channels:
+    """Return which samples of a pixel are channels in a run."""
+    return config.channels or "declared"
+
+
 def refuse_overlap(training: Sequence[PairFacts], validation: Sequence[PairFacts]) -> None:
     """Raise `FileError` if an image to validate on is among those to train on."""
-    known = {facts.digest: facts.pair.image for facts in training}
+    known = {facts.digest: facts.pair for facts in training}
     for facts in validation:
         if facts.digest in known:
-            reason = f"is the same image as {known[facts.digest]}, which is trained on."
-            raise FileError(str(facts.pair.image), reason, "Take one of them away.")
+            other = known[facts.digest]
+            reason = f"is the same image as {other.words(other.image)}, which is trained on."
+            raise FileError(facts.pair.words(facts.pair.image), reason, "Take one of them away.")
 
 
 def describe_images(inspection: Inspection, console: Console) -> None:
@@ -181,8 +219,9 @@ def describe_classes(inspection: Inspection, classes: Classes, console: Console)
     from rich.table import Table
 
     counts = inspection.counts
-    table = Table("class", "mask value", "share of pixels", "images with it")
-    total = sum(counts.values())
+    heading = ("label", "channel") if classes.labels else ("class", "mask value")
+    table = Table(*heading, "share of pixels", "images with it")
+    total = sum(facts.size[0] * facts.size[1] for facts in inspection.facts)
     for index, name in enumerate(classes.names):
         inside = _values_of(index, classes, counts)
         share = sum(counts[value] for value in inside) / total
@@ -190,7 +229,8 @@ def describe_classes(inspection: Inspection, classes: Classes, console: Console)
         shown = f"all but {classes.values[0]}" if classes.foreground and index else str(classes.values[index])
         table.add_row(name, shown, f"{share:.2%}", str(present))
     if classes.ignored:
-        share = sum(counts[value] for value in classes.ignored) / total
+        left_out = (IGNORED,) if classes.labels else classes.ignored
+        share = sum(counts[value] for value in left_out) / total
         table.add_row("ignored", ", ".join(map(str, classes.ignored)), f"{share:.2%}", "")
     console.print(table)
 
@@ -201,29 +241,55 @@ def _values_of(index: int, classes: Classes, counts: Mapping[int, int]) -> list[
     return [classes.values[index]]
 
 
-def _refuse_mixture(found: Sequence[tuple[Path, int]]) -> None:
+def _refuse_mixture(found: Sequence[tuple[str, int]]) -> None:
     kinds = Counter(channels for _, channels in found).most_common()
     if len(kinds) > 1:
         path, channels = next(entry for entry in found if entry[1] == kinds[-1][0])
         reason = f"has {channels} channels where most have {kinds[0][0]}."
-        raise FileError(str(path), reason, "Convert the images to one kind.")
+        raise FileError(path, reason, "Convert the images to one kind.")
 
 
-def _inspect(pair: Pair, masks: bool) -> PairFacts:
+def read_pair(
+    pair: Pair, kind: Target, channels: Channels, ignored: tuple[int, ...] = ()
+) -> tuple[Picture, np.ndarray]:
+    """Read an image and its target, `(height, width, channels)`.
+
+    Args:
+        pair: The files.
+        kind: What the target is.
+        channels: Which samples of a pixel are channels; see `read_image`.
+        ignored: Values of labels that do not count; see `read_labels`.
+
+    Raises:
+        FileError: A file is broken.
+    """
+    picture = read_image(pair.image, channels=channels, page=pair.page)
+    if kind == "masks":
+        return picture, read_mask(pair.target, pair.page)[..., None]
+    if kind == "labels":
+        return picture, read_labels(pair.target, ignored, pair.page)
+    if pair.target == pair.image:
+        return picture, picture.pixels
+    return picture, read_image(pair.target, channels=channels, page=pair.page).pixels
+
+
+def _inspect(pair: Pair, kind: Target, channels: Channels, ignored: tuple[int, ...], decoded: Decoded) -> PairFacts:
     try:
-        pixels = read_image(pair.image).pixels
-        target = _read_target(pair, pixels, masks)
+        picture, target = read_pair(pair, kind, channels, ignored)
+        pixels, alpha = picture.pixels, () if picture.alpha is None else ("alpha left out",)
     except ConvUNextError as error:
         return PairFacts(pair, problem=str(error))
     for path, array in ((pair.image, pixels), (pair.target, target)):
         if not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
-            return PairFacts(pair, problem=f"{path}: holds {count} samples that are NaN or infinite. Repair them.")
+            problem = f"{pair.words(path)}: holds {count} samples that are NaN or infinite. Repair them."
+            return PairFacts(pair, problem=problem)
     if pixels.shape[:2] != target.shape[:2]:
         (h, w), (other_h, other_w) = pixels.shape[:2], target.shape[:2]
-        problem = f"{pair.target}: is {other_w}x{other_h} pixels, its image {pair.image.name} {w}x{h}. Resize one."
+        place, name = pair.words(pair.target), pair.image.name
+        problem = f"{place}: is {other_w}x{other_h} pixels, its image {name} {w}x{h}. Resize one."
         return PairFacts(pair, problem=problem)
-    values, counts = np.unique(target if masks else np.zeros(0, "int32"), return_counts=True)
+    decoded.keep(pair, pixels, target)
     return PairFacts(
         pair,
         size=(pixels.shape[0], pixels.shape[1]),
@@ -231,28 +297,50 @@ def _inspect(pair: Pair, masks: bool) -> PairFacts:
         dtype=str(pixels.dtype),
         low=float(pixels.min()),
         high=float(pixels.max()),
-        counts=dict(zip(values.tolist(), counts.tolist(), strict=True)),
+        counts=_count(target, kind),
         target_channels=target.shape[2],
         largest_float=max(float(np.abs(x).max()) if x.dtype.kind == "f" else 0.0 for x in (pixels, target)),
         digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
+        notes=(*picture.notes, *alpha),
     )
 
 
-def _read_target(pair: Pair, pixels: np.ndarray, masks: bool) -> np.ndarray:
-    if masks:
-        return read_mask(pair.target)[..., None]
-    return pixels if pair.target == pair.image else read_image(pair.target).pixels
+def _count(target: np.ndarray, kind: Target) -> dict[int, int]:
+    if kind == "labels":
+        found = {label: int((target[..., label] == 1).sum()) for label in range(target.shape[2])}
+        found[IGNORED] = int((target[..., 0] == IGNORED).sum())
+        return {value: count for value, count in found.items() if count}
+    values, counts = np.unique(target if kind == "masks" else np.zeros(0, "int32"), return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def _notes(facts: Sequence[PairFacts]) -> list[str]:
-    notes = []
-    seen: dict[str, Path] = {}
+def _stack_notes(training: Sequence[Pair], validation: Sequence[Pair]) -> list[str]:
+    stacks = {pair.image for pair in (*training, *validation) if pair.page is not None}
+    shared = stacks & {pair.image for pair in training} & {pair.image for pair in validation}
+    if not stacks:
+        return []
+    if not shared:
+        return [f"{len(stacks)} stacks: all pages of each are on one side, trained on or validated on"]
+    first, last = validation[0].name, validation[-1].name
+    return [
+        f"one stack is all there is: its pages {first} to {last} are validated on, and look like their neighbours; "
+        "name --val-images from elsewhere for figures that hold elsewhere"
+    ]
+
+
+def _notes(facts: Sequence[PairFacts], target: Target) -> list[str]:
+    converted = Counter(note for entry in facts for note in entry.notes)
+    notes = [f"{note}: {count} of {len(facts)} images" for note, count in converted.items()]
+    seen: dict[str, str] = {}
     for entry in facts:
+        name = entry.pair.words(entry.pair.image.name)
         if entry.digest in seen:
-            notes.append(f"{entry.pair.image.name} and {seen[entry.digest].name} are the same image")
-        seen.setdefault(entry.digest, entry.pair.image)
-    if flat := [entry.pair.image.name for entry in facts if entry.low == entry.high]:
+            notes.append(f"{name} and {seen[entry.digest]} are the same image")
+        seen.setdefault(entry.digest, name)
+    if flat := [entry.pair.words(entry.pair.image.name) for entry in facts if entry.low == entry.high]:
         notes.append(f"{len(flat)} images are of one value: {', '.join(flat[:SHOWN])}")
-    if empty := [entry.pair.target.name for entry in facts if len(entry.counts) == 1]:
-        notes.append(f"{len(empty)} masks hold one value only: {', '.join(empty[:SHOWN])}")
+    dull = {"masks": lambda counts: len(counts) == 1, "labels": lambda counts: not set(counts) - {IGNORED}}.get(target)
+    if dull and (empty := [entry.pair.words(entry.pair.target.name) for entry in facts if dull(entry.counts)]):
+        held = "one value only" if target == "masks" else "no label"
+        notes.append(f"{len(empty)} masks hold {held}: {', '.join(empty[:SHOWN])}")
     return notes

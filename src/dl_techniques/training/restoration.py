@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dl_techniques.data.augment import SYMMETRIES
-from dl_techniques.data.files import read_image, write_file
+from dl_techniques.data.files import write_file
 from dl_techniques.data.normalization import in_unit
 from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pictures import to_display
@@ -20,7 +20,7 @@ from dl_techniques.data.pipeline import random_crop, seeded_batches
 from dl_techniques.metrics import psnr, ssim
 from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import extremes
-from dl_techniques.training.inspection import find_and_inspect
+from dl_techniques.training.inspection import channels_of, find_and_inspect, read_pair
 from dl_techniques.training.report import REPORT, Report
 from dl_techniques.training.settings import RestorationConfig
 from dl_techniques.training.supervised import (
@@ -114,13 +114,16 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
     score = "psnr"
 
     def __init__(self, config: RestorationConfig, console: Console) -> None:
-        count, self.inspection = find_and_inspect(config, config.targets, config.val_targets, console, masks=False)
+        count, self.inspection = find_and_inspect(config, config.targets, config.val_targets, console, "images")
         self.config = settle(config, self.inspection)
         largest = self.inspection.largest_float
 
         def read(pair: Pair) -> RestorationSample:
-            image, target = (in_unit(read_image(path).pixels, largest) for path in (pair.image, pair.target))
-            return RestorationSample(pair.name, image, target)
+            kept = self.inspection.decoded.hand_out(pair)
+            if kept is None:
+                picture, target = read_pair(pair, "images", channels_of(config))
+                kept = picture.pixels, target
+            return RestorationSample(pair.name, *(in_unit(pixels, largest) for pixels in kept))
 
         self.split(count, read)
 
@@ -196,10 +199,8 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
         ]
 
     def finish(self, model: keras.Model, console: Console) -> RestorationResult:
-        from dl_techniques.models.convunext.function import keras_function
-
         best = load_best(self.config)
-        function = keras_function(best)
+        function = self.whole(best)
         after = scores(function, self.validation)
         figures = {"images": len(self.validation), **_means(after, "")}
         if self.residual:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.masks import choose_classes
+from dl_techniques.data.masks import choose_classes, choose_labels
 from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import Evaluation, describe_evaluation, error_row, evaluate, metrics_of, predict
-from dl_techniques.training.inspection import describe_classes, find_and_inspect
+from dl_techniques.training.inspection import channels_of, describe_classes, find_and_inspect
 from dl_techniques.training.segmentation_data import read_sample, segmentation_batches
 from dl_techniques.training.segmentation_report import REPORT, write_evaluation
 from dl_techniques.training.settings import SegmentationConfig
@@ -84,14 +84,22 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
     score = "dice"
 
     def __init__(self, config: SegmentationConfig, console: Console) -> None:
-        count, self.inspection = find_and_inspect(config, config.masks, config.val_masks, console, masks=True)
-        classes = choose_classes(self.inspection.counts, config.mask_kind, config.classes, config.ignore)
+        target = "labels" if config.mask_kind == "labels" else "masks"
+        count, self.inspection = find_and_inspect(
+            config, config.masks, config.val_masks, console, target, config.ignore
+        )
+        if config.mask_kind == "labels":
+            classes = choose_labels(self.inspection.facts[0].target_channels, config.classes, config.ignore)
+            kind = "labels"
+        else:
+            classes = choose_classes(self.inspection.counts, config.mask_kind, config.classes, config.ignore)
+            kind = "foreground" if classes.foreground else "classes"
         describe_classes(self.inspection, classes, console)
-        kind = "foreground" if classes.foreground else "classes"
         self.config = replace(settle(config, self.inspection), mask_kind=kind, classes=classes.names)
         self.classes = classes
         self.activation = classes.activation
-        self.split(count, lambda pair: read_sample(pair, classes))
+        decoded = self.inspection.decoded
+        self.split(count, lambda pair: read_sample(pair, classes, channels_of(config), decoded=decoded))
 
     def choices(self) -> dict[str, str]:
         return {
@@ -147,10 +155,8 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         return error_row("preview", sample, predicted, 0.0)
 
     def finish(self, model: keras.Model, console: Console) -> SegmentationResult:
-        from dl_techniques.models.convunext.function import keras_function
-
         best = load_best(self.config)
-        function = keras_function(best)
+        function = self.whole(best)
         result = evaluate(function, self.validation, self.classes)
         card = {
             "task": self.name,

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dl_techniques.data.augment import Augmentation
-from dl_techniques.data.files import read_image
-from dl_techniques.data.masks import IGNORED, Classes, read_mask
+from dl_techniques.data.collection import Decoded
+from dl_techniques.data.files import Channels
+from dl_techniques.data.masks import IGNORED, Classes
 from dl_techniques.data.normalization import standardize
 from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pipeline import random_crop, seeded_batches
+from dl_techniques.training.inspection import read_pair
 from dl_techniques.training.settings import SegmentationConfig
 from dl_techniques.training.supervision import channel_target, class_target, target_pyramid
 
@@ -25,7 +27,8 @@ class SegmentationSample:
     Attributes:
         name: Stem of the image's file.
         image: `(height, width, channels)`, float32, as the model wants it.
-        classes: `(height, width)`, uint8, class indices, `IGNORED` where a pixel does not count.
+        classes: `(height, width)`, uint8, class indices, `IGNORED` where a pixel does not count; or labels, `(height,
+            width, labels)`, see `read_labels`.
     """
 
     name: str
@@ -39,20 +42,31 @@ class SegmentationSample:
 
 
 def read_sample(
-    pair: Pair, classes: Classes, normalize: Callable[[np.ndarray], np.ndarray] = standardize
+    pair: Pair,
+    classes: Classes,
+    channels: Channels = "declared",
+    normalize: Callable[[np.ndarray], np.ndarray] = standardize,
+    decoded: Decoded | None = None,
 ) -> SegmentationSample:
     """Read an image and its mask.
 
     Args:
         pair: Their files.
         classes: What the masks mean.
+        channels: Which samples of a pixel are channels; see `read_image`.
         normalize: What the model wants done with the pixels; returns float32.
+        decoded: Where they may be already.
 
     Raises:
         FileError: A file is broken, or the mask holds a value that is no class.
     """
-    mask = classes.encode(read_mask(pair.target), pair.target)
-    return SegmentationSample(pair.name, normalize(read_image(pair.image).pixels), mask)
+    kept = None if decoded is None else decoded.hand_out(pair)
+    if kept is None:
+        picture, target = read_pair(pair, "labels" if classes.labels else "masks", channels, classes.ignored)
+        kept = picture.pixels, target
+    pixels, target = kept
+    mask = classes.encode(target if classes.labels else target[..., 0], pair.words(pair.target))
+    return SegmentationSample(pair.name, normalize(pixels), mask)
 
 
 def segmentation_batches(
@@ -78,14 +92,14 @@ def segmentation_batches(
     patch, batch_size = typing.cast("tuple[int, int]", (config.patch, config.batch_size))
 
     def make_target(labels: np.ndarray) -> np.ndarray:
-        if classes.outputs == 1:
+        if classes.outputs == 1 or classes.labels:
             return channel_target(labels, ignore=IGNORED)
         return class_target(labels, classes.count, ignore=IGNORED)
 
     def crop(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         sample = samples[int(rng.integers(len(samples)))]
         image, mask = random_crop(sample.image, sample.classes, patch, rng)
-        image, labels = augmentation(image, mask[..., None], rng)
+        image, labels = augmentation(image, mask if classes.labels else mask[..., None], rng)
         return image, make_target(labels)
 
     for images, targets in seeded_batches(crop, config.steps, batch_size, config.seed, done, threads=2):

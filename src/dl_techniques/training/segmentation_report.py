@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dl_techniques.data.collection import Room, Samples
 from dl_techniques.data.files import write_file
 from dl_techniques.data.masks import Classes
 from dl_techniques.data.normalization import standardize
-from dl_techniques.data.pairs import find_pairs
+from dl_techniques.data.pairs import Pair, find_pairs
 from dl_techniques.errors import FileError
+from dl_techniques.inference.bounded import bounded_function
+from dl_techniques.inference.engines import Engine
+from dl_techniques.inference.memory import parse_memory
 from dl_techniques.training.evaluation import (
     Evaluation,
     colour_key,
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dl_techniques.models.convunext.function import Function
+
+KEPT = 4 * 10**9  # bytes of samples that stay in memory; the others are read again for the pictures
 
 
 def write_evaluation(
@@ -73,7 +79,7 @@ def write_evaluation(
         numbers={
             "mean Dice": f"{confusion.mean_dice:.3f}",
             "mean IoU": f"{confusion.mean_iou:.3f}",
-            "pixels right": f"{confusion.accuracy:.1%}",
+            "labels right" if classes.labels else "pixels right": f"{confusion.accuracy:.1%}",
         },
         tables=_tables(result, classes),
         curves=curves or {},
@@ -85,20 +91,15 @@ def write_evaluation(
 
 
 def _tables(result: Evaluation, classes: Classes) -> list[Table]:
-    counts, bins = result.confusion.counts, result.calibration.table
+    bins = result.calibration.table
     pixels = max(sum(bin.count for bin in bins), 1)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return [
         Table(
-            "Classes",
-            ("class", "Dice", "IoU"),
+            "Labels" if classes.labels else "Classes",
+            ("label" if classes.labels else "class", "Dice", "IoU"),
             [(row["class"], f"{row['dice']:.3f}", f"{row['iou']:.3f}") for row in table(result, classes)],
         ),
-        Table(
-            "Of the pixels of each class (row), how many were taken for which",
-            ("", *classes.names),
-            [(name, *(f"{share:.1%}" for share in row)) for name, row in zip(classes.names, shares, strict=True)],
-        ),
+        _label_table(result, classes) if classes.labels else _confusion_table(result, classes),
         Table(
             f"Calibration: expected error {result.calibration.error:.2%}",
             ("probability", "share of pixels", "share right"),
@@ -111,45 +112,76 @@ def _tables(result: Evaluation, classes: Classes) -> list[Table]:
     ]
 
 
+def _confusion_table(result: Evaluation, classes: Classes) -> Table:
+    counts = result.confusion.counts
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return Table(
+        "Of the pixels of each class (row), how many were taken for which",
+        ("", *classes.names),
+        [(name, *(f"{share:.1%}" for share in row)) for name, row in zip(classes.names, shares, strict=True)],
+    )
+
+
+def _label_table(result: Evaluation, classes: Classes) -> Table:
+    counts = result.confusion.counts  # (label, is there, was predicted)
+    found = counts[:, 1, 1] / np.maximum(counts[:, 1].sum(axis=1), 1)
+    right = counts[:, 1, 1] / np.maximum(counts[:, :, 1].sum(axis=1), 1)
+    return Table(
+        "Of the pixels with each label, how many were found, and of those found, how many have it",
+        ("", "found", "right"),
+        [(name, f"{f:.1%}", f"{r:.1%}") for name, f, r in zip(classes.names, found, right, strict=True)],
+    )
+
+
 def evaluate_files(
-    function: Function,
+    engine: Engine,
     card: Mapping[str, Any],
-    source: str,
     images: str,
     masks: str | None,
     output: Path,
     console: Console,
+    max_memory: str = "2GB",
 ) -> Path:
     """Measure a segmenter on labelled images and write the page, JSON and CSV to a new folder.
 
     Args:
-        function: The model; it returns probabilities.
+        engine: The model; it returns probabilities.
         card: Its card.
-        source: What the model is called.
         images: Folder, pattern or CSV file.
         masks: Folder or pattern; `None` with a CSV file.
         output: Folder; it must not exist.
         console: Where to tell what was measured.
+        max_memory: What the network may take at once; larger images are computed in tiles.
 
     Returns:
         The page.
 
     Raises:
         FileError: The card tells no classes, files are missing or broken, or the folder exists or cannot be written.
+        ArgumentError: The memory is too small for a tile.
     """
+    source = engine.source
     classes = Classes.from_card(card, source)
     if card.get("export", {}).get("activation") == "argmax":
         raise FileError(source, "returns classes, no probabilities.", "Export it without --activation argmax.")
     if output.exists():
         raise FileError(str(output), "exists already.", "Name a new folder.")
-    inspection = inspect_pairs(find_pairs(images, masks), console)
+    pairs = find_pairs(images, masks, classes.labels)
+    kind = "labels" if classes.labels else "masks"
+    room = Room(KEPT)
+    inspection = inspect_pairs(pairs, console, kind, card.get("channels"), classes.ignored, room)
     if inspection.channels != card.get("channels"):
         reason = f"have {inspection.channels} channels; {source} takes {card.get('channels')}."
         raise FileError(images, reason, "Convert the images, or name another model.")
     describe_images(inspection, console)
     describe_classes(inspection, classes, console)
     normalize = standardize if card.get("normalization") == "standardize" else _as_floats
-    samples = [read_sample(facts.pair, classes, normalize) for facts in inspection.facts]
+    function = bounded_function(engine, parse_memory(max_memory), inspection.largest)
+
+    def read(pair: Pair) -> SegmentationSample:
+        return read_sample(pair, classes, card.get("channels"), normalize, inspection.decoded)
+
+    samples = Samples(pairs, read, room)
     result = evaluate(function, samples, classes)
     describe_evaluation(result, classes, console)
     try:

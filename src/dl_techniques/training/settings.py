@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from dl_techniques.errors import ArgumentError, check_counts
+from dl_techniques.inference.memory import parse_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,9 @@ class TrainingConfig:
         depth: Number of times the model halves the image.
         initial_filters: Channels of the model's finest level.
         blocks_per_level: ConvNeXt blocks in each level.
-        cache_gb: Decoded images to keep in memory, in GB; what does not fit is read again each time.
+        channels: Samples of a pixel that are channels, whatever the files call alpha; if not given, all but alpha.
+        cache_gb: Decoded images to keep in memory, in GB, all in all; what does not fit is read again each time.
+        max_memory: What the network may take at once in a validation; larger images are computed in tiles.
         preview_every: Validations between two pictures of what the model does; 0: none.
         seed: Seed of weights, crops and all random changes.
     """
@@ -42,23 +45,26 @@ class TrainingConfig:
     steps_per_epoch: int = 100
     patch: int | None = None
     batch_size: int | None = None
+    channels: int | None = None
     learning_rate: float = 2e-3
     precision: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     depth: int = 3
     initial_filters: int = 16
     blocks_per_level: int = 1
     cache_gb: float = 4.0
+    max_memory: str = "2GB"
     preview_every: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_counts(self, "steps", "steps_per_epoch")
-        for name in ("patch", "batch_size"):
+        for name in ("patch", "batch_size", "channels"):
             if getattr(self, name) is not None:
                 check_counts(self, name)
         if self.steps % self.steps_per_epoch:
             rule = f"must be a multiple of steps_per_epoch={self.steps_per_epoch}"
             raise ArgumentError("steps", rule, self.steps)
+        parse_memory(self.max_memory)
         for name in ("preview_every", "cache_gb"):
             if getattr(self, name) < 0:
                 raise ArgumentError(name, "must be at least 0", getattr(self, name))
@@ -140,7 +146,8 @@ class PairedConfig(TrainingConfig):
         patch: Height and width of the crops that are trained on, in pixels; chosen by the sizes of the images if not
             given. Smaller images are reflected at their borders.
         symmetries: Which turns of an image are trained on, too: `"all"` eight, or its mirror image only, `"mirror"`,
-            where up and down differ, as in photographs; `"auto"`: all for grey images, the mirror for coloured ones.
+            where up and down differ, as in photographs; `"auto"`: the mirror for images of three channels, all for
+            others.
         accumulate: Steps whose gradients are added up before the weights change: as if the batch were so many times
             larger, in the memory of one.
         patience: Stop after so many validations in a row without a better one; 0: never.
@@ -169,18 +176,19 @@ class SegmentationConfig(PairedConfig):
 
     Attributes:
         masks: Folder or pattern of masks, each named like its image, all with the same ending or none: grey values,
-            palette indices or colours, PNG or TIFF. Not with a CSV file.
+            palette indices or colours, PNG or TIFF, stacks for stacks. Not with a CSV file.
         val_masks: Masks of `val_images`.
         mask_kind: `"classes"`: each mask value is a class; `"foreground"`: all but one value are one class, as in
-            binary masks and instances; `"auto"`: foreground for two values and for more than 24 without names.
-        classes: Names of the classes, in the order of their mask values.
-        ignore: Mask values of pixels that neither train nor count.
+            binary masks and instances; `"labels"`: each channel or page of a mask is a label, where it is not 0, and
+            labels may overlap; `"auto"`: foreground for two values and for more than 24 without names.
+        classes: Names of the classes, in the order of their mask values, or of the labels, in that of their channels.
+        ignore: Mask values of pixels that neither train nor count; with labels, of those where all channels hold one.
         convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
     """
 
     masks: str | None = None
     val_masks: str | None = None
-    mask_kind: Literal["auto", "classes", "foreground"] = "auto"
+    mask_kind: Literal["auto", "classes", "foreground", "labels"] = "auto"
     classes: tuple[str, ...] = ()
     ignore: tuple[int, ...] = ()
     convnext_version: Literal["v1", "v2"] = "v2"

@@ -17,6 +17,9 @@ from dl_techniques.data.collection import Samples
 from dl_techniques.data.files import Picture, write_file, write_image
 from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pictures import contact_sheet
+from dl_techniques.inference.bounded import bounded_function
+from dl_techniques.inference.engines import Engine
+from dl_techniques.inference.memory import parse_memory
 from dl_techniques.training.inspection import Inspection
 from dl_techniques.training.plan import Plan, describe_plan, write_plan
 from dl_techniques.training.run import best_so_far, check_run, epochs_since_best, open_run, read_log, write_split
@@ -68,8 +71,19 @@ class SupervisedTask(ABC, Generic[Config, Result]):
             read: Makes the sample of a pair.
         """
         pairs = [facts.pair for facts in self.inspection.facts]
-        room = round(self.config.cache_gb * 1e9)
+        room = self.inspection.decoded.room  # what the inspection kept makes place as it is handed out
         self.training, self.validation = Samples(pairs[:count], read, room), Samples(pairs[count:], read, room)
+
+    def whole(self, model: ConvUNextModel) -> Function:
+        """Return a model as a function of whole images, which computes in tiles what would take too much memory.
+
+        Raises:
+            ArgumentError: The memory is too small for a tile.
+        """
+        from dl_techniques.models.convunext.function import keras_function
+
+        engine = Engine(keras_function(model), model.input_channels, "the model", self.config.output, model)
+        return bounded_function(engine, parse_memory(self.config.max_memory), self.inspection.largest)
 
     @abstractmethod
     def build(self) -> keras.Model:
@@ -144,12 +158,19 @@ def train_supervised(
             best_so_far(config.output, watched) if watched is not None else -np.inf,
             task.activation,
             lambda function, epoch: _preview(task, function, epoch),
+            task.whole,
         )
         board = []
         if importlib.util.find_spec("tensorboard") is not None:
             board.append(keras.callbacks.TensorBoard(config.output / "tensorboard", write_graph=False))
+
+        def build() -> keras.Model:
+            model = task.build()
+            task.whole(model)  # refuses before the first step what would not fit after it
+            return model
+
         model = fit_stages(
-            task.build,
+            build,
             task.stages(),
             config.steps_per_epoch,
             checkpoints,
