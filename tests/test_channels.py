@@ -140,7 +140,7 @@ def test_channels_that_differ_are_named(tmp_path):
         SegmentationTask(config, QUIET)
     pairs = [facts.pair for facts in SegmentationTask(config_of(tmp_path / "more"), QUIET).inspection.facts]
     with pytest.raises(FileError, match="4 of 4 pairs cannot be used:\n.*nor of 4 channels"):
-        inspect_pairs(pairs, QUIET, channels=4)
+        inspect_pairs(pairs, QUIET, "masks", channels=4)
 
 
 def config_of(folder) -> SegmentationConfig:
