@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -100,3 +101,21 @@ def test_evaluation_is_the_same_in_tiles(tmp_path, capfd):
     assert tiled["mean_dice"] == pytest.approx(whole["mean_dice"], abs=1e-4)
     assert main(["evaluate", str(model), *flags, "--max-memory=1MB", "-o", str(tmp_path / "none")]) == 2
     assert "`max_memory` must leave" in capfd.readouterr().err and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="other backends record gradients when told to")
+def test_no_tensors_are_kept_for_gradients(version):
+    import torch
+
+    recording = []
+    engine = engine_of(version, [])
+    layer = next(layer for layer in engine.model.layers if layer.weights)  # the stem, of tiles too
+    layer.register_forward_hook(lambda *_: recording.append(torch.is_grad_enabled()))
+    side = Network(engine).smallest_tile
+    memory = bytes_per_pixel(Network(engine)) * side**2
+    function = bounded_function(engine, memory, extent=side + 30)
+    for _ in range(2):  # the first call of V2 also makes its network for tiles
+        recording.clear()
+        function(np.zeros((1, side + 30, 24, 1), "float32"))
+    assert len(recording) > 1 and not any(recording)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import keras
 import numpy as np
 
 Function = Callable[[np.ndarray], np.ndarray]
+
+
+def no_gradients() -> contextlib.AbstractContextManager:
+    """Return a context in which PyTorch does not keep every tensor for gradients that nobody wants."""
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
 
 
 def keras_function(model: keras.Model) -> Function:
@@ -20,7 +30,8 @@ def keras_function(model: keras.Model) -> Function:
         if keras.backend.backend() == "jax":
             outputs = model.predict(batch, batch_size=len(batch), verbose=0)
         else:
-            outputs = model(batch, training=False)
+            with no_gradients():
+                outputs = model(batch, training=False)
         first = outputs[0] if isinstance(outputs, list | tuple) else outputs
         return keras.ops.convert_to_numpy(first)
 

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from dl_techniques.layers.convnext import ConvNeXtBlock
+from dl_techniques.models.convunext.function import no_gradients
 from dl_techniques.models.convunext.graph import connect_layers
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def tile_function(model: ConvUNextModel) -> TileFunction:
         if keras.backend.backend() == "jax":
             outputs = network.predict(inputs, batch_size=1, verbose=0)
         else:
-            outputs = network(inputs, training=False)
+            with no_gradients():
+                outputs = network(inputs, training=False)
         output, found = (ops.convert_to_numpy(x)[0] for x in outputs)
         return output, found
 
