@@ -94,7 +94,7 @@ train = App(name="train", help="Train a model on your own images, or go on with 
 def train_segment(
     config: Annotated[SegmentationConfig, Parameter(name="*")], *, plan: PlanFile = None, backend: Backend = None
 ) -> None:
-    """Train a segmenter on images and masks: binary, instances taken as foreground, or many classes.
+    """Train a segmenter on images and masks: binary, instances as foreground, many classes, or labels that overlap.
 
     Looks at every file first and names what is wrong. A run that was stopped, by whatever, goes on with
     `convunext train --resume RUN` as if it had not been. Writes model.keras, the weights that were best on the
