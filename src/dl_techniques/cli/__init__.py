@@ -227,10 +227,10 @@ def page(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choose_backend_for(models, backend)
+    engines = [settle_engine(model, options.engine, "float32", backend) for model in models]
     from dl_techniques.page.serving import serve_page
 
-    serve_page(models, options)
+    serve_page(models, options, engines)
 
 
 app.command(plan)

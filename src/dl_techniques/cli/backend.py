@@ -37,10 +37,10 @@ def settle_engine(model: str, engine: EngineName, precision: Precision, backend:
     Raises:
         ConvUNextError: The engine is not installed or does not fit.
     """
-    from dl_techniques.inference.choosing import choose_engine
+    from dl_techniques.inference.choosing import choose_engine, needs_keras
     from dl_techniques.inference.runtimes import deviation
 
-    if engine == "auto" and backend is not None and precision == "float32":
+    if engine == "auto" and backend is not None and precision == "float32" and needs_keras(model):
         engine = "keras"
     choice = choose_engine(model, engine, precision)
     said = choice.said

@@ -52,7 +52,8 @@ def _write_openvino(model, path: Path) -> None:
     ]
     tensors = [keras.ops.convert_to_tensor(given.output(0)) for given in inputs]
     outputs = keras.tree.flatten(model(tensors[0] if len(tensors) == 1 else tensors, training=False))
-    graph = openvino.Model([opset13.result(output.output) for output in outputs], inputs)
+    make_model: Any = openvino.Model  # its hints are wrong
+    graph = make_model([opset13.result(output.output) for output in outputs], inputs)
     openvino.save_model(graph, str(path), compress_to_fp16=False)
 
 
