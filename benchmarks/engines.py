@@ -33,17 +33,20 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["denoise-gray"])
     parser.add_argument("--side", type=int, default=512, help="height and width of the images, in pixels")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime"], help="those to hold against Keras")
     arguments = parser.parse_args()
     print("| model | engine | images/s | of Keras | processor time of Keras' | difference |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for model in arguments.models:
-        measure(model, arguments.side, arguments.repeats)
+        measure(model, arguments.side, arguments.repeats, arguments.engines)
 
 
-def measure(model: str, side: int, repeats: int) -> None:
+def measure(model: str, side: int, repeats: int, engines: list[str]) -> None:
     """Print a row for each engine that this machine has."""
     functions = {}
     for engine, precision in ENGINES:
+        if engine not in ("keras", *engines):
+            continue
         try:
             loaded = load_engine(model, engine, precision)
         except ArgumentError as error:
