@@ -86,7 +86,7 @@ def choose_engine(
 
 
 def _choose(path: Path, precision: Precision) -> Choice:
-    """Return the fastest: OpenVINO beats Keras on every CPU measured (docs/predict.md), a GPU beats both."""
+    """Return what is taken for the fastest: OpenVINO on a CPU, for less processor time than Keras; Keras on a GPU."""
     why = ""
     if importlib.util.find_spec("openvino") is None:
         why = "openvino is not installed (pip install openvino)"
