@@ -19,6 +19,15 @@ settings.register_profile("convunext", deadline=None, database=None, derandomize
 settings.load_profile("convunext")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A cache of conversions of the tests' own: never the user's."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONVUNEXT_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     keras.utils.set_random_seed(7)

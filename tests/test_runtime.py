@@ -29,7 +29,8 @@ __test__ = keras.backend.backend() == "tensorflow"
 
 ROOT = Path(__file__).parents[1]
 PROVIDED = {"cyclopts", "imagecodecs", "numpy", "pillow", "rich", "tifffile", "onnxruntime", "openvino"}
-TRAINS = ("keras", "tensorflow", "jax", "torch", "grain", "safetensors", "filelock", "tomli_w", "tf2onnx", "onnx")
+TRAINS = ("keras", "tensorflow", "jax", "torch", "grain", "safetensors", "filelock", "platformdirs", "tomli_w",
+          "tf2onnx", "onnx")  # fmt: skip
 QUIET = Console(quiet=True)
 
 
@@ -111,7 +112,7 @@ def test_page_shows_artifacts_without_keras(denoisers, tmp_path):
 
 def test_what_needs_keras_says_so_where_there_is_none(tmp_path):
     Image.fromarray(np.zeros((8, 8), "uint8")).save(tmp_path / "a.png")
-    for arguments in (["denoise", "a.png", "-o", "b.png"], ["certify", "denoise-gray"], ["demo"]):
+    for arguments in (["denoise", "a.png", "-o", "b.png", "--engine", "keras"], ["certify", "denoise-gray"], ["demo"]):
         result = without_keras(*arguments, cwd=tmp_path)
         assert result.returncode == 2 and "Traceback" not in result.stderr
         assert "needs the module 'keras', which is not installed. Without it, only models exported" in result.stderr

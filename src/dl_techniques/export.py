@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from dl_techniques.card import card_path, read_card, standardizes, write_card
 from dl_techniques.certify import Certificate, certify, print_certificate
 from dl_techniques.data.normalization import standardize
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
+from dl_techniques.inference.conversion import write_artifact
 from dl_techniques.inference.engines import Engine, Tiling, load_engine
 from dl_techniques.inference.memory import model_bytes_per_pixel
 from dl_techniques.inference.settings import ArtifactFormat, ExportOptions
@@ -115,7 +115,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     try:
         path = staging / options.output.name
         with _named(options.output, f"cannot be made as {options.artifact_format}"):
-            _write(_from_pixels(network, standard, options), path, options)
+            write_artifact(_from_pixels(network, standard, options), path, options.artifact_format)
         with _named(options.output, "does not run"), _full_precision():
             exported = load_engine(path)
             comparison = _compare(exported, network, standard, options.activation)
@@ -206,21 +206,6 @@ def _standardized(image):
 
 
 # === The artifact ===
-
-
-def _write(model, path: Path, options: ExportOptions) -> None:
-    import keras
-    import tensorflow as tf
-
-    form = options.artifact_format
-    signature = [keras.InputSpec(shape=model.input_shape, dtype="float32", name="image")]
-    # Nothing beyond LiteRT's own operations: its runtime alone, without TensorFlow's, must do.
-    builtin = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}} if form == "litert" else {}
-    with warnings.catch_warnings():
-        # Keras mends tf2onnx under NumPy 2 and is warned for looking.
-        warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
-        name = {"saved_model": "tf_saved_model"}.get(form, form)
-        model.export(str(path), format=name, verbose=False, input_signature=signature, **builtin)
 
 
 def _compare(artifact: Engine, network: ConvUNextModel, standard: bool, activation: str) -> Comparison:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from dl_techniques import __version__
-from dl_techniques.cli.backend import Backend, choose_backend, choose_backend_for
+from dl_techniques.cli.backend import Backend, choose_backend, choose_backend_for, settle_engine
 from dl_techniques.cli.training import plan, planned_settings, train
 from dl_techniques.errors import ConvUNextError, ExportError
-from dl_techniques.inference.settings import DenoisingOptions, ExportOptions, PredictionOptions
+from dl_techniques.inference.settings import DenoisingOptions, EngineName, ExportOptions, PredictionOptions
 from dl_techniques.page.settings import PageOptions
 from dl_techniques.training.demo import DemoConfig
 
@@ -78,7 +79,8 @@ def denoise(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choose_backend_for([options.model], backend)
+    engine = settle_engine(options.model or "denoise-gray", options.engine, options.precision, backend)
+    options = dataclasses.replace(options, engine=engine)
     from rich.console import Console
 
     from dl_techniques.inference.denoising import denoise_files
@@ -107,7 +109,8 @@ def predict(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choose_backend_for([model], backend)
+    engine = settle_engine(model, options.engine, options.precision, backend)
+    options = dataclasses.replace(options, engine=engine)
     from rich.console import Console
 
     from dl_techniques.inference.predicting import predict_files
@@ -157,6 +160,7 @@ def evaluate_model(
     masks: str | None = None,
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     max_memory: str = "2GB",
+    engine: EngineName = "auto",
     backend: Backend = None,
 ) -> None:
     """Measure a segmenter on labelled images: scores of each class, confusion, calibration, best and worst cases.
@@ -169,19 +173,20 @@ def evaluate_model(
         masks: Folder or pattern of their masks.
         output: Folder to write to; it must not exist.
         max_memory: What the network may take at once; larger images are computed in tiles.
+        engine: What computes: `keras`, `openvino`, `onnxruntime`, or the fastest that is installed.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choose_backend_for([model], backend)
+    settled = settle_engine(model, engine, "float32", backend)
     from rich.console import Console
 
     from dl_techniques.card import read_card
     from dl_techniques.inference.engines import load_engine
     from dl_techniques.training.segmentation_report import evaluate_files
 
-    engine = load_engine(model)
+    loaded = load_engine(model, settled)
     console = Console(highlight=False, soft_wrap=True)
-    card = read_card(engine.path)
-    print(evaluate_files(engine, card, images, masks, output, console, max_memory).resolve())
+    card = read_card(loaded.path)
+    print(evaluate_files(loaded, card, images, masks, output, console, max_memory).resolve())
 
 
 @app.command
@@ -224,10 +229,10 @@ def page(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choose_backend_for(models, backend)
+    engines = [settle_engine(model, options.engine, "float32", backend) for model in models]
     from dl_techniques.page.serving import serve_page
 
-    serve_page(models, options)
+    serve_page(models, options, engines)
 
 
 app.command(plan)

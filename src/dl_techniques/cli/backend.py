@@ -9,16 +9,50 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from dl_techniques.errors import ConvUNextError
+from dl_techniques.inference.settings import EngineName, Precision
 
 Backend = Literal["tensorflow", "jax", "torch"] | None
 
 
 def choose_backend_for(models: Sequence[str | None], backend: Backend) -> None:
     """Choose the backend if a model needs Keras; a machine that runs exported artifacts may have none."""
-    from dl_techniques.inference.engines import needs_keras
+    from dl_techniques.inference.choosing import needs_keras
 
     if any(map(needs_keras, models)):
         choose_backend(backend)
+
+
+def settle_engine(model: str, engine: EngineName, precision: Precision, backend: Backend) -> EngineName:
+    """Choose what runs a model and say it in a line; import Keras only if that is it.
+
+    Args:
+        model: A `.keras` file, a run's folder, a preset's name or folder, or an export.
+        engine: What the user asked for. A backend that is named means Keras.
+        precision: What OpenVINO shall compute in.
+        backend: What Keras runs on.
+
+    Returns:
+        The engine, no longer `"auto"` for a model of Keras.
+
+    Raises:
+        ConvUNextError: The engine is not installed or does not fit.
+    """
+    from dl_techniques.inference.choosing import choose_engine, needs_keras
+    from dl_techniques.inference.runtimes import deviation
+
+    if engine == "auto" and backend is not None and precision == "float32" and needs_keras(model):
+        engine = "keras"
+    choice = choose_engine(model, engine, precision)
+    said = choice.said
+    if precision != "float32":
+        network = choice.path if choice.conversion is None else choice.conversion.folder / "network.xml"
+        share = deviation(network, precision)
+        said += f"; {precision}: off by up to {share:.2%} of the range of the output on noise"
+    if said:
+        print(said, flush=True)
+    if choice.runtime in ("keras", "litert", "tensorflow"):
+        choose_backend(backend)
+    return choice.engine
 
 
 def choose_backend(backend: str | None) -> None:

@@ -112,7 +112,7 @@ def denoise_files(inputs: Sequence[Path], options: DenoisingOptions, console: Co
         FileError: An input does not exist, an output exists already, or nothing can be written.
     """
     pairs = plan_outputs(inputs, options.output, options.overwrite, lossless_name)
-    engines = _Engines(options.model)
+    engines = _Engines(options)
 
     def work(source: Path, output: Path, on_tile: OnTile) -> NoiseReport | None:
         return _denoise_file(source, output, engines, options, on_tile)
@@ -123,20 +123,20 @@ def denoise_files(inputs: Sequence[Path], options: DenoisingOptions, console: Co
 class _Engines:
     """The model for images of one or three channels, loaded when first needed."""
 
-    def __init__(self, model: str | None) -> None:
-        self.model = model
+    def __init__(self, options: DenoisingOptions) -> None:
+        self.options = options
         self.loaded: dict[str, Engine] = {}
 
     def of(self, channels: int) -> Engine:
         from dl_techniques.inference.engines import load_engine
         from dl_techniques.models.convunext.presets import shipped_presets
 
-        name = self.model
+        name = self.options.model
         if name is None:
             wanted = "denoise-gray" if channels == 1 else "denoise-color"
             name = wanted if wanted in shipped_presets() else "denoise-gray"
         if name not in self.loaded:
-            self.loaded[name] = load_engine(name)
+            self.loaded[name] = load_engine(name, self.options.engine, self.options.precision)
         return self.loaded[name]
 
 

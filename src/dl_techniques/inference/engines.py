@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 import zipfile
@@ -13,14 +14,17 @@ import numpy as np
 
 from dl_techniques.card import read_card
 from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.inference.cache import Conversion
+from dl_techniques.inference.choosing import choose_engine
+from dl_techniques.inference.runtimes import ArraysFunction, ONNXFunction, OpenVINOFunction
+from dl_techniques.inference.settings import EngineName, Precision
 
 if TYPE_CHECKING:
     from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
+    from dl_techniques.models.convunext.tiles import TileFunction
 
-RUN_MODEL = "model.keras"  # in the folder of a training run
 Size = tuple[int | None, int | None]
-WITHOUT_KERAS = (".onnx", ".xml")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class Engine:
         size: Height and width that images must have, each `None` if any will do.
         tiling: How an artifact is applied to parts of images, `None` if it takes whole images only.
         largest: Largest intensity that the 8-bit integers of an artifact were calibrated for; `None` if it has none.
+        use_bias: Whether the network has additive parameters, `None` where that is not known.
+        energies: Channels of every response normalization over the whole image, of a converted V2 model.
+        tile_function: A converted V2 model as `models.convunext.tiles.tile_function` returns it.
+        runtime: What it runs on.
     """
 
     function: Function
@@ -64,57 +72,90 @@ class Engine:
     size: Size = (None, None)
     tiling: Tiling | None = None
     largest: float | None = None
+    use_bias: bool | None = None
+    energies: tuple[int, ...] = ()
+    tile_function: TileFunction | None = None
+    runtime: str = "keras"
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return a height and a width that the model takes: its own where they are fixed, otherwise those given."""
         return self.size[0] or size[0], self.size[1] or size[1]
 
 
-def needs_keras(source: str | os.PathLike | None) -> bool:
-    """Return whether `load_engine` needs Keras for a model; `None` stands for a preset."""
-    return source is None or Path(source).suffix not in WITHOUT_KERAS
-
-
-def load_engine(source: str | os.PathLike) -> Engine:
+def load_engine(
+    source: str | os.PathLike, engine: EngineName | None = None, precision: Precision = "float32"
+) -> Engine:
     """Load a model.
 
     Args:
         source: A `.keras` file, a run's folder, a preset's name or folder, or an exported `.onnx`, `.xml` (OpenVINO),
             `.tflite` file or SavedModel folder.
+        engine: What runs it. `"openvino"` and `"onnxruntime"` run a Keras model converted, once, in the user's cache;
+            `"auto"` takes the fastest that is installed. Keras, and exports in their own runtime, if not given.
+        precision: What OpenVINO computes in.
 
     Raises:
-        FileError: The file is broken or holds another kind of model.
-        ArgumentError: There is no such file or preset.
+        FileError: The file is broken, holds another kind of model or cannot be converted.
+        ArgumentError: There is no such file or preset, or engine or precision does not fit.
     """
-    from dl_techniques.models.convunext.presets import preset_folder, shipped_presets
-
-    path = Path(source)
-    if (path / RUN_MODEL).is_file():
-        path = path / RUN_MODEL
-    loaders = {".keras": _load_keras, ".onnx": _load_onnx, ".xml": _load_openvino, ".tflite": _load_litert}
-    if path.suffix in loaders and path.is_file():
-        try:
-            return loaders[path.suffix](path)
-        except ModuleNotFoundError as error:
-            remedy = f"Install it: pip install {error.name}"
-            raise FileError(str(path), f"needs the module {error.name!r}, which is not installed.", remedy) from error
-        except (ValueError, OSError, RuntimeError, TypeError, KeyError, zipfile.BadZipFile) as error:
-            if isinstance(error, FileError | ArgumentError):
-                raise
-            raise FileError(str(path), f"cannot be loaded: {error}".split("\n")[0] + ".", "Get it again.") from error
-    if (path / "saved_model.pb").is_file():
-        return _load_saved_model(path)
-    if path.suffix in loaders:
-        raise FileError(str(path), "does not exist.", "Check the path.")
+    choice = choose_engine(source, engine, precision)
+    path = choice.path
+    if choice.conversion is not None:
+        return _load_converted(path, choice.runtime, choice.conversion, precision)
+    if path.is_dir():
+        return _load_saved_model(path) if choice.runtime == "tensorflow" else _load_preset(path)
     try:
-        folder = preset_folder(str(source))
-    except ArgumentError as error:
-        rule = f"must be a file (.keras, .onnx, .xml, .tflite), an exported folder or one of {shipped_presets()}"
-        raise ArgumentError("model", rule, str(source)) from error
+        if path.suffix == ".xml":
+            return _load_openvino(path, precision)
+        return {".keras": _load_keras, ".onnx": _load_onnx, ".tflite": _load_litert}[path.suffix](path)
+    except ModuleNotFoundError as error:
+        remedy = f"Install it: pip install {error.name}"
+        raise FileError(str(path), f"needs the module {error.name!r}, which is not installed.", remedy) from error
+    except (ValueError, OSError, RuntimeError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        if isinstance(error, FileError | ArgumentError):
+            raise
+        raise FileError(str(path), f"cannot be loaded: {error}".split("\n")[0] + ".", "Get it again.") from error
+
+
+def _load_converted(path: Path, runtime: str, conversion: Conversion, precision: Precision) -> Engine:
+    facts = conversion.facts
+
+    def load(name: str) -> ArraysFunction:
+        if runtime == "openvino":
+            return OpenVINOFunction(conversion.folder / f"{name}.xml", precision)
+        return ONNXFunction(conversion.folder / f"{name}.onnx")
+
+    network = load("network")
+
+    @functools.cache
+    def tiles() -> ArraysFunction:
+        return load("tiles")
+
+    def call_tile(tile: np.ndarray, kept: np.ndarray, energies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        output, found = tiles()(tile[None], kept[None, ..., None], energies[None])
+        return output[0], found[0]
+
+    return Engine(
+        lambda batch: network(batch)[0],
+        facts["channels"],
+        _name(path),
+        path,
+        tiling=Tiling(**facts["tiling"]),
+        use_bias=facts["use_bias"],
+        energies=tuple(facts["energies"]),
+        tile_function=call_tile if facts["energies"] else None,
+        runtime=runtime,
+    )
+
+
+def _name(path: Path) -> str:
+    return f"preset {path.name}" if path.is_dir() else path.name
+
+
+def _load_preset(folder: Path) -> Engine:
     from dl_techniques.models.convunext.model import ConvUNextModel
 
-    model = ConvUNextModel.from_preset(folder)
-    return _keras_engine(model, f"preset {folder.name}", folder)
+    return _keras_engine(ConvUNextModel.from_preset(folder), folder)
 
 
 def _load_keras(path: Path) -> Engine:
@@ -125,40 +166,25 @@ def _load_keras(path: Path) -> Engine:
     model = keras.saving.load_model(path, compile=False, safe_mode=True)
     if not isinstance(model, ConvUNextModel):
         raise FileError(str(path), f"holds a {type(model).__name__}, not a ConvUNextModel.", "Name another file.")
-    return _keras_engine(model, path.name, path)
+    return _keras_engine(model, path)
 
 
-def _keras_engine(model: ConvUNextModel, source: str, path: Path) -> Engine:
+def _keras_engine(model: ConvUNextModel, path: Path) -> Engine:
     from dl_techniques.models.convunext.function import keras_function
 
     height, width, channels = model.input_shape
-    return Engine(keras_function(model), channels, source, path, model, (height, width))
+    function = keras_function(model)
+    return Engine(function, channels, _name(path), path, model, (height, width), use_bias=model.use_bias)
 
 
 def _load_onnx(path: Path) -> Engine:
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's errors have no class in common
-        raise ValueError(error) from error
-    (first,) = session.get_inputs()
-    output = session.get_outputs()[0].name
-
-    def call(batch: np.ndarray) -> np.ndarray:
-        return np.asarray(session.run([output], {first.name: batch})[0])
-
-    return _exported_engine(call, [size if isinstance(size, int) else None for size in first.shape], path)
+    network = ONNXFunction(path)
+    return _exported_engine(lambda batch: network(batch)[0], network.shape, path, "onnxruntime")
 
 
-def _load_openvino(path: Path) -> Engine:
-    import openvino
-
-    hints = {"INFERENCE_PRECISION_HINT": "f32"}  # on processors with bfloat16 it would be used otherwise
-    compiled = openvino.Core().compile_model(str(path), "CPU", hints)
-    sizes = compiled.inputs[0].get_partial_shape()
-    shape = [size.get_length() if size.is_static else None for size in sizes]
-    return _exported_engine(lambda batch: np.asarray(compiled(batch)[0]), shape, path)
+def _load_openvino(path: Path, precision: Precision) -> Engine:
+    network = OpenVINOFunction(path, precision)
+    return _exported_engine(lambda batch: network(batch)[0], network.shape, path, "openvino")
 
 
 def _load_litert(path: Path) -> Engine:
@@ -174,7 +200,9 @@ def _load_litert(path: Path) -> Engine:
         outputs = forward(**{name: batch})
         return np.array(outputs[min(outputs)])
 
-    return _exported_engine(call, [int(size) if size > 0 else None for size in details["shape_signature"]], path)
+    return _exported_engine(
+        call, [int(size) if size > 0 else None for size in details["shape_signature"]], path, "litert"
+    )
 
 
 def _load_saved_model(path: Path) -> Engine:
@@ -187,14 +215,14 @@ def _load_saved_model(path: Path) -> Engine:
         outputs = serve(**{name: tf.constant(batch)})
         return next(iter(outputs.values())).numpy()
 
-    return _exported_engine(call, spec.shape.as_list(), path)
+    return _exported_engine(call, spec.shape.as_list(), path, "tensorflow")
 
 
-def _exported_engine(function: Function, shape: list, path: Path) -> Engine:
+def _exported_engine(function: Function, shape: list, path: Path, runtime: str) -> Engine:
     """Return the engine of an artifact whose input has this shape, `None` for sizes left open."""
     _, height, width, channels = shape
     tiling, largest = _stated(read_card(path).get("export"), path)
-    return Engine(function, channels, path.name, path, None, (height, width), tiling, largest)
+    return Engine(function, channels, path.name, path, None, (height, width), tiling, largest, runtime=runtime)
 
 
 def _stated(export: Any, path: Path) -> tuple[Tiling | None, float | None]:

@@ -62,23 +62,24 @@ class Network:
         global_stats: Literal["exact", "tile"] = "exact",
         patch: int | None = None,
     ) -> None:
-        from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
-
         self.engine = _any_size(engine)
         self.tile = tile
         self.halo, self.multiple, self.pools = 0, 1, False
         self.passes: tuple[Pass, ...] = ()  # over the image that was done last
         model = self.engine.model
         if model is not None:
+            from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
+
             self.halo, self.multiple, self.pools = receptive_radius(model), 2**model.depth, pools_image(model)
         elif self.engine.tiling is not None:
             self.halo, self.multiple = self.engine.tiling.halo, self.engine.tiling.multiple
+            self.pools = bool(self.engine.energies)
         self.tiled_by_patch = self.pools and global_stats == "tile"
         if self.tiled_by_patch:
             if patch is None:
                 raise ArgumentError("global_stats", "must be exact: the model's card does not tell its patch", "tile")
             self.tile = min_tile(self.halo, self.multiple, patch)
-        self._function: Any = None  # of tiles with statistics, made when first needed
+        self._function = self.engine.tile_function  # of tiles with statistics; that of Keras is made when first needed
 
     @property
     def whole(self) -> bool:
@@ -148,12 +149,13 @@ class Network:
         return (Pass(len(parts)),)
 
     def _passes(self, source: Source, parts: list[Tile], receive, on_tile) -> tuple[Pass, ...]:
-        from dl_techniques.models.convunext.tiles import energy_sizes, tile_function
+        sizes, model = list(self.engine.energies), self.engine.model
+        if model is not None:
+            from dl_techniques.models.convunext.tiles import energy_sizes, tile_function
 
-        model: Any = self.engine.model
-        if self._function is None:
-            self._function = tile_function(model)
-        sizes = energy_sizes(model)
+            sizes = energy_sizes(model)
+            self._function = self._function or tile_function(model)
+        function: Any = self._function
         energies = np.full(sum(sizes), -1, "float32")  # unknown
         done: list[Pass] = []
         for number in range(1, 2 if self.tiled_by_patch else len(sizes) + 2):
@@ -162,7 +164,7 @@ class Network:
                 crop = source[part.read]
                 kept = np.zeros(crop.shape[:2], "float32")
                 kept[part.keep] = 1
-                output, found = self._function(crop, kept, energies)
+                output, found = function(crop, kept, energies)
                 total += found
                 receive(part, output[part.keep], number)
                 on_tile(count, len(parts))

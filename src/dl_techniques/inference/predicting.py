@@ -21,7 +21,7 @@ from dl_techniques.inference.denoising import restore_pixels
 from dl_techniques.inference.engines import load_engine
 from dl_techniques.inference.memory import array_bytes, bytes_per_pixel, parse_memory, plan_tile
 from dl_techniques.inference.network import Network, Pass
-from dl_techniques.inference.settings import GlobalStats, PredictionOptions
+from dl_techniques.inference.settings import EngineName, GlobalStats, Precision, PredictionOptions
 from dl_techniques.inference.streaming import stream_file
 from dl_techniques.inference.symmetries import symmetric_moments
 
@@ -59,6 +59,8 @@ class Predictor:
             `Network`.
         max_memory: What arrays and network may take beside the runtime, such as `"2GB"`.
         tile: Largest height and width that are computed at once, in pixels; by the memory if `None`.
+        engine: What computes, as `load_engine` takes it.
+        precision: What OpenVINO computes in.
 
     Raises:
         FileError: The model is broken, or its card does not tell what it is for.
@@ -75,8 +77,10 @@ class Predictor:
         global_stats: GlobalStats = "auto",
         max_memory: str = "2GB",
         tile: int | None = None,
+        engine: EngineName | None = None,
+        precision: Precision = "float32",
     ) -> None:
-        self.engine = load_engine(model)
+        self.engine = load_engine(model, engine, precision)
         self.card = read_card(self.engine.path)
         self.classes = Classes.from_card(self.card, self.engine.source) if self._segments() else None
         self.standard = standardizes(self.card, self.engine.path)
@@ -91,8 +95,7 @@ class Predictor:
         if task == "segment":
             return True
         # A bias-free model that returns what it was given needs no card to be applied.
-        bare = self.engine.model is not None and not self.engine.model.use_bias
-        if task in ("denoise", "restore") or (task is None and bare):
+        if task in ("denoise", "restore") or (task is None and self.engine.use_bias is False):
             return False
         reason = (
             "has no card that tells its task." if task is None else f"is of task {task!r}, which is not known here."
@@ -190,7 +193,15 @@ def predict_files(
             written.
         ArgumentError: A setting does not fit the model.
     """
-    predictor = Predictor(model, options.tta, options.global_stats, options.max_memory, options.tile)
+    predictor = Predictor(
+        model,
+        options.tta,
+        options.global_stats,
+        options.max_memory,
+        options.tile,
+        options.engine,
+        options.precision,
+    )
     _check_options(predictor, options)
     files = [path for source in inputs for path in ([Path(source)] if Path(source).is_dir() else find_files(source))]
 

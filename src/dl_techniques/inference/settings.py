@@ -11,6 +11,8 @@ from cyclopts import Parameter
 from dl_techniques.data.formats import MAX_PIXELS
 from dl_techniques.errors import ArgumentError
 
+EngineName = Literal["auto", "keras", "openvino", "onnxruntime"]
+Precision = Literal["float32", "bfloat16"]
 GlobalStats = Literal["auto", "exact", "tile"]
 ArtifactFormat = Literal["onnx", "openvino", "saved_model", "litert"]
 ARTIFACT_SUFFIXES: dict[str, ArtifactFormat] = {
@@ -36,6 +38,9 @@ class DenoisingOptions:
         inspect: Estimate noise and gain, and warn where the noise is not what the model knows.
         overwrite: Replace results that exist.
         max_pixels: Refuse larger images before they are decoded.
+        engine: What computes: `keras`, or `openvino` or `onnxruntime`, which a Keras model is converted for once, or
+            the fastest that is installed. Exports run in their own.
+        precision: What OpenVINO computes in; `bfloat16` is faster on processors that have it and less exact.
     """
 
     output: Annotated[Path, Parameter(name=("--output", "-o"))]
@@ -46,6 +51,8 @@ class DenoisingOptions:
     inspect: bool = True
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS
+    engine: EngineName = "auto"
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,9 @@ class PredictionOptions:
         tile: Height and width of the tiles, in pixels; by the memory if not given.
         overwrite: Do again what is there already.
         max_pixels: Refuse larger images before they are decoded.
+        engine: What computes: `keras`, or `openvino` or `onnxruntime`, which a Keras model is converted for once, or
+            the fastest that is installed. Exports run in their own.
+        precision: What OpenVINO computes in; `bfloat16` is faster on processors that have it and less exact.
     """
 
     output: Annotated[Path, Parameter(name=("--output", "-o"))]
@@ -78,6 +88,8 @@ class PredictionOptions:
     tile: int | None = None
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS
+    engine: EngineName = "auto"
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,8 +51,9 @@ class ScaleCarryingLayerNormalization(keras.layers.Layer):
 
     def call(self, x):
         wide = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
-        centered = wide - ops.mean(wide, axis=-1, keepdims=True)
-        scale = ops.sqrt(ops.mean(ops.square(centered), axis=-1, keepdims=True) + self.epsilon)
+        axes = (-1,)  # a list of one: OpenVINO takes this for its own normalization, and stumbles over a bare number
+        centered = wide - ops.mean(wide, axis=axes, keepdims=True)
+        scale = ops.sqrt(ops.mean(ops.square(centered), axis=axes, keepdims=True) + self.epsilon)
         normalized = ops.cast(centered / scale, self.compute_dtype)
         return normalized * self.gamma, ops.cast(scale, self.compute_dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dl_techniques.errors import ArgumentError, check_counts
+from dl_techniques.inference.settings import EngineName
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -19,6 +20,8 @@ class PageOptions:
         max_megabytes: Refuse larger files.
         max_pixels: Refuse larger images before they are decoded.
         max_memory: What arrays and network may take beside the runtime; larger images are computed in tiles.
+        engine: What computes: `keras`, or `openvino` or `onnxruntime`, which Keras models are converted for once, or
+            the fastest that is installed. Exports run in their own.
         queue: Images that may wait; one is computed at a time.
     """
 
@@ -27,6 +30,7 @@ class PageOptions:
     max_megabytes: int = 64
     max_pixels: int = 40_000_000
     max_memory: str = "2GB"
+    engine: EngineName = "auto"
     queue: int = 8
 
     def __post_init__(self) -> None:

@@ -61,7 +61,7 @@ def tile_function(model: ConvUNextModel) -> TileFunction:
     image, `(energy_count(model),)`, float32, where negative those of this tile count. It returns the finest output and
     the sums over the pixels that count.
     """
-    network = _network(model)
+    network = tile_network(model)
 
     def call(tile: np.ndarray, kept: np.ndarray, energies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         inputs = [tile[None], kept[None, ..., None], energies[None]]
@@ -82,7 +82,8 @@ def energy_sizes(model: ConvUNextModel) -> list[int]:
     return down + down[: -model.blocks_per_level][::-1]
 
 
-def _network(model: ConvUNextModel) -> keras.Model:
+def tile_network(model: ConvUNextModel) -> keras.Model:
+    """Return the graph of `tile_function`, of a batch: image, kept pixels and energies to output and energies."""
     image = keras.Input((None, None, model.input_channels), name="image")
     kept = keras.Input((None, None, 1), name="kept")
     sizes = energy_sizes(model)

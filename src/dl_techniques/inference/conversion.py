@@ -1,0 +1,121 @@
+"""A Keras model as the graph of another runtime; `python -m` runs it in a process of its own, see `cache.convert`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dl_techniques.errors import ConvUNextError
+from dl_techniques.inference.cache import FACTS, SUFFIX, Runtime
+from dl_techniques.inference.engines import Tiling, load_engine
+from dl_techniques.inference.memory import model_bytes_per_pixel
+
+
+def write_artifact(model, path: Path, form: str) -> None:
+    """Write a Keras model in a format of `Model.export`, its inputs named and of their own types; needs TensorFlow.
+
+    Args:
+        model: A functional model.
+        path: Where to.
+        form: `"onnx"`, `"openvino"`, `"saved_model"` or `"litert"`.
+    """
+    import keras
+    import tensorflow as tf
+
+    signature = [keras.InputSpec(shape=x.shape, dtype="float32", name=x.name) for x in model.inputs]
+    # Nothing beyond LiteRT's own operations: its runtime alone, without TensorFlow's, must do.
+    builtin = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}} if form == "litert" else {}
+    with warnings.catch_warnings():
+        # Keras mends tf2onnx under NumPy 2 and is warned for looking.
+        warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
+        name = {"saved_model": "tf_saved_model"}.get(form, form)
+        model.export(str(path), format=name, verbose=False, input_signature=signature, **builtin)
+
+
+def _write_openvino(model, path: Path) -> None:
+    """Write a Keras model as OpenVINO has it, without TensorFlow: Keras on OpenVINO makes the graph of any size.
+
+    Keras' own export there sees images of one pixel and leaves that size in the graph.
+    """
+    import keras
+    import numpy as np
+    import openvino
+    from openvino import opset13
+
+    inputs = [
+        opset13.parameter([-1 if size is None else size for size in x.shape], np.float32, name=x.name)
+        for x in model.inputs
+    ]
+    tensors = [keras.ops.convert_to_tensor(given.output(0)) for given in inputs]
+    outputs = keras.tree.flatten(model(tensors[0] if len(tensors) == 1 else tensors, training=False))
+    make_model: Any = openvino.Model  # its hints are wrong
+    graph = make_model([opset13.result(output.output) for output in outputs], inputs)
+    openvino.save_model(graph, str(path), compress_to_fp16=False)
+
+
+def convert_model(source: str, runtime: Runtime, folder: Path) -> None:
+    """Write a model's network for a runtime, that for tiles with statistics of a V2 model, and the facts.
+
+    Args:
+        source: A `.keras` file or a preset's folder.
+        runtime: What it shall run on.
+        folder: Where to.
+    """
+    from dl_techniques.models.convunext.model import create_inference_model_from_training_model
+    from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
+    from dl_techniques.models.convunext.tiles import energy_sizes, tile_network
+
+    loaded: Any = load_engine(source).model
+    network = create_inference_model_from_training_model(
+        loaded,
+        input_shape=(None, None, loaded.input_channels),
+        dtype="float32",
+        drop_path_rate=0.0,
+        dropout_rate=0.0,
+        remat=False,
+    )
+    networks, pools = {"network": network}, pools_image(network)
+    if pools:
+        networks["tiles"] = tile_network(network)
+    for name, model in networks.items():
+        path = folder / f"{name}{SUFFIX[runtime]}"
+        if runtime == "openvino":
+            _write_openvino(model, path)
+        else:
+            write_artifact(model, path, "onnx")
+    tiling = Tiling(
+        receptive_radius(network), 2**network.depth, model_bytes_per_pixel(network), network.output_channels
+    )
+    facts = {
+        "channels": network.input_channels,
+        "use_bias": network.use_bias,
+        "tiling": asdict(tiling),
+        "energies": energy_sizes(network) if pools else [],
+    }
+    (folder / FACTS).write_text(json.dumps(facts))
+
+
+def main(source: str, runtime: Runtime, folder: str) -> int:
+    """Convert, or say in the last line of stderr why not."""
+    if runtime == "openvino":
+        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # Keras looks for it, which takes seconds
+    try:
+        convert_model(source, runtime, Path(folder))
+    except ConvUNextError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"needs the module {error.name!r}, which is not installed.", file=sys.stderr)
+        return 1
+    except Exception as error:  # the errors of converters have no class in common
+        print((str(error).strip() or type(error).__name__).splitlines()[0], file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], "openvino" if sys.argv[2] == "openvino" else "onnxruntime", sys.argv[3]))

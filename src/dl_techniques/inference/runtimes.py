@@ -1,0 +1,126 @@
+"""OpenVINO and ONNX Runtime: a model in a file as a function from arrays to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dl_techniques.errors import ArgumentError
+from dl_techniques.inference.settings import Precision
+
+Shape = list[int | None]
+ArraysFunction = Callable[..., list[np.ndarray]]
+COMPILED, COMPILED_BYTES = 8, 2**28  # sizes compiled for, at most, and the weights of all of them
+SAMPLE = (1, 128, 160)  # image on which the deviation of half precision is measured
+
+
+class OpenVINOFunction:
+    """A model on OpenVINO: takes arrays, returns a list of arrays.
+
+    Compiled for one size it takes a quarter less time than compiled for any, and compiling takes some tenths of a
+    second. So the first size, and every one that comes again, is compiled for; what comes once shares one that takes
+    any.
+
+    Args:
+        path: The `.xml` file, its `.bin` beside it.
+        precision: What is computed in. `"bfloat16"` only where the processor has it: elsewhere it would gain nothing.
+
+    Raises:
+        ArgumentError: The processor has no bfloat16.
+        RuntimeError: The file is broken.
+    """
+
+    def __init__(self, path: Path, precision: Precision = "float32") -> None:
+        import openvino
+
+        self._core = openvino.Core()
+        if precision == "bfloat16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+            raise ArgumentError("precision", f"must be float32: {name} has no bfloat16", precision)
+        # Without a hint OpenVINO takes bfloat16 where it is.
+        self._hints = {"INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16"}
+        self._model = self._core.read_model(str(path))
+        self._any_size = any(given.get_partial_shape().is_dynamic for given in self._model.inputs)
+        weights = path.with_suffix(".bin")
+        self._most = min(COMPILED, COMPILED_BYTES // max(weights.stat().st_size, 1)) if weights.is_file() else COMPILED
+        self._compiled: dict[tuple, Any] = {}  # by the shapes of the inputs; () for any
+        self._seen: set[tuple] = set()
+        if not self._any_size:
+            self._compile(())
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the first input, `None` for sizes left open."""
+        return [size.get_length() if size.is_static else None for size in self._model.inputs[0].get_partial_shape()]
+
+    def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        compiled = self._compiled_for(tuple(array.shape for array in arrays))
+        results = compiled(list(arrays))
+        outputs = [np.array(results[index]) for index in range(len(compiled.outputs))]
+        compiled.release_memory()  # or each size would keep what it needed
+        return outputs
+
+    def _compiled_for(self, shapes: tuple) -> Any:
+        if not self._any_size:
+            return self._compiled[()]
+        if shapes not in self._compiled:
+            comes_again = shapes in self._seen or not self._compiled
+            self._seen.add(shapes)
+            if not comes_again or len(self._compiled) >= self._most:
+                shapes = ()
+        return self._compiled[shapes] if shapes in self._compiled else self._compile(shapes)
+
+    def _compile(self, shapes: tuple) -> Any:
+        model = self._model
+        if shapes:
+            model = model.clone()
+            model.reshape({given: list(shape) for given, shape in zip(model.inputs, shapes, strict=True)})
+        self._compiled[shapes] = self._core.compile_model(model, "CPU", self._hints)
+        return self._compiled[shapes]
+
+
+class ONNXFunction:
+    """A model on ONNX Runtime: takes arrays, returns a list of arrays.
+
+    Args:
+        path: The `.onnx` file.
+
+    Raises:
+        ValueError: The file is broken.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's errors have no class in common
+            raise ValueError(error) from error
+        self._inputs = [given.name for given in self._session.get_inputs()]
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the first input, `None` for sizes left open."""
+        return [size if isinstance(size, int) else None for size in self._session.get_inputs()[0].shape]
+
+    def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        results = self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True)))
+        return [np.asarray(result) for result in results]
+
+
+def deviation(path: Path, precision: Precision) -> float:
+    """Return how far a precision is from float32 on noise: the largest difference by the range of the output.
+
+    Args:
+        path: The `.xml` file.
+        precision: The precision.
+    """
+    exact, other = OpenVINOFunction(path), OpenVINOFunction(path, precision)
+    channels = exact.shape[3]
+    x = np.random.default_rng(0).uniform(size=(*SAMPLE, channels or 1)).astype("float32")
+    (y, *_), (z, *_) = exact(x), other(x)
+    return float(np.abs(z - y).max() / (np.ptp(y) or 1.0))

@@ -1,0 +1,238 @@
+"""What computes is chosen, said, converted once and kept, and gives the numbers of Keras."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from dl_techniques.cli import main
+from dl_techniques.data.files import Picture, read_image, write_image
+from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.inference import cache as conversions
+from dl_techniques.inference.choosing import choose_engine
+from dl_techniques.inference.engines import load_engine
+from dl_techniques.inference.network import Network
+from dl_techniques.inference.predicting import Predictor
+from models import DENOISER, image, saved
+
+# The other engines are the same on every backend of Keras.
+__test__ = keras.backend.backend() == "tensorflow"
+
+GREY = {"input_shape": (None, None, 1)}
+KINDS = {
+    "v2": {**GREY, "output_channels": 2, "final_activation": "softmax"},
+    "v1": {"convnext_version": "v1", "output_channels": 1, "final_activation": "sigmoid", "downsample": "conv"},
+    "denoiser": {**GREY, **DENOISER},
+    "v2 without bias": {**GREY, "use_bias": False, "enable_deep_supervision": True},
+    "batch norm": {**GREY, "use_bias": False, "equivariant_block": "batchnorm", "convnext_version": "v1"},
+    "half precision": {**GREY, "use_bias": False, "dtype": "mixed_float16", "convnext_version": "v1"},
+    "fixed size": {"input_shape": (24, 40, 3), "convnext_version": "v1"},
+}
+SEGMENTER = {
+    "task": "segment",
+    "classes": [{"name": "dark", "mask_value": 0}, {"name": "bright", "mask_value": 255}],
+    "ignored_mask_values": [],
+    "every_other_value_is_foreground": False,
+    "normalization": "standardize",
+    "training": {"patch": 64},
+}
+
+
+def off(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference by the range of what is expected, that of a single pixel being its magnitude."""
+    return float(np.abs(actual - expected).max() / (np.ptp(expected) or np.abs(expected).max()))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    paths = {}
+    for name, arguments in KINDS.items():
+        (folder / name).mkdir()
+        paths[name] = saved(folder / name, SEGMENTER if name == "v2" else {"task": "denoise"}, **arguments)
+    return paths
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_openvino_gives_the_numbers_of_keras(models, kind):
+    reference, engine = load_engine(models[kind]), load_engine(models[kind], "openvino")
+    assert engine.runtime == "openvino" and engine.model is None and engine.channels == reference.channels
+    limit = 5e-3 if kind == "half precision" else 1e-4  # Keras itself is that far off in half precision
+    sizes = [(24, 40)] if kind == "fixed size" else [(1, 1), (33, 47), (64, 64), (33, 47)]
+    for size in sizes:
+        for batch in (1, 2):
+            x = image(batch, *size, engine.channels)
+            y = engine.function(x)
+            assert y.dtype == np.float32 and off(y, reference.function(x)) <= limit
+
+
+@pytest.mark.parametrize("kind", ["v2", "denoiser"])
+def test_onnx_runtime_gives_the_numbers_of_keras(models, kind):
+    reference, engine = load_engine(models[kind]), load_engine(models[kind], "onnxruntime")
+    assert engine.runtime == "onnxruntime"
+    for size in ((1, 1), (33, 47), (64, 64)):
+        x = image(2, *size, engine.channels)
+        assert off(engine.function(x), reference.function(x)) <= 1e-4
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("kind", ["v2", "denoiser"])
+def test_tiles_of_other_engines_give_the_whole_image(models, kind, runtime):
+    reference, engine = load_engine(models[kind]), load_engine(models[kind], runtime)
+    x = image(203, 171, 1)
+    whole = reference.function(x[None])[0]
+    network = Network(engine, 96)
+    assert off(network.apply(x), whole) <= 1e-4
+    assert network.passes[0].tiles > 4 and (len(network.passes) > 1) == (kind == "v2")
+    exact = Network(reference, 96)
+    exact.apply(x)
+    assert [done.tiles for done in network.passes] == [done.tiles for done in exact.passes]
+
+
+def test_classes_are_those_of_keras(models):
+    pixels = (255 * image(150, 130, 1)).astype("uint8")
+    for settings in ({}, {"tile": 96}, {"global_stats": "tile"}, {"tta": 4}):
+        expected, found = (Predictor(models["v2"], engine=name, **settings)(pixels) for name in ("keras", "auto"))
+        assert np.abs(found.probabilities - expected.probabilities).max() <= 1e-4
+        assert np.mean(found.pixels != expected.pixels) <= 1e-4
+
+
+def test_a_network_on_another_engine_is_planned_like_that_of_keras(models):
+    for kind in ("v2", "denoiser"):
+        expected, found = (Network(load_engine(models[kind], name)) for name in ("keras", "openvino"))
+        for fact in ("halo", "multiple", "pools", "whole", "outputs", "smallest_tile"):
+            assert getattr(found, fact) == getattr(expected, fact)
+
+
+def command(*arguments: str, cwd: Path, code: str = "") -> subprocess.CompletedProcess:
+    run = (
+        f"import sys; from dl_techniques.cli import main; status = main({list(arguments)!r}); {code}; sys.exit(status)"
+    )
+    return subprocess.run([sys.executable, "-c", run], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_kept_conversion_needs_no_framework(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path / "cache"))
+    write_image(tmp_path / "a.png", Picture((255 * image(40, 50, 1)).astype("uint8")))
+    listed = "print([n for n in ('keras', 'tensorflow', 'jax', 'torch') if n in sys.modules])"
+    for output, converts in (("1.png", True), ("2.png", False)):
+        done = command("predict", str(models["v2"]), "a.png", "-o", output, cwd=tmp_path, code=listed)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        said, *_, loaded = done.stdout.splitlines()
+        assert said.startswith(f"engine: openvino {importlib.metadata.version('openvino')}") and loaded == "[]"
+        assert ("converted from model.keras in" in said and str(tmp_path / "cache") in said) == converts
+    assert np.array_equal(read_image(tmp_path / "1.png").pixels, read_image(tmp_path / "2.png").pixels)
+    assert [entry.name[:9] for entry in (tmp_path / "cache").iterdir()] == ["openvino-"]
+
+
+def test_torn_conversion_is_made_anew(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path))
+    choice = choose_engine(models["denoiser"], "openvino")
+    assert (
+        choice.conversion.seconds is not None and choose_engine(models["denoiser"], "auto").conversion.seconds is None
+    )
+    weights, x = choice.conversion.folder / "network.bin", image(1, 9, 9, 1)
+    expected = load_engine(models["denoiser"], "openvino").function(x)
+    for damage in (lambda: weights.write_bytes(weights.read_bytes()[:-100]), weights.unlink,
+                   lambda: (choice.conversion.folder / conversions.FACTS).write_text("{")):  # fmt: skip
+        damage()
+        assert conversions.find_conversion(models["denoiser"], "openvino") is None
+        assert np.array_equal(load_engine(models["denoiser"], "openvino").function(x), expected)
+        assert conversions.find_conversion(models["denoiser"], "openvino") is not None
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_changed_model_is_converted_anew(models, tmp_path):
+    path = tmp_path / "model.keras"
+    path.write_bytes(models["denoiser"].read_bytes())
+    before = choose_engine(path, "openvino").conversion.folder
+    path.write_bytes(models["batch norm"].read_bytes())
+    assert choose_engine(path, "openvino").conversion.folder != before
+
+
+def test_without_a_cache_it_works_and_says_so(models, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path / "file" / "cache"))
+    choice = choose_engine(models["denoiser"], "auto")
+    assert "not kept: the cache cannot be written" in choice.said
+    again = choose_engine(models["denoiser"], "auto").conversion
+    assert again.folder == choice.conversion.folder and again.seconds is None and not again.kept
+    assert load_engine(models["denoiser"], "auto").function(image(1, 9, 9, 1)).shape == (1, 9, 9, 1)
+
+
+def chosen_without(module: str, model: Path, engine: str) -> subprocess.CompletedProcess:
+    """Choose where a module is missing, and print what is said."""
+    load = "from dl_techniques.inference.choosing import choose_engine"
+    run = f"import sys; sys.modules[{module!r}] = None; {load}; "
+    run += f"print(choose_engine({str(model)!r}, {engine!r}).said)"
+    return subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=300)
+
+
+def test_auto_falls_back_to_keras_and_says_why(models, tmp_path, monkeypatch):
+    broken = tmp_path / "broken.keras"
+    broken.write_bytes(models["denoiser"].read_bytes()[:3000])
+    choice = choose_engine(broken, "auto")
+    assert choice.runtime == "keras" and choice.said.startswith("engine: keras; openvino cannot be used: ")
+    with pytest.raises(FileError, match="cannot be converted for openvino: .* Add --engine keras"):
+        choose_engine(broken, "openvino")
+    done = chosen_without("openvino", broken, "auto")
+    assert done.stdout.strip() == "engine: keras; openvino is not installed (pip install openvino)"
+
+
+def test_engines_that_do_not_fit_are_refused(models, tmp_path, capfd):
+    with pytest.raises(ArgumentError, match="one of auto, keras, openvino, onnxruntime. Received: engine='jax'"):
+        load_engine(models["v1"], "jax")
+    artifact = tmp_path / "a.onnx"
+    artifact.write_bytes(b"")
+    with pytest.raises(ArgumentError, match="must be onnxruntime for a.onnx, .* Leave --engine out"):
+        load_engine(artifact, "openvino")
+    with pytest.raises(ArgumentError, match="must be float32: only openvino has another"):
+        load_engine(models["v1"], "onnxruntime", "bfloat16")
+    with pytest.raises(ArgumentError, match="must be one of float32, bfloat16"):
+        load_engine(models["v1"], "openvino", "float16")
+    assert main(["predict", str(models["v1"]), "a.png", "-o", "b.png", "--engine", "tensorflow"]) == 2
+    assert "Error" in "".join(capfd.readouterr())
+    done = chosen_without("onnxruntime", models["v1"], "onnxruntime")
+    assert "needs the module 'onnxruntime', which is not installed" in done.stderr
+    assert "pip install 'convunext[onnx]', or add --engine keras." in done.stderr
+
+
+def test_keras_is_what_it_was(models, tmp_path, capfd):
+    write_image(tmp_path / "a.png", Picture((255 * image(30, 20, 1)).astype("uint8")))
+    for flags in (["--engine", "keras"], ["--backend", "tensorflow"]):
+        output = tmp_path / f"{flags[1]}.png"
+        assert main(["predict", str(models["denoiser"]), str(tmp_path / "a.png"), "-o", str(output), *flags]) == 0
+        assert capfd.readouterr().out.splitlines()[0] == "engine: keras"
+    assert load_engine(models["denoiser"]).runtime == "keras"
+
+
+def has_bfloat16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def test_bfloat16_is_refused_where_there_is_none_and_told_where_there_is(models, tmp_path, capfd):
+    write_image(tmp_path / "a.png", Picture((255 * image(30, 20, 1)).astype("uint8")))
+    arguments = ["denoise", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "--precision", "bfloat16"]
+    status = main([*arguments, "--model", str(models["denoiser"])])
+    output = capfd.readouterr()
+    if has_bfloat16():
+        assert status == 0 and "bfloat16: off by up to" in output.out
+    else:
+        assert status == 2 and "must be float32: " in output.err and "has no bfloat16" in output.err
+        assert not (tmp_path / "b.png").exists()
+
+
+def test_unused_conversions_go(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path))
+    for name, days in (("old", conversions.UNUSED_DAYS + 1), ("new", 1)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, conversions.time.time() - 86400 * days))
+    choose_engine(models["denoiser"], "openvino")
+    assert sorted(path.name[:4] for path in tmp_path.iterdir()) == ["new", "open"]
