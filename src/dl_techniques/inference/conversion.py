@@ -26,7 +26,8 @@ def write_artifact(model, path: Path, form: str) -> None:
     import keras
     import tensorflow as tf
 
-    signature = [keras.InputSpec(shape=x.shape, dtype="float32", name=x.name) for x in model.inputs]
+    specs = [keras.InputSpec(shape=x.shape, dtype="float32", name=x.name) for x in model.inputs]
+    signature: list[Any] = specs if len(specs) == 1 else [specs]  # the model is called with one argument, a list
     # Nothing beyond LiteRT's own operations: its runtime alone, without TensorFlow's, must do.
     builtin = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}} if form == "litert" else {}
     with warnings.catch_warnings():
