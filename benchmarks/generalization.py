@@ -138,12 +138,12 @@ def draw(results: list[dict], path: Path) -> None:
     """Draw PSNR against σ, a line per design."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
     for result in results:
         axes.plot(SIGMAS, result["psnr_db"], marker="o", label=f"{result['design']}, {result['steps']:,} steps")
     axes.axvspan(0, TRAINED, color="0.9", label="trained on")
     axes.set(xlabel="σ of the noise, of 255", ylabel="PSNR on Set12, dB", xlim=(0, max(SIGMAS)))
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path)
 
 

@@ -147,8 +147,9 @@ def test_artifact_of_classes_is_not_evaluated_as_if_of_probabilities(tmp_path, c
                       "ignored_mask_values": [], "every_other_value_is_foreground": False})  # fmt: skip
     from dl_techniques.training.segmentation_report import evaluate_files
 
+    engine = Engine(lambda x: x, 1, "a.onnx", path)
     with pytest.raises(FileError, match="a.onnx: returns classes, no probabilities"):
-        evaluate_files(lambda x: x, read_card(path), "a.onnx", "images", None, tmp_path / "out", QUIET)
+        evaluate_files(engine, read_card(path), "images", None, tmp_path / "out", QUIET)
 
 
 REST = {"multiple": 4, "bytes_per_pixel": 1, "outputs": 1}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from dl_techniques.data.files import unit_range
@@ -22,16 +20,6 @@ def standardize(pixels: np.ndarray) -> np.ndarray:
         return np.zeros(pixels.shape, "float32")
     x = pixels.astype("float64")
     return ((x - x.mean()) / x.std()).astype("float32")
-
-
-def to_one_unit(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return images as float32 of one unit: the largest value of an integer type, the largest magnitude of all floats.
-
-    Args:
-        images: Integers or floats, finite.
-    """
-    largest = max((float(np.abs(image).max()) for image in images if image.dtype.kind == "f"), default=0.0)
-    return [in_unit(image, largest) for image in images]
 
 
 def in_unit(image: np.ndarray, largest: float) -> np.ndarray:
