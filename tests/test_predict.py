@@ -92,7 +92,8 @@ def test_restored_images_keep_type_depth_and_metadata(preset, tmp_path):
     deep = Picture(300 * samples(20, 30, 1, dtype="uint16"), None, (), {"dpi": (300.0, 300.0), "icc_profile": b"own"})
     write_image(tmp_path / "b.tif", deep)
     tifffile.imwrite(tmp_path / "c.tif", samples(3, 20, 30, dtype="float32"), photometric="minisblack")
-    assert main(["predict", str(preset), str(tmp_path / "*.[pt]*"), "-o", str(tmp_path / "out"), "--engine", "keras"]) == 0
+    arguments = ["predict", str(preset), str(tmp_path / "*.[pt]*"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--engine", "keras"]) == 0
     with Image.open(tmp_path / "out" / "a.png") as file:
         assert file.mode == "L" and file.info["icc_profile"] == b"profile" and round(file.info["dpi"][0]) == 300
     again = read_image(tmp_path / "out" / "b.tif")
