@@ -21,7 +21,6 @@ from dl_techniques.inference.engines import load_engine
 from dl_techniques.inference.settings import EngineName, Precision
 
 ENGINES: tuple[tuple[EngineName, Precision], ...] = (
-    ("keras", "float32"),
     ("openvino", "float32"),
     ("openvino", "bfloat16"),
     ("onnxruntime", "float32"),
@@ -43,9 +42,10 @@ def main() -> None:
 
 def measure(model: str, side: int, repeats: int, engines: list[str]) -> None:
     """Print a row for each engine that this machine has."""
-    functions = {}
+    keras = load_engine(model)
+    functions = {"keras": keras.function}
     for engine, precision in ENGINES:
-        if engine not in ("keras", *engines):
+        if engine not in engines:
             continue
         try:
             loaded = load_engine(model, engine, precision)
@@ -53,8 +53,7 @@ def measure(model: str, side: int, repeats: int, engines: list[str]) -> None:
             print(f"{engine} in {precision} left out: {error}")
             continue
         functions[engine if precision == "float32" else f"{engine}, {precision}"] = loaded.function
-        channels, name = loaded.channels, loaded.source
-    x = np.random.default_rng(0).uniform(size=(1, side, side, channels)).astype("float32")
+    x = np.random.default_rng(0).uniform(size=(1, side, side, keras.channels)).astype("float32")
     outputs = {engine: function(x) for engine, function in functions.items()}  # compiles
     walls: dict[str, list[float]] = {engine: [] for engine in functions}
     processors: dict[str, list[float]] = {engine: [] for engine in functions}
@@ -70,8 +69,8 @@ def measure(model: str, side: int, repeats: int, engines: list[str]) -> None:
         wall, processor = statistics.median(walls[engine]), statistics.median(processors[engine])
         difference = np.abs(outputs[engine] - expected).max() / np.ptp(expected)
         print(
-            f"| {name} | {engine} | {1 / wall:.2f} | {keras_wall / wall:.2f} | {processor / keras_processor:.2f} | "
-            f"{difference:.0e} |",
+            f"| {keras.source} | {engine} | {1 / wall:.2f} | {keras_wall / wall:.2f} | "
+            f"{processor / keras_processor:.2f} | {difference:.0e} |",
             flush=True,
         )
 

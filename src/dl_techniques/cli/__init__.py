@@ -229,7 +229,7 @@ def page(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    engines = [settle_engine(model, options.engine, "float32", backend) for model in models]
+    engines: list[EngineName] = [settle_engine(model, options.engine, "float32", backend) for model in models]
     from dl_techniques.page.serving import serve_page
 
     serve_page(models, options, engines)

@@ -51,9 +51,10 @@ def serve_page(models: Sequence[str], options: PageOptions, engines: Sequence[En
         raise ConvUNextError(
             "page", "needs the module 'gradio', which is not installed.", "Install it: pip install gradio"
         )
+    settled: list[EngineName] = list(engines) or [options.engine] * len(models)
     predictors = [
         Predictor(model, max_memory=options.max_memory, engine=engine)
-        for model, engine in zip(models, engines or [options.engine] * len(models), strict=True)
+        for model, engine in zip(models, settled, strict=True)
     ]
     with running_page(predictors, options) as url:
         print(f"{url} shows {', '.join(p.engine.source for p in predictors)}; Ctrl-C stops it", flush=True)
