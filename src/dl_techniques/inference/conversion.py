@@ -13,6 +13,7 @@ from dl_techniques.errors import ConvUNextError
 from dl_techniques.inference.cache import FACTS, SUFFIX, Runtime
 from dl_techniques.inference.engines import Tiling, load_engine
 from dl_techniques.inference.memory import model_bytes_per_pixel
+from dl_techniques.inference.runtimes import silence_openvino
 
 if TYPE_CHECKING:
     from dl_techniques.models.convunext.model import ConvUNextModel
@@ -47,6 +48,8 @@ def write_artifact(model, path: Path, form: str) -> None:
     signature: list[Any] = specs if len(specs) == 1 else [specs]  # the model is called with one argument, a list
     # Nothing beyond LiteRT's own operations: its runtime alone, without TensorFlow's, must do.
     builtin = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}} if form == "litert" else {}
+    if form == "openvino":
+        silence_openvino()
     with warnings.catch_warnings():
         # Keras mends tf2onnx under NumPy 2 and is warned for looking.
         warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
@@ -113,6 +116,7 @@ def main(source: str, runtime: Runtime, folder: str) -> int:
     """Convert, or say in the last line of stderr why not."""
     if runtime == "openvino":
         sys.modules["tensorflow"] = None  # type: ignore[assignment]  # Keras looks for it, which takes seconds
+        silence_openvino()
     try:
         convert_model(source, runtime, Path(folder))
     except ConvUNextError as error:
