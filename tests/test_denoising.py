@@ -1,6 +1,7 @@
 """Training of denoisers: patches from a seed, a state that survives stops and damage, clear refusals."""
 
 import signal
+import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from dl_techniques.cli import main
 from dl_techniques.data import files
 from dl_techniques.data.files import Picture, read_pixels, write_image
 from dl_techniques.data.noise import add_gaussian_noise, add_poisson_gaussian_noise, recorrupt
-from dl_techniques.errors import ConvUNextError, FileError
+from dl_techniques.data.pipeline import seeded_batches
+from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.inference.engines import load_engine
 from dl_techniques.metrics import denoising_psnr, psnr
 from dl_techniques.training import callbacks, checkpoint
@@ -29,6 +31,7 @@ from dl_techniques.training.denoising import (
     train_denoiser,
     training_patches,
 )
+from dl_techniques.training.estimate import time_steps
 from dl_techniques.training.run import open_run, read_log, stored_config, task_of, trim_log
 from dl_techniques.training.schedule import WarmupStableDecay
 from dl_techniques.training.settings import DenoisingConfig, Phase
@@ -355,3 +358,26 @@ def test_wrong_settings_are_refused_and_leave_nothing(change, message, photos, t
 def test_empty_folder_is_named(tmp_path):
     with pytest.raises(FileError, match="holds no image file"):
         train_denoiser(DenoisingConfig(images=str(tmp_path), output=tmp_path / "run", **SMALL), Console(quiet=True))
+
+
+def test_photons_are_never_negative(tmp_path):
+    for number in range(3):
+        pixels = np.random.default_rng(number).uniform(-0.1 if number == 1 else 0, 1, (20, 20, 1))
+        write_image(tmp_path / f"{number}.tif", Picture(pixels.astype("float32")))
+    config = DenoisingConfig(images=str(tmp_path), output=tmp_path / "run", gain=4.0, **SMALL)
+    with pytest.raises(ArgumentError, match="`gain` must be 0 where values are negative.*in 1 images: 1.tif"):
+        train_denoiser(config, Console(quiet=True))
+    assert not config.output.exists()
+
+
+def test_waiting_is_seen_past_what_was_made_ahead():
+    def make(seconds: float):
+        def sample(rng):
+            time.sleep(seconds)
+            return (np.zeros(1),)
+
+        return seeded_batches(sample, 10_000, 1, seed=0)
+
+    for made, trained, low, high in ((0.02, 0.002, 0.7, 1.0), (0.0, 0.02, 0.0, 0.3)):
+        step, waiting = time_steps(lambda batch, trained=trained: time.sleep(trained), make(made))
+        assert low <= waiting <= high and step >= max(made, trained)

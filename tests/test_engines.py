@@ -130,6 +130,31 @@ def test_kept_conversion_needs_no_framework(models, tmp_path, monkeypatch):
     assert [entry.name[:9] for entry in (tmp_path / "cache").iterdir()] == ["openvino-"]
 
 
+LISTENER = """
+import os, sys
+
+def heard(event, arguments):
+    if event in ("os.fork", "socket.connect", "socket.getaddrinfo"):
+        print(event, *arguments[1:], file=open(os.environ["HEARD"], "a"))
+
+sys.addaudithook(heard)
+"""
+
+
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_nobody_is_told_of_what_is_done(models, tmp_path, command):
+    (tmp_path / "sitecustomize.py").write_text(LISTENER)  # every Python process of the command has it
+    write_image(tmp_path / "image.tif", Picture(image(24, 32, 3)))
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}  # where telemetry rests
+    environment |= {"HEARD": str(tmp_path / "heard"), "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    environment["CONVUNEXT_CACHE"] = str(tmp_path / "cache")
+    words = {"predict": [str(tmp_path / "image.tif"), "--engine", "openvino"], "export": ["--format", "openvino"]}
+    output = str(tmp_path / ("out" if command == "predict" else "model.xml"))
+    program = [sys.executable, "-m", "dl_techniques.cli", command, str(models["v1"]), *words[command], "-o", output]
+    subprocess.run(program, env=environment, check=True, timeout=300, capture_output=True)
+    assert not (tmp_path / "heard").exists(), (tmp_path / "heard").read_text()
+
+
 def test_torn_conversion_is_made_anew(models, tmp_path, monkeypatch):
     monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path))
     choice = choose_engine(models["denoiser"], "openvino")

@@ -1,5 +1,6 @@
 """Image files of every kind: read faithfully and upright, written whole, refused by name."""
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -107,6 +108,8 @@ def damaged(kind: str, folder):
         path = folder / "photo.tif"
         tifffile.imwrite(path, samples(64, 64))
         path.write_bytes(path.read_bytes()[:1000])
+    elif kind == "truncated 16-bit colours":  # Pillow gives 8 of the bits, another decoder reads them
+        path.write_bytes(imagecodecs.png_encode(samples(64, 64, 3, dtype="uint16"))[:-2000])
     elif kind == "complex":
         path = folder / "photo.tif"
         tifffile.imwrite(path, samples(8, 8, dtype="float32").astype("complex64"))
@@ -126,7 +129,7 @@ def damaged(kind: str, folder):
 @pytest.mark.parametrize(
     "kind",
     ["empty", "html", "svg", "eps", "truncated", "truncated jpeg", "truncated tiff", "animated", "stack", "complex"]
-    + ["folder", "link"],
+    + ["truncated 16-bit colours", "folder", "link"],
 )
 def test_what_is_not_one_whole_image_is_refused_by_name(kind, tmp_path):
     path = damaged(kind, tmp_path)

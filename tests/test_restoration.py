@@ -82,6 +82,19 @@ def test_targets_may_have_other_channels(data, tmp_path):
     assert model.output_channels == 3 and not model.residual_learning and result.before is None
 
 
+def test_images_too_small_for_ssim_are_measured_without(data, tmp_path):
+    for name in ("images", "targets"):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            pixels = np.random.default_rng(index).integers(0, 255, (8, 8, 1))
+            write_image(tmp_path / name / f"{index}.png", Picture(pixels.astype("uint8")))
+    sources = {name: str(tmp_path / name) for name in ("images", "targets")}
+    config = RestorationConfig(**sources, output=tmp_path / "run", **{**SMALL, "steps": 2, "steps_per_epoch": 1})
+    result = train_restorer(config, QUIET)
+    assert "NaN" not in (config.output / "metrics.json").read_text() and "SSIM</" not in result.report.read_text()
+    assert set(read_card(config.output / "model.keras")["metrics"]) == {"images", "psnr_db", "psnr_db_before"}
+
+
 def test_wrong_pairs_are_named_before_anything_is_written(data, tmp_path):
     (tmp_path / "targets").mkdir()
     for index in range(5):

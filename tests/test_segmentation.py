@@ -275,6 +275,12 @@ def spoil_twin(folder):
         (folder / "val" / name.split("/")[1]).write_bytes((folder / name).read_bytes())
 
 
+def leave_one(folder: Path) -> None:
+    for path in [*(folder / "images").iterdir(), *(folder / "masks").iterdir()]:
+        if not path.name.startswith("0"):
+            path.unlink()
+
+
 @pytest.mark.parametrize(
     "spoil, change, message",
     [
@@ -284,6 +290,7 @@ def spoil_twin(folder):
         (spoil_kind, {}, "1.png: has 3 channels where most have 1"),
         (lambda folder: None, {"classes": ("a", "b")}, "`classes` must name 3 classes"),
         (lambda folder: None, {"group_regex": "()"}, "must give at least two groups"),
+        (leave_one, {}, "`images` must be at least two images.*0.png.*--val-images"),
         (spoil_twin, {"val_images": "val/0.png", "val_masks": "val/0_mask.png"}, "0.png: is the same image as"),
     ],
 )
@@ -294,6 +301,19 @@ def test_wrong_data_is_named_before_anything_is_written(spoil, change, message, 
     with pytest.raises(ConvUNextError, match=message):
         train_segmenter(settings(folder, tmp_path / "run", **change), QUIET)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_small_image_does_not_shrink_the_crops(tmp_path):
+    folder = paint(tmp_path / "data")
+    for name in ("images/5.png", "masks/5_mask.png"):
+        Image.fromarray(np.zeros((1, 1), "uint8")).save(folder / name)
+    most = {"images": str(folder / "images/[0-4].png"), "masks": str(folder / "masks/[0-4]*.png")}
+    small = {"val_images": str(folder / "images/5.png"), "val_masks": str(folder / "masks/5_mask.png")}
+    for name, sources in (("trained on", {}), ("validated on", {**most, **small})):
+        config = settings(folder, tmp_path / name, patch=None, steps=2, steps_per_epoch=2, **sources)
+        assert SegmentationTask(config, QUIET).config.patch == 20
+        train_segmenter(config, QUIET)
+        json.loads((config.output / "metrics.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_an_image_that_vanishes_in_training_is_named(tmp_path):

@@ -20,7 +20,7 @@ from dl_techniques.card import card_path, read_card, standardizes, write_card
 from dl_techniques.certify import Certificate, certify, print_certificate
 from dl_techniques.data.normalization import standardize
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
-from dl_techniques.inference.conversion import write_artifact
+from dl_techniques.inference.conversion import float32_network, write_artifact
 from dl_techniques.inference.engines import Engine, Tiling, load_engine
 from dl_techniques.inference.memory import model_bytes_per_pixel
 from dl_techniques.inference.settings import ArtifactFormat, ExportOptions
@@ -154,8 +154,6 @@ def _check_runtime(form: ArtifactFormat) -> None:
 
 def _exportable(engine: Engine, options: ExportOptions) -> ConvUNextModel:
     """Return the float32 network of one output, any size, without what only training needs."""
-    from dl_techniques.models.convunext.model import create_inference_model_from_training_model
-
     model, activation, form = engine.model, options.activation, options.artifact_format
     if model is None:
         raise FileError(str(engine.path), "is an export already.", "Name the .keras file or preset it was made from.")
@@ -169,14 +167,7 @@ def _exportable(engine: Engine, options: ExportOptions) -> ConvUNextModel:
     if 4 * model.count_params() >= LARGEST.get(form, math.inf):
         remedy = "Choose openvino or saved_model."
         raise ArgumentError("format", "must be one that holds 2 GB and more for this model", form, remedy)
-    return create_inference_model_from_training_model(
-        model,
-        input_shape=(None, None, model.input_channels),
-        dtype="float32",
-        drop_path_rate=0.0,
-        dropout_rate=0.0,
-        remat=False,
-    )
+    return float32_network(model)
 
 
 def _from_pixels(network: ConvUNextModel, standard: bool, options: ExportOptions):

@@ -135,7 +135,7 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
         save: Write the certificate into the model's card; never into those that ship with the package.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choose_backend_for([model], backend)
+    choose_backend_for(model, backend)
     from rich.console import Console
 
     from dl_techniques.certify import certify, print_certificate, save_certificate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 from dl_techniques.errors import ConvUNextError
@@ -14,11 +14,11 @@ from dl_techniques.inference.settings import EngineName, Precision
 Backend = Literal["tensorflow", "jax", "torch"] | None
 
 
-def choose_backend_for(models: Sequence[str | None], backend: Backend) -> None:
-    """Choose the backend if a model needs Keras; a machine that runs exported artifacts may have none."""
+def choose_backend_for(model: str, backend: Backend) -> None:
+    """Choose the backend if the model needs Keras; a machine that runs exported artifacts may have none."""
     from dl_techniques.inference.choosing import needs_keras
 
-    if any(map(needs_keras, models)):
+    if needs_keras(model):
         choose_backend(backend)
 
 

@@ -165,17 +165,21 @@ def _refusals(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileError(str(path), "does not exist.", "Check the path.") from error
     except UnidentifiedImageError as error:
-        raise FileError(str(path), f"is not an image in one of {', '.join(FORMATS)}.") from error
-    except Image.DecompressionBombError as error:
-        raise FileError(str(path), f"has more pixels than the {MAX_PIXELS} allowed.", "Crop it.") from error
-    except (OSError, SyntaxError, ValueError) as error:
+        remedy = "Save it in one of them, or leave it out."
+        raise FileError(str(path), f"is not an image in one of {', '.join(FORMATS)}.", remedy) from error
+    except Image.DecompressionBombError as error:  # Pillow's own limit, beyond which it opens nothing
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        remedy = "Crop it, or save it as TIFF, which `convunext predict` reads in parts."
+        raise FileError(str(path), f"has more pixels than the {limit} that can be decoded.", remedy) from error
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # the decoder of 16-bit PNG raises the last
         raise FileError(str(path), f"cannot be read: {error}.", "Copy or export it again.") from error
 
 
 def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise FileError(str(path), f"has {width}x{height} pixels, more than the {max_pixels} allowed.", "Crop it.")
+        remedy = "Crop it, or allow more: --max-pixels of `convunext predict` and `denoise`."
+        raise FileError(str(path), f"has {width}x{height} pixels, more than the {max_pixels} allowed.", remedy)
 
 
 def _read_with_pillow(path: Path, max_pixels: int, channels: Channels) -> Picture:

@@ -119,12 +119,12 @@ def split_pairs(
     if len(groups) < 2 and len(pairs) > 1 and group_regex is None:
         return _split_stack(pairs, fraction, seed)
     if len(groups) < 2:
-        raise ArgumentError(
-            "group_regex" if group_regex else "images",
-            f"must give at least two groups to split; {len(pairs)} images are in one",
-            group_regex,
-            "Name validation images of their own.",
-        )
+        remedy = "Add images, or name those to validate on with --val-images."
+        if group_regex is None:
+            rule = "must be at least two images, one to train on and one to validate on"
+            raise ArgumentError("images", rule, str(pairs[0].image), remedy)
+        rule = f"must give at least two groups to split; all {len(pairs)} images are in one"
+        raise ArgumentError("group_regex", rule, group_regex, remedy)
     order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
     held_out = set(order[: min(max(1, round(fraction * len(order))), len(order) - 1)])
     sides = [[p for name, members in groups.items() if (name in held_out) == side for p in members] for side in (0, 1)]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+AHEAD = 4  # batches that each thread makes ahead of their use
+
 
 def seeded_batches(
     make_sample: Callable[[np.random.Generator], tuple[np.ndarray, ...]],
@@ -32,7 +34,7 @@ def seeded_batches(
             return make_sample(rng)
 
     batches = grain.MapDataset.range(steps * batch_size).seed(seed).random_map(Sample()).batch(batch_size)[done:]
-    yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads))
+    yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * threads))
 
 
 def random_crop(

@@ -7,12 +7,30 @@ import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dl_techniques.errors import ConvUNextError
 from dl_techniques.inference.cache import FACTS, SUFFIX, Runtime
 from dl_techniques.inference.engines import Tiling, load_engine
 from dl_techniques.inference.memory import model_bytes_per_pixel
+from dl_techniques.inference.runtimes import silence_openvino
+
+if TYPE_CHECKING:
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+
+def float32_network(model: ConvUNextModel) -> ConvUNextModel:
+    """Return a model's network of one output for images of any size, in float32, without what only training needs."""
+    from dl_techniques.models.convunext.model import create_inference_model_from_training_model
+
+    return create_inference_model_from_training_model(
+        model,
+        input_shape=(None, None, model.input_channels),
+        dtype="float32",
+        drop_path_rate=0.0,
+        dropout_rate=0.0,
+        remat=False,
+    )
 
 
 def write_artifact(model, path: Path, form: str) -> None:
@@ -30,6 +48,8 @@ def write_artifact(model, path: Path, form: str) -> None:
     signature: list[Any] = specs if len(specs) == 1 else [specs]  # the model is called with one argument, a list
     # Nothing beyond LiteRT's own operations: its runtime alone, without TensorFlow's, must do.
     builtin = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}} if form == "litert" else {}
+    if form == "openvino":
+        silence_openvino()
     with warnings.catch_warnings():
         # Keras mends tf2onnx under NumPy 2 and is warned for looking.
         warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
@@ -66,19 +86,11 @@ def convert_model(source: str, runtime: Runtime, folder: Path) -> None:
         runtime: What it shall run on.
         folder: Where to.
     """
-    from dl_techniques.models.convunext.model import create_inference_model_from_training_model
     from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
     from dl_techniques.models.convunext.tiles import energy_sizes, tile_network
 
     loaded: Any = load_engine(source).model
-    network = create_inference_model_from_training_model(
-        loaded,
-        input_shape=(None, None, loaded.input_channels),
-        dtype="float32",
-        drop_path_rate=0.0,
-        dropout_rate=0.0,
-        remat=False,
-    )
+    network = float32_network(loaded)
     networks, pools = {"network": network}, pools_image(network)
     if pools:
         networks["tiles"] = tile_network(network)
@@ -104,6 +116,7 @@ def main(source: str, runtime: Runtime, folder: str) -> int:
     """Convert, or say in the last line of stderr why not."""
     if runtime == "openvino":
         sys.modules["tensorflow"] = None  # type: ignore[assignment]  # Keras looks for it, which takes seconds
+        silence_openvino()
     try:
         convert_model(source, runtime, Path(folder))
     except ConvUNextError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,18 @@ Shape = list[int | None]
 ArraysFunction = Callable[..., list[np.ndarray]]
 COMPILED, COMPILED_BYTES = 8, 2**28  # sizes compiled for, at most, and the weights of all of them
 SAMPLE = (1, 128, 160)  # image on which the deviation of half precision is measured
+
+
+def silence_openvino() -> None:
+    """Import OpenVINO without its telemetry: it reports every import to a web service, from a fork of this process."""
+    name = "openvino_telemetry"
+    if "openvino" in sys.modules or name in sys.modules:
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # OpenVINO takes a stub of its own where there is none
+    try:
+        import openvino  # noqa: F401
+    finally:
+        del sys.modules[name]
 
 
 class OpenVINOFunction:
@@ -34,6 +47,7 @@ class OpenVINOFunction:
     """
 
     def __init__(self, path: Path, precision: Precision = "float32") -> None:
+        silence_openvino()
         import openvino
 
         self._core = openvino.Core()

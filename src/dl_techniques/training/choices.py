@@ -17,7 +17,7 @@ Config = TypeVar("Config", bound=PairedConfig)
 
 def settle(config: Config, inspection: Inspection) -> Config:
     """Return the settings with nothing left open that the images or the machine decide."""
-    patch = config.patch or choose_patch(config.depth, inspection.smallest)
+    patch = config.patch or choose_patch(config.depth, inspection.typical)
     symmetries = config.symmetries
     if symmetries == "auto":  # up and down differ in photographs
         symmetries = "mirror" if inspection.channels == 3 else "all"
@@ -30,10 +30,13 @@ def settle(config: Config, inspection: Inspection) -> Config:
     )
 
 
-def choose_patch(depth: int, smallest: int) -> int:
-    """Return the height and width of crops: as large as the smallest image, within limits, whole at every level."""
+def choose_patch(depth: int, typical: int) -> int:
+    """Return the height and width of crops: as large as half of the images, within limits, whole at every level.
+
+    Smaller images are reflected at their borders.
+    """
     multiple = 2**depth
-    return max(multiple, min(LARGEST_PATCH, smallest) // multiple * multiple)
+    return max(multiple, min(LARGEST_PATCH, typical) // multiple * multiple)
 
 
 def choose_precision(precision: Literal["auto", "float32", "mixed_bfloat16"]) -> Literal["float32", "mixed_bfloat16"]:

@@ -15,10 +15,10 @@ from dl_techniques.data.collection import Room
 from dl_techniques.data.files import write_file
 from dl_techniques.data.noise import add_gaussian_noise, add_poisson_gaussian_noise, estimate_sigma, recorrupt
 from dl_techniques.data.normalization import in_unit
-from dl_techniques.data.pairs import Pair, find_singles
+from dl_techniques.data.pairs import SHOWN, Pair, find_singles
 from dl_techniques.data.pictures import to_display
 from dl_techniques.data.pipeline import seeded_batches
-from dl_techniques.errors import FileError
+from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.metrics import denoising_psnr, estimate_gain, psnr
 from dl_techniques.training.choices import choose_precision
 from dl_techniques.training.evaluation import extremes
@@ -176,6 +176,11 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
         if small := [entry.pair.words(entry.pair.image) for entry in facts[: len(images)] if min(entry.size) < least]:
             remedy = "Remove it or choose smaller --patch and --final-patch."
             raise FileError(small[0], f"is smaller than a patch of {least} pixels.", remedy)
+        if config.gain > 0 and (below := [entry for entry in facts if entry.low < 0]):
+            named = ", ".join(entry.pair.words(entry.pair.image.name) for entry in below[:SHOWN])
+            remedy = "Shift the images to begin at 0, or leave --gain out."
+            rule = f"must be 0 where values are negative, as photons never are; in {len(below)} images: {named}"
+            raise ArgumentError("gain", rule, config.gain, remedy)
         describe_images(self.inspection, console)
         console.print(f"{len(images)} images to train on, {len(validation)} to validate on")
         largest = self.inspection.largest_float

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from dl_techniques.data.pipeline import AHEAD
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.training.plan import Estimate, describe_plan, write_plan
 from dl_techniques.training.supervised import Config, SupervisedTask, plan_of
@@ -17,7 +17,10 @@ from dl_techniques.training.supervised import Config, SupervisedTask, plan_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-WARMUP, TIMED = 2, 5
+WARMUP = 2
+TIMED = 20  # steps, or as many as go into
+SECONDS = 15.0
+FEWEST = 5
 
 
 def estimate(task: SupervisedTask) -> Estimate:
@@ -31,12 +34,7 @@ def estimate(task: SupervisedTask) -> Estimate:
     first = next(batches)
     for _ in range(WARMUP):
         model.train_on_batch(*first)
-    computing, start = [], time.perf_counter()
-    for batch in (next(batches) for _ in range(TIMED)):
-        before = time.perf_counter()
-        model.train_on_batch(*batch)
-        computing.append(time.perf_counter() - before)
-    step = (time.perf_counter() - start) / TIMED
+    step, waiting = time_steps(model.train_on_batch, batches)
     function = task.whole(model)
     images = [task.validation[number] for number in range(min(2, len(task.validation)))]
     function(images[0].image[None])  # what is set up once is not timed
@@ -47,11 +45,32 @@ def estimate(task: SupervisedTask) -> Estimate:
     epochs = task.config.steps // task.config.steps_per_epoch
     return Estimate(
         step_seconds=step,
-        waiting=max(0.0, 1 - float(np.sum(computing)) / (step * TIMED)),
+        waiting=waiting,
         validation_seconds=validation,
         minutes=(task.config.steps * step + epochs * validation) / 60,
         memory_gb=_peak_memory(),
     )
+
+
+def time_steps(train: Callable[..., Any], batches: Iterator[tuple]) -> tuple[float, float]:
+    """Return the seconds of a step and the share of them spent waiting for its batch.
+
+    Batches that were made while nobody asked for them are left out first: they would hide the wait.
+
+    Args:
+        train: Trains on the arrays of a batch.
+        batches: From `seeded_batches`, as many as are asked for.
+    """
+    for _ in range(AHEAD * (os.cpu_count() or 1)):
+        next(batches)
+    computing, start = [], time.perf_counter()
+    while len(computing) < FEWEST or (len(computing) < TIMED and time.perf_counter() - start < SECONDS):
+        batch = next(batches)
+        before = time.perf_counter()
+        train(*batch)
+        computing.append(time.perf_counter() - before)
+    passed = time.perf_counter() - start
+    return passed / len(computing), max(0.0, 1 - sum(computing) / passed)
 
 
 def _peak_memory() -> float | None:

@@ -121,8 +121,8 @@ def error_row(name: str, sample: SegmentationSample, predicted: np.ndarray, scor
 
 
 def extremes(scores: Sequence[float], count: int = 3) -> list[tuple[str, int]]:
-    """Return the positions of the worst and the best scores, each once, with the word for it."""
-    order = np.argsort(scores, kind="stable").tolist()
+    """Return the positions of the worst and the best scores, each once, with the word for it; NaN is neither."""
+    order = [index for index in np.argsort(scores, kind="stable").tolist() if not np.isnan(scores[index])]
     worst = order[:count]
     best = [index for index in reversed(order) if index not in worst][:count]
     return [("worst", index) for index in worst] + [("best", index) for index in best]

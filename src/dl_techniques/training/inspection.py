@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,11 @@ class Inspection:
     def smallest(self) -> int:
         """The shortest side of any image, in pixels."""
         return min(min(facts.size) for facts in self.facts)
+
+    @property
+    def typical(self) -> int:
+        """The shorter side that half of the images reach, in pixels."""
+        return statistics.median_high(min(facts.size) for facts in self.facts)
 
     @property
     def largest(self) -> int:

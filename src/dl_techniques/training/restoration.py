@@ -184,8 +184,7 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
 
     def measure(self, function: Function) -> dict[str, float]:
         """Return mean PSNR in dB and SSIM."""
-        means = np.mean(scores(function, self.validation), axis=0).tolist()
-        return dict(zip(("psnr", "ssim"), means, strict=True))
+        return dict(zip(("psnr", "ssim"), _mean(scores(function, self.validation)), strict=True))
 
     def show(self, function: Function, number: int) -> list[tuple[str, np.ndarray]]:
         sample = self.validation[number]
@@ -229,7 +228,7 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
             numbers={
                 "PSNR, dB": f"{figures['psnr_db']:.2f}",
                 **({"before": f"{figures['psnr_db_before']:.2f}"} if self.residual else {}),
-                "SSIM": f"{figures['ssim']:.4f}",
+                **({"SSIM": f"{figures['ssim']:.4f}"} if "ssim" in figures else {}),
             },
             curves={
                 "Loss in training": curve_of(folder, "loss"),
@@ -252,6 +251,13 @@ def _score(image: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     return psnr(clipped, target), ssim(clipped, target) if min(target.shape[:2]) >= 11 else np.nan
 
 
+def _mean(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return mean PSNR and SSIM, each of the images that have one; NaN if none has."""
+    measured = [value for _, value in values if not np.isnan(value)]
+    return float(np.mean([value for value, _ in values])), float(np.mean(measured)) if measured else np.nan
+
+
 def _means(values: Sequence[tuple[float, float]], ending: str) -> dict[str, float]:
-    mean_psnr, mean_ssim = np.mean(values, axis=0).tolist()
-    return {f"psnr_db{ending}": mean_psnr, f"ssim{ending}": mean_ssim}
+    mean_psnr, mean_ssim = _mean(values)
+    figures = {f"psnr_db{ending}": mean_psnr, f"ssim{ending}": mean_ssim}
+    return {name: value for name, value in figures.items() if not np.isnan(value)}
