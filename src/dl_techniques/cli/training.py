@@ -13,8 +13,11 @@ from cyclopts.config import Toml
 
 from dl_techniques.cli.backend import Backend, choose_backend
 from dl_techniques.errors import ConvUNextError, FileError
+from dl_techniques.training.devices import DeviceSettings, on_devices
 from dl_techniques.training.settings import DenoisingConfig, RestorationConfig, SegmentationConfig
 
+ONE = DeviceSettings()
+Devices = Annotated[DeviceSettings, Parameter(name="*")]
 PlanFile = Path | None  # read by `planned_settings`, before the settings are made
 
 plan = App(name="plan", help="Look at your images, choose, and measure what a training will take, without training.")
@@ -92,7 +95,11 @@ train = App(name="train", help="Train a model on your own images, or go on with 
 
 @train.command(name="segment")
 def train_segment(
-    config: Annotated[SegmentationConfig, Parameter(name="*")], *, plan: PlanFile = None, backend: Backend = None
+    config: Annotated[SegmentationConfig, Parameter(name="*")],
+    *,
+    devices: Devices = ONE,
+    plan: PlanFile = None,
+    backend: Backend = None,
 ) -> None:
     """Train a segmenter on images and masks: binary, instances as foreground, many classes, or labels that overlap.
 
@@ -102,15 +109,20 @@ def train_segment(
 
     Args:
         config: Settings of the run.
+        devices: What to train on.
         plan: TOML file with settings, from `convunext plan`; those of the command line go before them.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _train(config, backend)
+    _train(config, backend, devices)
 
 
 @train.command(name="restore")
 def train_restore(
-    config: Annotated[RestorationConfig, Parameter(name="*")], *, plan: PlanFile = None, backend: Backend = None
+    config: Annotated[RestorationConfig, Parameter(name="*")],
+    *,
+    devices: Devices = ONE,
+    plan: PlanFile = None,
+    backend: Backend = None,
 ) -> None:
     """Train a model that restores images, from pairs of what is and what it should be: deblurring, cleaning, any size.
 
@@ -120,15 +132,20 @@ def train_restore(
 
     Args:
         config: Settings of the run.
+        devices: What to train on.
         plan: TOML file with settings, from `convunext plan`; those of the command line go before them.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _train(config, backend)
+    _train(config, backend, devices)
 
 
 @train.command(name="denoise")
 def train_denoise(
-    config: Annotated[DenoisingConfig, Parameter(name="*")], *, plan: PlanFile = None, backend: Backend = None
+    config: Annotated[DenoisingConfig, Parameter(name="*")],
+    *,
+    devices: Devices = ONE,
+    plan: PlanFile = None,
+    backend: Backend = None,
 ) -> None:
     """Train a blind denoiser on clean images; Gaussian noise of every level up to sigma is added on the way.
 
@@ -138,18 +155,20 @@ def train_denoise(
 
     Args:
         config: Settings of the run.
+        devices: What to train on.
         plan: TOML file with settings, from `convunext plan`; those of the command line go before them.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    _train(config, backend)
+    _train(config, backend, devices)
 
 
 @train.default
-def resume_training(*, resume: Path | None = None, backend: Backend = None) -> None:
+def resume_training(*, resume: Path | None = None, devices: Devices = ONE, backend: Backend = None) -> None:
     """Train a model on your own images, or go on with a run that was stopped as if it had not been.
 
     Args:
         resume: Folder of the run to go on with.
+        devices: What to train on.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
     if resume is None:
@@ -161,29 +180,35 @@ def resume_training(*, resume: Path | None = None, backend: Backend = None) -> N
     kinds = {"denoise": DenoisingConfig, "restore": RestorationConfig, "segment": SegmentationConfig}
     if task not in kinds:
         raise ConvUNextError(str(resume), f"is a run of task {task!r}, which this version does not know.", "Update.")
-    _train(stored_config(resume, kinds[task]), backend, resume=True)
+    _train(stored_config(resume, kinds[task]), backend, devices, resume=True)
 
 
 def _train(
-    config: DenoisingConfig | RestorationConfig | SegmentationConfig, backend: Backend, resume: bool = False
+    config: DenoisingConfig | RestorationConfig | SegmentationConfig,
+    backend: Backend,
+    devices: DeviceSettings,
+    resume: bool = False,
 ) -> None:
+    if devices.distributed and backend is None:
+        backend = "jax"
     choose_backend(backend)
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     try:
-        if isinstance(config, SegmentationConfig):
-            from dl_techniques.training.segmentation import train_segmenter
+        with on_devices(devices, f"convunext train --resume {config.output}"):
+            if isinstance(config, SegmentationConfig):
+                from dl_techniques.training.segmentation import train_segmenter
 
-            print(train_segmenter(config, console, resume).report)
-        elif isinstance(config, RestorationConfig):
-            from dl_techniques.training.restoration import train_restorer
+                print(train_segmenter(config, console, resume).report)
+            elif isinstance(config, RestorationConfig):
+                from dl_techniques.training.restoration import train_restorer
 
-            print(train_restorer(config, console, resume).report)
-        else:
-            from dl_techniques.training.denoising import train_denoiser
+                print(train_restorer(config, console, resume).report)
+            else:
+                from dl_techniques.training.denoising import train_denoiser
 
-            print(train_denoiser(config, console, resume).report)
+                print(train_denoiser(config, console, resume).report)
     except (KeyboardInterrupt, SystemExit, FileError) as stop:
         refused = isinstance(stop, FileError) and not Path(stop.subject).is_relative_to(config.output / "checkpoints")
         if not refused and (config.output / "checkpoints").is_dir():

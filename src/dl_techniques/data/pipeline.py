@@ -16,6 +16,7 @@ def seeded_batches(
     seed: int,
     done: int = 0,
     threads: int = 1,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple]:
     """Yield batches of random samples; batch n depends on the seed and n alone, whatever was drawn before it.
 
@@ -26,6 +27,7 @@ def seeded_batches(
         seed: Seed.
         done: Batches to leave out at the beginning, without making them.
         threads: Threads that make samples, ahead of their use.
+        share: Number of a part of every batch, from 0, and of all parts, which are equal; the rest is not made.
     """
     import grain.python as grain
 
@@ -33,7 +35,9 @@ def seeded_batches(
         def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
             return make_sample(rng)
 
-    batches = grain.MapDataset.range(steps * batch_size).seed(seed).random_map(Sample()).batch(batch_size)[done:]
+    part, parts = share
+    samples = grain.MapDataset.range(steps * batch_size).seed(seed).random_map(Sample())
+    batches = samples.batch(batch_size // parts)[done * parts + part :: parts]
     yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * threads))
 
 

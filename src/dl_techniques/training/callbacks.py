@@ -15,6 +15,7 @@ from dl_techniques.errors import ConvUNextError
 from dl_techniques.models.convunext.function import Function, keras_function
 from dl_techniques.models.convunext.model import create_inference_model_from_training_model
 from dl_techniques.training.checkpoint import model_state, save_checkpoint, save_model
+from dl_techniques.training.devices import apart, from_writer, local_copy, whole, writes
 
 
 class StateCheckpoint(keras.callbacks.Callback):
@@ -35,7 +36,9 @@ class StateCheckpoint(keras.callbacks.Callback):
         """Save the state after the step that ended last."""
         if keras.backend.backend() == "jax":  # within an epoch the model's variables are empty there
             self.model.jax_state_sync()
-        save_checkpoint(self.folder, steps_done(self.model), model_state(self.model))
+        state = model_state(self.model)
+        if writes():
+            save_checkpoint(self.folder, steps_done(self.model), state)
 
 
 class EpochLog(keras.callbacks.Callback):
@@ -52,6 +55,8 @@ class EpochLog(keras.callbacks.Callback):
         self.path = path
 
     def on_epoch_end(self, epoch, logs=None) -> None:
+        if not writes():
+            return
         row = {"epoch": epoch, **{name: float(value) for name, value in (logs or {}).items()}}
         known = self.path.read_text(encoding="utf-8") if self.path.exists() else ",".join(row) + "\n"
         write_file(self.path, (known + ",".join(map(str, row.values())) + "\n").encode())
@@ -80,7 +85,7 @@ class EarlyStop(keras.callbacks.Callback):
         self.due = due
 
     def on_epoch_end(self, epoch, logs=None) -> None:
-        if self.due():
+        if from_writer(writes() and self.due()):
             self.model.stop_training = True
 
 
@@ -93,10 +98,10 @@ def steps_done(model: keras.Model) -> int:
 @contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
     """Give the model the moving average of its weights for a while."""
-    trained = [np.array(keras.ops.convert_to_numpy(weight)) for weight in model.trainable_variables]
+    trained = [whole(weight) for weight in model.trainable_variables]
     model.optimizer.finalize_variable_values(model.trainable_variables)
     for weight in model.trainable_variables:  # not the optimizer's own arrays: JAX deletes those that predict used
-        weight.assign(np.array(keras.ops.convert_to_numpy(weight)))
+        weight.assign(whole(weight))
     try:
         yield
     finally:
@@ -131,18 +136,25 @@ class Validation(keras.callbacks.Callback):
         self.measure, self.watched, self.path, self.best = measure, watched, path, best
         self.activation, self.look, self.make = activation, look, make
         self._function: Function | None = None
+        self._copy: keras.Model | None = None
         self._made_of: keras.Model | None = None  # each stage of a run begins on a fresh model
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         with averaged_weights(self.model):
-            if self._function is None or self._made_of is not self.model:
-                self._function, self._made_of = self.make(self.model), self.model
-            function = self._function
-            figures = self.measure(function)
-            self.look(function, epoch)
-            (logs if logs is not None else {}).update({f"val_{name}": value for name, value in figures.items()})
-            if self.watched is not None and self.path is not None:
-                if figures[self.watched] > self.best or not self.path.exists():
-                    self.best = figures[self.watched]
-                    changes = {"final_activation": self.activation, "dtype": "float32"}
-                    save_model(create_inference_model_from_training_model(self.model, **changes), self.path)
+            self._copy = local_copy(self.model, self._copy)
+            if writes():
+                with apart():
+                    self._validate(self._copy, epoch, logs if logs is not None else {})
+
+    def _validate(self, model: keras.Model, epoch: int, logs: dict[str, Any]) -> None:
+        if self._function is None or self._made_of is not model:
+            self._function, self._made_of = self.make(model), model
+        function = self._function
+        figures = self.measure(function)
+        self.look(function, epoch)
+        logs.update({f"val_{name}": value for name, value in figures.items()})
+        if self.watched is not None and self.path is not None:
+            if figures[self.watched] > self.best or not self.path.exists():
+                self.best = figures[self.watched]
+                changes = {"final_activation": self.activation, "dtype": "float32"}
+                save_model(create_inference_model_from_training_model(model, **changes), self.path)

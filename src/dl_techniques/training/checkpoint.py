@@ -19,6 +19,7 @@ import numpy as np
 
 from dl_techniques.data.files import write_file
 from dl_techniques.errors import FileError
+from dl_techniques.training.devices import whole
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz")
 KEPT = 2
@@ -104,9 +105,7 @@ def save_model(model, path: Path) -> None:
 
 def model_state(model) -> dict[str, np.ndarray]:
     """Return every number that decides how training goes on: weights, optimizer, moving averages, random state."""
-    import keras
-
-    return {name: np.array(keras.ops.convert_to_numpy(value)) for name, value in _variables(model)}
+    return {name: whole(value) for name, value in _variables(model)}
 
 
 def restore_model_state(model, state: Mapping[str, np.ndarray], source: Path) -> None:

@@ -21,6 +21,7 @@ from dl_techniques.data.pipeline import seeded_batches
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.metrics import denoising_psnr, estimate_gain, psnr
 from dl_techniques.training.choices import choose_precision
+from dl_techniques.training.devices import share
 from dl_techniques.training.evaluation import extremes
 from dl_techniques.training.inspection import (
     channels_of,
@@ -236,6 +237,9 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
 
         return [Stage(phase.first, phase.last, batches(number)) for number, phase in enumerate(self.config.phases)]
 
+    def batch_sizes(self) -> list[int]:
+        return [phase.batch_size for phase in self.config.phases]
+
     def batches(self, done: int = 0) -> Iterator[tuple]:
         for number, phase in enumerate(self.config.phases):
             if done < phase.last:
@@ -389,4 +393,5 @@ def training_patches(
         crop = np.rot90(sample.image[top : top + size, left : left + size], int(rng.integers(4)))
         return make_pair(crop[:, ::-1] if rng.integers(2) else crop, sample.sigma, rng)
 
-    return seeded_batches(pair, phase.last - phase.first, phase.batch_size, seed[0] + 1_000_003 * seed[1], done)
+    steps, entropy = phase.last - phase.first, seed[0] + 1_000_003 * seed[1]
+    return seeded_batches(pair, steps, phase.batch_size, entropy, done, share=share())

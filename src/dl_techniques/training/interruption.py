@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import keras
 
+from dl_techniques.training.devices import agreed_signal
+
 
 class Interruption(keras.callbacks.Callback):
     """Handle a signal after the batch or epoch in which it came.
@@ -21,6 +23,7 @@ class Interruption(keras.callbacks.Callback):
         super().__init__()
         self.before = before
         self.pending: tuple | None = None
+        self.kept: dict[int, Callable] = {}  # handlers outside
 
     def handle_pending(self) -> None:
         """Do what the handler of a signal that came does, if one came."""
@@ -29,13 +32,22 @@ class Interruption(keras.callbacks.Callback):
             handler(number, None)
 
     def on_train_batch_end(self, batch, logs=None) -> None:
-        if self.pending is None or batch + 1 == (self.params or {}).get("steps"):
+        if batch + 1 == (self.params or {}).get("steps"):
             return  # after the last batch the epoch's own end comes first: its validation and its line in the log
-        self.before()
-        self.handle_pending()
+        self._agree()
+        if self.pending is not None:
+            self.before()
+            self.handle_pending()
 
     def on_epoch_end(self, epoch, logs=None) -> None:
+        self._agree()
         self.handle_pending()
+
+    def _agree(self) -> None:
+        """Take up a signal that came in another process of the run."""
+        number = agreed_signal(self.pending[1] if self.pending is not None else 0)
+        if number and self.pending is None:
+            self.pending = (self.kept[number], number)
 
 
 @contextmanager
@@ -48,7 +60,7 @@ def interruptible(before: Callable[[], object] = lambda: None) -> Iterator[Inter
         before: Called between the end of the batch and the handler, to save what is to last.
     """
     callback = Interruption(before)
-    kept = {}
+    kept = callback.kept
 
     def remember(number, frame) -> None:
         if callback.pending is None:

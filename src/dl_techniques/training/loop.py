@@ -16,9 +16,11 @@ from dl_techniques.training.checkpoint import (
     check_space,
     list_checkpoints,
     load_checkpoint,
+    model_state,
     restore_model_state,
     step_of,
 )
+from dl_techniques.training.devices import building, from_writer, writes
 from dl_techniques.training.interruption import interruptible
 from dl_techniques.training.progress import TrainingProgress
 from dl_techniques.training.run import LOG, trim_log
@@ -93,12 +95,20 @@ def fit_stages(
         The model, with the weights of the last step.
     """
     run, last = checkpoints.parent, stages[-1].last
-    if resume and not list_checkpoints(checkpoints) and not (run / LOG).exists():
+    unbegun = writes() and resume and not list_checkpoints(checkpoints) and not (run / LOG).exists()
+    if from_writer(unbegun):
         console.print("stopped before its first checkpoint: starting from the first step")
         resume = False
-    model, step = _restore(build(), checkpoints, console) if resume else (build(), 0)
-    check_space(checkpoints, model)
-    trim_log(run, step // steps_per_epoch)
+
+    def begin(resume: bool) -> tuple[keras.Model, int]:
+        with building():
+            model = build()
+        return _restore(model, checkpoints, console) if resume else (model, 0)
+
+    model, step = begin(resume)
+    if writes():
+        check_space(checkpoints, model)
+        trim_log(run, step // steps_per_epoch)
     console.print(
         f"{model.count_params():,} parameters · Keras {keras.__version__} on {keras.backend.backend()} · "
         f"step {step} of {last}"
@@ -112,7 +122,7 @@ def fit_stages(
                 if step >= stage.last:
                     continue
                 if step == stage.first > 0:
-                    model, step = _restore(build(), checkpoints, console)
+                    model, step = begin(resume=True)
                 while step < stage.last and not stop.due():
                     rest = steps_per_epoch - step % steps_per_epoch  # of an epoch that was interrupted
                     epoch = step // steps_per_epoch
@@ -157,9 +167,12 @@ def _refusals_kept(batches: Iterator) -> Iterator[Iterator]:
 
 
 def _restore(model: keras.Model, checkpoints: Path, console: Console) -> tuple[keras.Model, int]:
-    step, state, torn = load_checkpoint(checkpoints)
-    for path in torn:
-        lost = step_of(path) - step
-        console.print(f"{path}: damaged, passed over; going on from step {step}, {lost} steps are trained again")
+    step, state = 0, model_state(model)
+    if writes():
+        step, state, torn = load_checkpoint(checkpoints)
+        for path in torn:
+            lost = step_of(path) - step
+            console.print(f"{path}: damaged, passed over; going on from step {step}, {lost} steps are trained again")
+    step, state = from_writer((step, state))
     restore_model_state(model, state, checkpoints)
-    return model, step
+    return model, int(step)

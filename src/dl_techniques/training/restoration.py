@@ -19,6 +19,7 @@ from dl_techniques.data.pictures import to_display
 from dl_techniques.data.pipeline import random_crop, seeded_batches
 from dl_techniques.metrics import psnr, ssim
 from dl_techniques.training.choices import choose_augmentation, settle
+from dl_techniques.training.devices import share
 from dl_techniques.training.evaluation import extremes
 from dl_techniques.training.inspection import channels_of, find_and_inspect, read_pair
 from dl_techniques.training.report import REPORT, Report
@@ -180,7 +181,7 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
             sample = self.training[int(rng.integers(len(self.training)))]
             return augmentation(*random_crop(sample.image, sample.target, patch, rng), rng)
 
-        return seeded_batches(pair, config.steps, batch_size, config.seed, done, threads=2)
+        return seeded_batches(pair, config.steps, batch_size, config.seed, done, threads=2, share=share())
 
     def measure(self, function: Function) -> dict[str, float]:
         """Return mean PSNR in dB and SSIM."""

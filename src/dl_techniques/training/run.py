@@ -18,7 +18,8 @@ from dl_techniques.data.files import write_file
 from dl_techniques.errors import FileError
 
 CONFIG, LOG, LOCK = "config.json", "log.csv", ".lock"
-UNBEGUN = (LOCK, f".{CONFIG}.tmp", "checkpoints")  # what a run leaves that is killed before its settings are there
+CHECKPOINTS = "checkpoints"
+UNBEGUN = (LOCK, f".{CONFIG}.tmp", CHECKPOINTS)  # what a run leaves that is killed before its settings are there
 PROLONGABLE = ("steps", "cooldown")  # may differ when a run is resumed
 
 Config = TypeVar("Config")
@@ -41,7 +42,7 @@ def open_run(folder: Path, task: str, config: Any, resume: bool) -> Iterator[Pat
     from filelock import FileLock, Timeout
 
     check_run(folder, config, resume)
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     lock = FileLock(folder / LOCK, blocking=False)
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)

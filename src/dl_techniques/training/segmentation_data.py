@@ -15,6 +15,7 @@ from dl_techniques.data.masks import IGNORED, Classes
 from dl_techniques.data.normalization import standardize
 from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pipeline import random_crop, seeded_batches
+from dl_techniques.training.devices import share
 from dl_techniques.training.inspection import read_pair
 from dl_techniques.training.settings import SegmentationConfig
 from dl_techniques.training.supervision import channel_target, class_target, target_pyramid
@@ -102,5 +103,5 @@ def segmentation_batches(
         image, labels = augmentation(image, mask if classes.labels else mask[..., None], rng)
         return image, make_target(labels)
 
-    for images, targets in seeded_batches(crop, config.steps, batch_size, config.seed, done, threads=2):
+    for images, targets in seeded_batches(crop, config.steps, batch_size, config.seed, done, threads=2, share=share()):
         yield images, tuple(target_pyramid(targets, config.depth))

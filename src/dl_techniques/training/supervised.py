@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -20,9 +22,18 @@ from dl_techniques.data.pictures import contact_sheet
 from dl_techniques.inference.bounded import bounded_function
 from dl_techniques.inference.engines import Engine
 from dl_techniques.inference.memory import parse_memory
+from dl_techniques.training.devices import apart, check_batches, leave_to_writer, local_copy, writes
 from dl_techniques.training.inspection import Inspection
 from dl_techniques.training.plan import Plan, describe_plan, write_plan
-from dl_techniques.training.run import best_so_far, check_run, epochs_since_best, open_run, read_log, write_split
+from dl_techniques.training.run import (
+    CHECKPOINTS,
+    best_so_far,
+    check_run,
+    epochs_since_best,
+    open_run,
+    read_log,
+    write_split,
+)
 from dl_techniques.training.settings import PairedConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -95,6 +106,10 @@ class SupervisedTask(ABC, Generic[Config, Result]):
 
         return [Stage(0, self.config.steps, self.batches)]
 
+    def batch_sizes(self) -> list[int]:
+        """Return the sizes of the run's batches."""
+        return [typing.cast(int, self.config.batch_size)]
+
     @abstractmethod
     def batches(self, done: int = 0) -> Iterator[tuple]:
         """Yield the run's batches after so many of them; batch n depends on the settings and n alone."""
@@ -137,19 +152,26 @@ def train_supervised(
         ArgumentError: A setting does not fit the data.
     """
     import keras
+    from rich.console import Console
 
     from dl_techniques.training.callbacks import EarlyStop, Validation
     from dl_techniques.training.loop import fit_stages
 
-    check_run(config.output, config, resume)
+    if writes():
+        check_run(config.output, config, resume)
+    else:
+        console = Console(quiet=True)
     task = load(config, console)
+    check_batches(task.batch_sizes())
     config = task.config
     watched = f"val_{task.score}" if task.score is not None else None
-    with open_run(config.output, task.name, config, resume) as checkpoints:
-        plan = plan_of(task)
-        describe_plan(plan, console)
-        write_plan(config.output / PLAN, plan)
-        write_split(config.output, task.training.names, task.validation.names)
+    elsewhere = nullcontext(config.output / CHECKPOINTS)
+    with open_run(config.output, task.name, config, resume) if writes() else elsewhere as checkpoints:
+        if writes():
+            plan = plan_of(task)
+            describe_plan(plan, console)
+            write_plan(config.output / PLAN, plan)
+            write_split(config.output, task.training.names, task.validation.names)
         keras.utils.set_random_seed(config.seed)
         validation = Validation(
             task.measure,
@@ -161,12 +183,13 @@ def train_supervised(
             task.whole,
         )
         board = []
-        if importlib.util.find_spec("tensorboard") is not None:
+        if writes() and importlib.util.find_spec("tensorboard") is not None:
             board.append(keras.callbacks.TensorBoard(config.output / "tensorboard", write_graph=False))
 
         def build() -> keras.Model:
             model = task.build()
-            task.whole(model)  # refuses before the first step what would not fit after it
+            with apart():
+                task.whole(model)  # refuses before the first step what would not fit after it
             return model
 
         model = fit_stages(
@@ -180,7 +203,10 @@ def train_supervised(
             EarlyStop(lambda: _out_of_patience(config, watched)),
         )
         model.optimizer.finalize_variable_values(model.trainable_variables)
-        return task.finish(model, console)
+        model = local_copy(model)
+        leave_to_writer()
+        with apart():
+            return task.finish(model, console)
 
 
 def _out_of_patience(config: TrainingConfig, watched: str | None) -> bool:
