@@ -12,7 +12,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -165,6 +165,29 @@ def building() -> Iterator[None]:
     """Build models in this context; TensorFlow needs to be told so."""
     with _group.strategy.scope() if _group.strategy is not None else contextlib.nullcontext():
         yield
+
+
+def mirrors() -> int:
+    """Return on how many devices TensorFlow mirrors the model, 0 if it does not."""
+    return _group.replicas if _group.strategy is not None else 0
+
+
+def feed(make: Callable[[], Iterator[tuple]]) -> Any:
+    """Return batches as `fit` takes them.
+
+    TensorFlow's strategies read a batch to see its shapes, and begin again; an iterator would lose it.
+
+    Args:
+        make: Gives the batches, from the first.
+    """
+    if _group.strategy is None:
+        return make()
+    import tensorflow as tf
+
+    def spec(array: np.ndarray) -> Any:
+        return tf.TensorSpec((None, *array.shape[1:]), array.dtype)
+
+    return tf.data.Dataset.from_generator(make, output_signature=tf.nest.map_structure(spec, next(make())))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from dl_techniques.training.checkpoint import (
     restore_model_state,
     step_of,
 )
-from dl_techniques.training.devices import building, from_writer, writes
+from dl_techniques.training.devices import building, feed, from_writer, mirrors, writes
 from dl_techniques.training.interruption import interruptible
 from dl_techniques.training.progress import TrainingProgress
 from dl_techniques.training.run import LOG, trim_log
@@ -44,6 +45,21 @@ class Stage:
     batches: Callable[[int], Iterator]
 
 
+class MirroredAdamW(keras.optimizers.AdamW):
+    """AdamW under TensorFlow's `MirroredStrategy` that clips the gradient of the whole batch, as on one device.
+
+    Each device gives its share of the gradient, and Keras adds them up after it has clipped each. Here every device
+    gives the same share of their sum, clipped to that share of the norm.
+    """
+
+    def apply(self, grads, trainable_variables=None):
+        import tensorflow as tf
+
+        replica = tf.distribute.get_replica_context()
+        whole = replica.all_reduce(tf.distribute.ReduceOp.SUM, grads)
+        return super().apply([part / replica.num_replicas_in_sync for part in whole], trainable_variables)
+
+
 def averaged_adamw(
     rate: keras.optimizers.schedules.LearningRateSchedule, momentum: float, accumulate: int = 1
 ) -> keras.optimizers.AdamW:
@@ -54,10 +70,11 @@ def averaged_adamw(
         momentum: Of the average: it looks back over about 1 / (1 − momentum) steps.
         accumulate: Steps whose gradients are averaged before the weights change.
     """
-    return keras.optimizers.AdamW(
+    kind, mirrored = (MirroredAdamW, mirrors()) if mirrors() else (keras.optimizers.AdamW, 1)
+    return kind(
         rate,
         weight_decay=1e-4,
-        clipnorm=1.0,
+        clipnorm=1.0 / mirrored,
         use_ema=True,
         ema_momentum=momentum,
         ema_overwrite_frequency=None,
@@ -128,9 +145,10 @@ def fit_stages(
                     epoch = step // steps_per_epoch
                     whole = rest == steps_per_epoch
                     until = stage.last // steps_per_epoch if whole else epoch + 1
-                    with _refusals_kept(stage.batches(step - stage.first)) as batches:
+                    done = step - stage.first
+                    with _refusals_kept(partial(stage.batches, done)) as make:
                         model.fit(
-                            batches,
+                            feed(make),
                             steps_per_epoch=rest,
                             initial_epoch=epoch,
                             epochs=until,
@@ -147,19 +165,19 @@ def fit_stages(
 
 
 @contextmanager
-def _refusals_kept(batches: Iterator) -> Iterator[Iterator]:
-    """Give batches, and raise what their making refused; TensorFlow turns it into a text of its own."""
+def _refusals_kept(make: Callable[[], Iterator]) -> Iterator[Callable[[], Iterator]]:
+    """Give what makes batches, and raise what their making refused; TensorFlow turns it into a text of its own."""
     refused: list[ConvUNextError] = []
 
     def observed() -> Iterator:
         try:
-            yield from batches
+            yield from make()
         except ConvUNextError as error:
             refused.append(error)
             raise
 
     try:
-        yield observed()
+        yield observed
     except Exception:
         if refused:
             raise refused[0] from None
