@@ -227,9 +227,9 @@ def local_copy(model: keras.Model, copy: keras.Model | None = None) -> keras.Mod
         return model
     weights = [whole(weight) for weight in model.weights]
     with apart():
-        copy = copy if copy is not None else type(model).from_config(model.get_config())
-        copy.set_weights(weights)
-    return copy
+        own = copy if copy is not None else type(model).from_config(model.get_config())
+        own.set_weights(weights)
+    return own
 
 
 def from_writer(values: Tree) -> Tree:

@@ -81,7 +81,7 @@ class Watch:
                     members[connection] = connection.recv()
             self._begin(members)
 
-        return listener.address[1], begin
+        return int(listener.address[1]), begin
 
     def join(self, address: str, port: int, key: bytes, place: str) -> None:
         """Connect to process 0, which is at a place, and begin to watch."""
@@ -124,9 +124,9 @@ class Watch:
                 self._hear_once(members, heard)
 
     def _hear_once(self, members: dict[Connection, Member], heard: dict[Connection, float]) -> None:
-        for connection in wait(list(heard), timeout=BEAT):
+        for connection in cast("list[Connection]", wait(list(heard), timeout=BEAT)):
             try:
-                message = cast(Connection, connection).recv()
+                message = connection.recv()
             except (EOFError, OSError):
                 self._report(f"{members[connection]} ended before the run did")
                 return
