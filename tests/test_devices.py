@@ -17,7 +17,8 @@ from dl_techniques.cli import main
 from dl_techniques.data.files import Picture, write_image
 from dl_techniques.errors import ArgumentError
 from dl_techniques.training.checkpoint import list_checkpoints, step_of
-from dl_techniques.training.devices import DeviceSettings, on_devices
+from dl_techniques.training.devices import on_devices
+from dl_techniques.training.settings import DeviceSettings
 
 BACKEND = keras.backend.backend()
 JAX = pytest.mark.skipif(BACKEND != "jax", reason="several processes, and weights in parts, are there on JAX alone")
@@ -175,7 +176,8 @@ def test_wide_weights_are_split_and_a_step_is_the_same(tmp_path):
     program = """
 import json, keras, jax, numpy as np
 from dl_techniques.models.convunext.model import ConvUNextModel
-from dl_techniques.training.devices import DeviceSettings, on_devices, whole
+from dl_techniques.training.devices import on_devices, whole
+from dl_techniques.training.settings import DeviceSettings
 from dl_techniques.training.loop import averaged_adamw
 
 rng = np.random.default_rng(0)

@@ -13,8 +13,7 @@ from cyclopts.config import Toml
 
 from dl_techniques.cli.backend import Backend, choose_backend
 from dl_techniques.errors import ConvUNextError, FileError
-from dl_techniques.training.devices import DeviceSettings, on_devices
-from dl_techniques.training.settings import DenoisingConfig, RestorationConfig, SegmentationConfig
+from dl_techniques.training.settings import DenoisingConfig, DeviceSettings, RestorationConfig, SegmentationConfig
 
 ONE = DeviceSettings()
 Devices = Annotated[DeviceSettings, Parameter(name="*")]
@@ -193,6 +192,8 @@ def _train(
         backend = "jax"
     choose_backend(backend)
     from rich.console import Console
+
+    from dl_techniques.training.devices import on_devices
 
     console = Console(highlight=False, soft_wrap=True)
     try:

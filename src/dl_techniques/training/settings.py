@@ -234,3 +234,40 @@ class Phase:
     last: int
     patch: int
     batch_size: int
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """What a training runs on; a run may be resumed on other devices than it began on.
+
+    Attributes:
+        devices: Number of devices of this host, or "all"; one if not given.
+        model_parallel: Devices that share one copy of the weights; JAX only.
+        distributed: Train with other processes, each started by this same command, on all their devices; JAX only.
+            Where they are is told by the three flags below, or by SLURM, Open MPI or Kubernetes.
+        coordinator: `host:port` of process 0, the same for all; the port must be free there.
+        processes: Number of processes.
+        process: Number of this process, from 0.
+    """
+
+    devices: int | Literal["all"] | None = None
+    model_parallel: int = 1
+    distributed: bool = False
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.devices, int) and self.devices < 1:
+            raise ArgumentError("devices", "must be at least 1, or all", self.devices)
+        if self.model_parallel < 1:
+            raise ArgumentError("model_parallel", "must be at least 1", self.model_parallel)
+        if not self.distributed:
+            for name in ("coordinator", "processes", "process"):
+                if getattr(self, name) is not None:
+                    raise ArgumentError(name, "must come with --distributed", getattr(self, name))
+
+    @property
+    def plain(self) -> bool:
+        """Whether one device is all that is asked for."""
+        return self == DeviceSettings()
