@@ -44,15 +44,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     for number, path in enumerate(find_images([arguments.images])):
-        sharp = unit_range(read_pixels(path, 1)).astype("float32")
-        for folder, pixels in (
-            ("sharp", sharp),
-            ("blurred", degraded(sharp, arguments.blur, arguments.sigma, number)),
-        ):
-            target = arguments.runs / folder / f"{path.stem}.tif"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                write_image(target, Picture(pixels))
+        target, blurred = (arguments.runs / folder / f"{path.stem}.tif" for folder in ("sharp", "blurred"))
+        if not blurred.exists():  # the last to be written
+            sharp = unit_range(read_pixels(path, 1)).astype("float32")
+            for file, pixels in ((target, sharp), (blurred, degraded(sharp, arguments.blur, arguments.sigma, number))):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_image(file, Picture(pixels))
     run = arguments.runs / "run"
     config = RestorationConfig(
         images=str(arguments.runs / "blurred"),
