@@ -19,7 +19,7 @@ from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.inference.batch import FileResult, OnTile, lossless_name, plan_outputs, process_files, summarize
 from dl_techniques.inference.denoising import restore_pixels
 from dl_techniques.inference.engines import load_engine
-from dl_techniques.inference.memory import array_bytes, bytes_per_pixel, parse_memory, plan_tile
+from dl_techniques.inference.memory import array_bytes, check_whole, network_bytes, parse_memory, plan_tile
 from dl_techniques.inference.network import Network, Pass
 from dl_techniques.inference.settings import EngineName, GlobalStats, Precision, PredictionOptions
 from dl_techniques.inference.streaming import stream_file
@@ -136,9 +136,7 @@ class Predictor:
 
     def holds(self, size: tuple[int, int]) -> bool:
         """Return whether an image of this height and width, its results and one tile stay within the memory."""
-        smallest = self.network.smallest_tile
-        least = 0 if smallest is None else bytes_per_pixel(self.network) * min(smallest, max(size)) ** 2
-        return array_bytes(self.network, size, self.tta) + least <= self.memory
+        return array_bytes(self.network, size, self.tta) + network_bytes(self.network, size) <= self.memory
 
     def fit(self, size: tuple[int, int]) -> None:
         """Choose tiles so that an image of this height and width and the network stay within the memory.
@@ -147,6 +145,7 @@ class Predictor:
             ArgumentError: They cannot.
         """
         arrays = array_bytes(self.network, size, self.tta)
+        check_whole(self.network, self.memory - arrays, size)
         if not self.holds(size):
             rule = f"must hold arrays of {arrays / 1e6:.0f} MB for {size[1]}x{size[0]} pixels"
             raise ArgumentError("max_memory", rule, f"{self.memory / 1e6:.0f}MB", "Raise --max-memory.")
@@ -245,6 +244,8 @@ def _predict_file(
         pictures.append(picture)
     _write(predictor, output, pictures, predictions, options)
     notes = tuple(dict.fromkeys(note for picture in pictures for note in picture.notes))
+    if predictor.engine.model is None and predictor.engine.tiling is None:
+        notes += ("the card does not tell the network's memory: --max-memory bounded images and results alone",)
     return PredictionReport(notes, predictions[-1].passes)
 
 
@@ -267,16 +268,19 @@ def _stream(
     if output.suffix.lower() not in (".tif", ".tiff"):
         raise FileError(str(output), f"cannot be written in parts, which {width}x{height} need.", "Choose .tif.")
     probabilities = _beside(output, "probabilities.tif") if options.probabilities else None
-    passes = stream_file(
-        predictor.network,
-        predictor.classes,
-        predictor.standard,
-        source,
-        output,
-        probabilities,
-        predictor.memory,
-        on_tile,
-    )
+    try:
+        passes = stream_file(
+            predictor.network,
+            predictor.classes,
+            predictor.standard,
+            source,
+            output,
+            probabilities,
+            predictor.memory,
+            on_tile,
+        )
+    except ArgumentError as error:
+        raise FileError(str(source), str(error)) from error
     return PredictionReport(("read and written in parts",), passes)
 
 

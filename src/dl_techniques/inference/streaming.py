@@ -14,7 +14,7 @@ from dl_techniques.data.raster import BandWriter, TiffRaster
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.inference.batch import OnTile
 from dl_techniques.inference.denoising import known_unit
-from dl_techniques.inference.memory import bytes_per_pixel
+from dl_techniques.inference.memory import WHOLE_REMEDY, bytes_per_pixel
 from dl_techniques.inference.network import Network, Pass
 from dl_techniques.inference.tiling import Tile
 
@@ -76,8 +76,8 @@ def plan_streaming(network: Network, raster_size: tuple[int, int], sample_bytes:
     """
     smallest = network.smallest_tile
     if smallest is None:
-        rule = f"must hold {raster_size[1]}x{raster_size[0]} pixels: this export takes images whole"
-        raise ArgumentError("max_memory", rule, f"{memory / 1e9:g}GB", "Name the .keras file it was made from.")
+        rule = f"must hold {raster_size[1]}x{raster_size[0]} pixels: {network.engine.source} takes images whole"
+        raise ArgumentError("max_memory", rule, f"{memory / 1e6:.0f}MB", WHOLE_REMEDY)
 
     def needed(tile: int) -> float:
         kept = tile - 2 * network.halo  # rows; the reader keeps two bands, the writers three
