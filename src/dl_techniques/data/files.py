@@ -130,8 +130,8 @@ def count_images(path: str | os.PathLike) -> int:
         return 1
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Return height and width of a file's first image, from its head alone.
+def image_shape(path: str | os.PathLike) -> tuple[int, int, int]:
+    """Return height, width and samples a pixel of a file's first image, before it is turned, from its head alone.
 
     Raises:
         FileError: It cannot be read.
@@ -142,9 +142,9 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     with _refusals(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         if is_tiff(path):
-            return tiff.page_size(path)
+            return tiff.page_shape(path)
         with Image.open(path, formats=FORMATS) as file:
-            return file.size[1], file.size[0]
+            return file.size[1], file.size[0], 3 if file.mode == "P" else len(file.getbands())
 
 
 def is_tiff(path: Path) -> bool:
@@ -274,7 +274,7 @@ def write_image(path: Path, picture: Picture) -> None:
     elif suffix == ".png" and array.dtype == np.uint16:
         import imagecodecs
 
-        buffer.write(with_extras(imagecodecs.png_encode(array), picture.extras))
+        buffer.write(with_extras(bytes(imagecodecs.png_encode(array)), picture.extras))
     elif suffix in SUFFIXES and array.dtype == np.uint8:
         from PIL import Image
 

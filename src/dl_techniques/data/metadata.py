@@ -2,7 +2,8 @@
 
 `Picture.extras` holds, where the file has them, `icc_profile` (bytes), `dpi` (pixels an inch, across and down),
 `per_unit` (pixels in a unit that the file does not name, as microscopes write it), `exif` (bytes) and `text` (words by
-PNG's keywords: Title, Author, Description, Copyright, Software, Comment and others).
+PNG's keywords: Title, Author, Description, Copyright, Software, Comment and others). Images are turned upright when
+they are read; of those read in parts, which are not, `orientation` (1 to 8) goes along.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def tiff_options(extras: Mapping[str, Any]) -> dict[str, Any]:
     elif "per_unit" in extras:
         options |= {"resolution": extras["per_unit"], "resolutionunit": 1}
     text = {**_exif_text(extras.get("exif", b"")), **extras.get("text", {})}
-    tags = []
+    tags = [(ORIENTATION, 3, 1, extras["orientation"], True)] if "orientation" in extras else []
     for key, tag in TEXT_TAGS.items():
         words = text.get(key, "").encode()
         if words and key == "Description":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -44,15 +44,15 @@ def count_pages(path: Path) -> int:
         return len(_pages(file))
 
 
-def page_size(path: Path) -> tuple[int, int]:
-    """Return height and width of the first page of a TIFF.
+def page_shape(path: Path) -> tuple[int, int, int]:
+    """Return height, width and samples a pixel of the first page of a TIFF, three of a palette.
 
     Raises:
         FileError: The file is broken.
     """
     with _open(path) as file:
         page = _pages(file)[0]
-        return page.imagelength, page.imagewidth
+        return page.imagelength, page.imagewidth, 3 if page.photometric.name == "PALETTE" else page.samplesperpixel
 
 
 def read_pages(
@@ -89,15 +89,21 @@ def write_pages(file: IO[bytes], pages: Sequence[Page]) -> None:
 
     with tifffile.TiffWriter(file) as writer:
         for page in pages:
-            alpha: dict[str, Any] = {"extrasamples": ["unassalpha"]} if page.array.shape[2] > page.colours else {}
             writer.write(
                 page.array[..., 0] if page.array.shape[2] == 1 else page.array,
-                photometric="rgb" if page.colours == 3 else "minisblack",
-                planarconfig="contig" if page.array.shape[2] > 1 else None,
-                compression="zlib",
-                **tiff_options(page.extras),
-                **alpha,
+                **page_options(page.array.shape[2], page.colours, page.extras),
             )
+
+
+def page_options(samples: int, colours: int, extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how tifffile writes a page: compressed without loss, the sample beyond the colours, if any, as alpha."""
+    return {
+        "photometric": "rgb" if colours == 3 else "minisblack",
+        "planarconfig": "contig" if samples > 1 else None,
+        "compression": "zlib",
+        **({"extrasamples": ["unassalpha"]} if samples > colours else {}),
+        **tiff_options(extras),
+    }
 
 
 @contextlib.contextmanager

@@ -88,6 +88,12 @@ class Engine:
         """Return a height and a width that the model takes: its own where they are fixed, otherwise those given."""
         return self.size[0] or size[0], self.size[1] or size[1]
 
+    def check_size(self, pixels: np.ndarray) -> None:
+        """Raise `ArgumentError` for `(height, width, channels)` of a size that an artifact does not take."""
+        if self.model is None and self.fit(pixels.shape[:2]) != pixels.shape[:2]:
+            rule = f"must be of {self.size[0]}x{self.size[1]} pixels for {self.source}"
+            raise ArgumentError("pixels", rule, pixels.shape)
+
 
 def load_engine(
     source: str | os.PathLike, engine: EngineName | None = None, precision: Precision = "float32"

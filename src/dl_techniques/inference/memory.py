@@ -49,10 +49,17 @@ def model_bytes_per_pixel(model: ConvUNextModel) -> int:
     return math.ceil(4 * (wide + kept + 2 * sizes[0] + model.input_channels + model.output_channels))
 
 
-def array_bytes(network: Network, size: tuple[int, int], tta: int) -> int:
-    """Return how many bytes an image of this height and width and its results take, at most, as arrays."""
+def array_bytes(network: Network, size: tuple[int, int], tta: int, planes: int = 1) -> int:
+    """Return how many bytes an image of this height and width and its results take, at most, as arrays.
+
+    Args:
+        network: The model.
+        size: Height and width, in pixels.
+        tta: Symmetries that are averaged over.
+        planes: Parts of the image, its colours, that go through the network one after another.
+    """
     # Normalized in float64; probabilities, their choice and, over symmetries, their moments.
-    return size[0] * size[1] * (28 * network.engine.channels + (24 if tta == 1 else 40) * network.outputs)
+    return planes * size[0] * size[1] * (28 * network.engine.channels + (24 if tta == 1 else 40) * network.outputs)
 
 
 def network_bytes(network: Network, size: tuple[int, int]) -> int:
