@@ -24,6 +24,7 @@ from dl_techniques.inference.engines import Tiling, load_engine
 from dl_techniques.inference.memory import model_bytes_per_pixel
 from dl_techniques.inference.settings import ExportOptions
 from dl_techniques.models.convunext.receptive import receptive_radius
+from dl_techniques.models.convunext.tiles import energy_sizes
 from models import image, randomize, run, saved, small_model
 
 # Exporting in a TensorFlow process is the dependable road, whatever backend trained: this module has tests there alone.
@@ -101,8 +102,10 @@ def test_artifact_matches_keras_at_every_size(case, sources, tmp_path):
     assert against["value"] == artifact.comparison.value <= against["limit"] == 1e-4
     assert card["export"]["normalization"] == ("standardize" if bias else "none")
     assert card["export"]["activation"] == activation
-    exact = version == "v1" and not bias and not fixed  # the others pool over the whole image, or are of one size
-    tiling = Tiling(receptive_radius(model), 4, model_bytes_per_pixel(model), model.output_channels) if exact else None
+    whole = version == "v2" or bias or fixed is not None  # they pool over the whole image, or are of one size
+    outputs = 1 if activation == "argmax" else model.output_channels
+    energies = tuple(energy_sizes(model)) if version == "v2" else ()
+    tiling = Tiling(receptive_radius(model), 4, model_bytes_per_pixel(model), outputs, whole, energies)
     assert load_engine(path).tiling == tiling
     assert card["export"]["format"] == form and card["export"]["size"] == (list(fixed) if fixed else "any")
     if bias:

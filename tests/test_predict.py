@@ -349,7 +349,7 @@ def test_streamed_images_are_those_computed_whole(version, standard, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", pixels[..., 0], rowsperstrip=16, compression="zlib")
     expected = Predictor(path)(pixels)
     small = Predictor(path, max_memory="6MB")
-    assert not small.holds((300, 280)) and Predictor(path).holds((300, 280))
+    assert not small.holds((300, 280, 1)) and Predictor(path).holds((300, 280, 1))
     wanted = options(tmp_path / "out", max_memory="6MB", probabilities=True)
     (result,) = predict_files(path, [str(tmp_path / "a.tif")], wanted, QUIET)
     assert result.error == "" and result.output == tmp_path / "out" / "a.tif"

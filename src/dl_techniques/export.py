@@ -20,11 +20,10 @@ from dl_techniques.card import card_path, read_card, standardizes, write_card
 from dl_techniques.certify import Certificate, certify, print_certificate
 from dl_techniques.data.normalization import standardize
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
-from dl_techniques.inference.conversion import float32_network, write_artifact
+from dl_techniques.inference.conversion import float32_network, tiling_of, write_artifact
 from dl_techniques.inference.engines import Engine, Tiling, load_engine
-from dl_techniques.inference.memory import model_bytes_per_pixel
 from dl_techniques.inference.settings import ArtifactFormat, ExportOptions
-from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
+from dl_techniques.models.convunext.receptive import pools_image
 from dl_techniques.quantize import Loss, quantize, read_centres
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     _check_free(options)
     engine = load_engine(source)
     card = read_card(engine.path)
-    standard = standardizes(card, engine.path)
+    standard = standardizes(card, engine.path) and not options.tiles  # inside the artifact
     if card.get("labels") and options.activation == "argmax":
         raise ArgumentError("activation", "must not be argmax: the labels of this model may overlap", "argmax")
     network = _exportable(engine, options)
@@ -115,7 +114,10 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     try:
         path = staging / options.output.name
         with _named(options.output, f"cannot be made as {options.artifact_format}"):
-            write_artifact(_from_pixels(network, standard, options), path, options.artifact_format)
+            by_statistics = options.tiles and pools_image(network)
+            whole = _for_tiles(network, options) if by_statistics else _from_pixels(network, standard, options)
+            write_artifact(whole, path, options.artifact_format)
+        write_card(path, {"export": {"tiling": asdict(_tiling(card, network, options))}})
         with _named(options.output, "does not run"), _full_precision():
             exported = load_engine(path)
             comparison = _compare(exported, network, standard, options.activation)
@@ -176,13 +178,30 @@ def _from_pixels(network: ConvUNextModel, standard: bool, options: ExportOptions
 
     image = keras.Input((*(options.size or (None, None)), network.input_channels), dtype="float32", name="image")
     y = network(_standardized(image) if standard else image, training=False)
+    return keras.Model(image, _active(y, options))
+
+
+def _for_tiles(network: ConvUNextModel, options: ExportOptions):
+    """Put the activation after a V2 network that takes and returns the statistics of the whole image."""
+    import keras
+
+    from dl_techniques.models.convunext.tiles import tile_network
+
+    tiles = tile_network(network)
+    output, energies = tiles.outputs
+    return keras.Model(tiles.inputs, [_active(output, options), energies])
+
+
+def _active(y, options: ExportOptions):
+    import keras
+
     if options.activation == "sigmoid":
         y = keras.ops.sigmoid(y)
     elif options.activation == "softmax":
         y = keras.ops.softmax(y, axis=-1)
     elif options.activation == "argmax":
         y = keras.ops.top_k(y, 1)[1]  # Keras' argmax looks at bits, for which ONNX has no operation
-    return keras.Model(image, y)
+    return y
 
 
 def _standardized(image):
@@ -249,23 +268,27 @@ def _judge(artifact: Artifact, engine: Engine, console: Console) -> None:
 
 def _card(card: dict[str, Any], artifact: Artifact, network: ConvUNextModel, options: ExportOptions) -> dict[str, Any]:
     """Return the model's card with what holds for the artifact instead of what held for the model."""
-    kept = {key: value for key, value in card.items() if key not in ("normalization", "certificate")}
-    # What pools over the whole image, the normalization too, gives another result for each crop.
-    whole = options.size or card.get("normalization", "none") != "none" or pools_image(network)
-    outputs = 1 if options.activation == "argmax" else network.output_channels
-    tiling = Tiling(receptive_radius(network), 2**network.depth, model_bytes_per_pixel(network), outputs)
+    dropped = ("certificate",) if options.tiles else ("certificate", "normalization")
+    kept = {key: value for key, value in card.items() if key not in dropped}
     export = {
         "format": options.artifact_format,
         "size": options.size or "any",
-        "normalization": card.get("normalization", "none"),  # done inside
+        "normalization": "none" if options.tiles else card.get("normalization", "none"),  # done inside
         "activation": options.activation,
-        "tiling": None if whole else asdict(tiling),
+        "tiling": asdict(_tiling(card, network, options)),
         "against_keras": asdict(artifact.comparison),
         **({} if artifact.loss is None else {"int8": asdict(artifact.loss)}),
         "convunext_version": __version__,
     }
     certificate = {} if artifact.certificate is None else {"certificate": artifact.certificate.as_dict()}
     return {**kept, "export": export, **certificate}
+
+
+def _tiling(card: dict[str, Any], network: ConvUNextModel, options: ExportOptions) -> Tiling:
+    # What pools over the whole image, the normalization too, gives another result for each crop.
+    pools = card.get("normalization", "none") != "none" or pools_image(network)
+    whole = options.size is not None or (pools and not options.tiles)
+    return tiling_of(network, 1 if options.activation == "argmax" else network.output_channels, whole)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from dl_techniques.data import tiff
+from dl_techniques.data.colours import cmyk_to_rgb
 from dl_techniques.data.formats import FORMATS, MAX_PIXELS, SUFFIXES
+from dl_techniques.data.metadata import ORIENTATION, file_extras, save_options, turned_upright, with_extras
 from dl_techniques.errors import FileError
 
 SAMPLE_TYPES = ("uint8", "uint16", "float32", "float64")
@@ -36,7 +38,7 @@ class Picture:
             as were asked for.
         alpha: `(height, width)` of the same type, `None` where the file has none.
         notes: What was converted on the way, in words.
-        extras: Colour profile, EXIF and resolution, as Pillow's `save` takes them.
+        extras: Colour profile, resolution, EXIF and words; see `metadata`.
     """
 
     pixels: np.ndarray
@@ -128,8 +130,8 @@ def count_images(path: str | os.PathLike) -> int:
         return 1
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Return height and width of a file's first image, from its head alone.
+def image_shape(path: str | os.PathLike) -> tuple[int, int, int]:
+    """Return height, width and samples a pixel of a file's first image, before it is turned, from its head alone.
 
     Raises:
         FileError: It cannot be read.
@@ -140,9 +142,9 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     with _refusals(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         if is_tiff(path):
-            return tiff.page_size(path)
+            return tiff.page_shape(path)
         with Image.open(path, formats=FORMATS) as file:
-            return file.size[1], file.size[0]
+            return file.size[1], file.size[0], 3 if file.mode == "P" else len(file.getbands())
 
 
 def is_tiff(path: Path) -> bool:
@@ -198,22 +200,24 @@ def _read_with_pillow(path: Path, max_pixels: int, channels: Channels) -> Pictur
 def _decode(path: Path, file, channels: Channels) -> Picture:
     from PIL import ImageOps
 
-    extras = {key: file.info[key] for key in ("icc_profile", "dpi") if key in file.info}
     raw_mode = str(file.tile[0].args) if file.tile else ""
-    if ";16B" in raw_mode and file.mode != "I;16":  # Pillow would give 8 of the 16 bits
+    upright, orientation = ImageOps.exif_transpose(file), file.getexif().get(ORIENTATION, 1)
+    extras = file_extras(file, upright)
+    notes = ["turned upright as its EXIF says"] if orientation != 1 else []
+    if ";16B" in raw_mode and file.mode != "I;16":  # Pillow gives 8 of the 16 bits
         import imagecodecs
 
-        return _split(np.asarray(imagecodecs.png_decode(path.read_bytes())), (), extras, channels)
-    upright = ImageOps.exif_transpose(file)
-    notes = ["turned upright as its EXIF says"] if file.getexif().get(0x0112, 1) != 1 else []
-    if exif := upright.getexif():
-        extras["exif"] = exif.tobytes()
+        array = turned_upright(np.asarray(imagecodecs.png_decode(path.read_bytes())), orientation)
+        return _split(array, tuple(notes), extras, channels)
     if upright.mode == "P":
         upright = upright.convert("RGBA" if "transparency" in file.info else "RGB")
         notes.append("palette expanded")
     elif upright.mode == "1":
         upright = upright.convert("L")
-    elif upright.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+    elif upright.mode == "CMYK":
+        rgb, note = cmyk_to_rgb(np.asarray(upright), extras.pop("icc_profile", None))
+        return _split(rgb, (*notes, note), extras, channels)
+    elif upright.mode in ("YCbCr", "LAB", "HSV"):
         notes.append(f"{upright.mode} converted to RGB")
         upright = upright.convert("RGB")
         extras.pop("icc_profile", None)  # it described the other colours
@@ -270,7 +274,7 @@ def write_image(path: Path, picture: Picture) -> None:
     elif suffix == ".png" and array.dtype == np.uint16:
         import imagecodecs
 
-        buffer.write(imagecodecs.png_encode(array))
+        buffer.write(with_extras(bytes(imagecodecs.png_encode(array)), picture.extras))
     elif suffix in SUFFIXES and array.dtype == np.uint8:
         from PIL import Image
 
@@ -278,7 +282,7 @@ def write_image(path: Path, picture: Picture) -> None:
             raise FileError(str(path), f"{suffix} files hold no alpha.", "Choose .png or .tif.")
         options = {".webp": {"lossless": True}, ".jpg": {"quality": 95}, ".jpeg": {"quality": 95}}.get(suffix, {})
         form = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}.get(suffix, "PNG")
-        Image.fromarray(array).save(buffer, format=form, **options, **picture.extras)
+        Image.fromarray(array).save(buffer, format=form, **options, **save_options(suffix, picture.extras))
     else:
         raise FileError(str(path), f"cannot hold {array.dtype.name} samples.", "Choose .tif, or .png up to 16 bits.")
     write_file(path, buffer.getvalue())

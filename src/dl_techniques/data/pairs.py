@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dl_techniques.data.files import count_images, find_images, image_size
+from dl_techniques.data.files import count_images, find_images, image_shape
 from dl_techniques.errors import ArgumentError, FileError
 
 SHOWN = 10
@@ -147,7 +147,7 @@ def _paged(pairs: Sequence[Pair], labels: bool) -> list[Pair]:
         pages, target_pages = count_images(pair.image), count_images(pair.target)
         if pages != target_pages and not (labels and pages == 1):
             for path in (pair.image, pair.target):
-                image_size(path)  # a broken file is named as such
+                image_shape(path)  # a broken file is named as such
             reason = f"holds {_pages_of(target_pages)}, its image {pair.image} {_pages_of(pages)}."
             remedy = "A stack needs a target of as many pages; pages that are labels need --mask-kind labels."
             raise FileError(str(pair.target), reason, remedy)

@@ -6,24 +6,29 @@ import os
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dl_techniques.data.files import SAMPLE_TYPES
+from dl_techniques.data.metadata import tiff_extras
+from dl_techniques.data.tiff import page_options
 from dl_techniques.errors import FileError
 
 BLOCK = 256  # height and width of the tiles that are written, in pixels
+PLAIN = 2**22  # bytes of rows without compression that are read at once
 
 
 class TiffRaster:
     """The only page of a TIFF as an array of which windows are read: `raster[top:bottom, left:right]`.
 
+    Tiles and strips are decoded whole; of strips without compression, however large, the rows that are wanted are read.
+
     Args:
         path: The file.
-        cache: Bytes of decoded strips or tiles that are kept for the next window.
+        cache: Bytes of decoded strips or tiles that are kept for the next window; none may be larger.
 
     Raises:
         FileError: The file is broken, or cannot be read in parts.
@@ -56,12 +61,33 @@ class TiffRaster:
             if page.is_tiled
             else (min(page.rowsperstrip, self.shape[0]), self.shape[1])
         )
-        if int(np.prod(self._block)) * samples * self.dtype.itemsize > cache:
-            self._refuse("is compressed in strips too large for the memory.")
+        whole = page.fillorder == 1 and page.bitspersample == 8 * self.dtype.itemsize
+        self._plain = whole and page.compression == 1 and not page.is_tiled
+        if self._plain and self.block_bytes > cache:
+            row = self.block_bytes // self._block[0]
+            self._block = (max(1, min(cache // 4, PLAIN) // row), self.shape[1])
+        if self.block_bytes > cache:
+            kind = "tiles" if page.is_tiled else "rows" if self._plain else "strips"
+            self._refuse(
+                f"is compressed in {kind} too large for the memory: each takes {self.block_bytes / 1e6:.0f} MB when it "
+                f"is decoded, and there is room for {cache / 1e6:.0f} MB."
+            )
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of what is decoded at once."""
+        return int(np.prod(self._block)) * self.shape[2] * self.dtype.itemsize
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """What the file says besides its samples, see `metadata`; they are not turned upright."""
+        orientation = self.page.tags.valueof("Orientation", 1)
+        return {**tiff_extras(self.page), **({"orientation": int(orientation)} if orientation in range(2, 9) else {})}
 
     def _refuse(self, reason: str) -> None:
         self._file.close()
-        raise FileError(str(self.path), reason, "Save it as grey or RGB TIFF, in tiles, or raise --max-memory.")
+        remedy = "Save it as grey or RGB TIFF, in tiles of some hundred pixels, or raise --max-memory."
+        raise FileError(str(self.path), reason, remedy)
 
     def __enter__(self) -> TiffRaster:
         return self
@@ -89,20 +115,39 @@ class TiffRaster:
         if index in self._decoded:
             self._decoded.move_to_end(index)
             return self._decoded[index]
-        file = self._file.filehandle
-        file.seek(self.page.dataoffsets[index])
-        content = file.read(self.page.databytecounts[index])
         try:
-            decoded, _, shape = self.page.decode(content, index)
-        except (ValueError, RuntimeError, OSError) as error:
+            block = self._rows(index) if self._plain else self._decode(index)
+        except (ValueError, RuntimeError, OSError, IndexError) as error:
             raise FileError(str(self.path), f"cannot be read: {error}.", "Copy or export it again.") from error
-        if decoded is None:
-            decoded = np.zeros(shape, self.dtype)
-        block = np.array(decoded[0, : shape[1], : shape[2]])
         self._decoded[index] = block
         while sum(kept.nbytes for kept in self._decoded.values()) > self.cache and len(self._decoded) > 1:
             self._decoded.popitem(last=False)
         return block
+
+    def _decode(self, index: int) -> np.ndarray:
+        file = self._file.filehandle
+        file.seek(self.page.dataoffsets[index])
+        decoded, _, shape = self.page.decode(file.read(self.page.databytecounts[index]), index)
+        if decoded is None:
+            decoded = np.zeros(shape, self.dtype)
+        return np.array(decoded[0, : shape[1], : shape[2]])
+
+    def _rows(self, index: int) -> np.ndarray:
+        """Read rows of strips that are not compressed, from wherever each strip lies."""
+        file, strip = self._file.filehandle, min(self.page.rowsperstrip, self.shape[0])
+        begin = index * self._block[0]
+        end, row = min(begin + self._block[0], self.shape[0]), self.block_bytes // self._block[0]
+        parts = []
+        while begin < end:
+            number, last = begin // strip, min(end, (begin // strip + 1) * strip)
+            file.seek(self.page.dataoffsets[number] + (begin - number * strip) * row)
+            absent = self.page.databytecounts[number] == 0  # of one value, which is not stored
+            parts.append(bytes((last - begin) * row) if absent else file.read((last - begin) * row))
+            if len(parts[-1]) < (last - begin) * row:
+                raise ValueError(f"it ends before row {last} of {self.shape[0]}")
+            begin = last
+        samples = np.frombuffer(b"".join(parts), self.dtype.newbyteorder(self._file.byteorder))
+        return samples.astype(self.dtype, copy=False).reshape(-1, *self.shape[1:])
 
 
 class BandWriter:
@@ -112,10 +157,20 @@ class BandWriter:
         path: The file.
         shape: Height, width and samples.
         dtype: Of the samples.
+        colours: How many of the samples are no alpha; all, if not given.
+        extras: What the file shall say besides; see `metadata`.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        dtype: Any,
+        colours: int | None = None,
+        extras: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+        self.options = page_options(shape[2], colours or shape[2], extras or {})
         self._temporary = path.with_name(f".{path.name}.tmp")
         self._bands: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
@@ -168,10 +223,7 @@ class BandWriter:
                     dtype=self.dtype,
                     tile=(BLOCK, BLOCK),
                     bigtiff=True,
-                    photometric="rgb" if samples == 3 else "minisblack",
-                    planarconfig=None if samples == 1 else "contig",
-                    compression="zlib",
-                    metadata=None,
+                    **self.options,
                 )
                 file.flush()
                 os.fsync(file.fileno())

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from dl_techniques.data.colours import cmyk_to_rgb
+from dl_techniques.data.metadata import tiff_extras, tiff_options, turned_upright
 from dl_techniques.errors import FileError
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -24,7 +26,7 @@ class Page:
     Attributes:
         array: `(height, width, samples)`.
         colours: How many of the samples are no alpha.
-        extras: Resolution and colour profile, as Pillow's `save` takes them.
+        extras: See `metadata`.
     """
 
     array: np.ndarray
@@ -42,15 +44,15 @@ def count_pages(path: Path) -> int:
         return len(_pages(file))
 
 
-def page_size(path: Path) -> tuple[int, int]:
-    """Return height and width of the first page of a TIFF.
+def page_shape(path: Path) -> tuple[int, int, int]:
+    """Return height, width and samples a pixel of the first page of a TIFF, three of a palette.
 
     Raises:
         FileError: The file is broken.
     """
     with _open(path) as file:
         page = _pages(file)[0]
-        return page.imagelength, page.imagewidth
+        return page.imagelength, page.imagewidth, 3 if page.photometric.name == "PALETTE" else page.samplesperpixel
 
 
 def read_pages(
@@ -58,8 +60,8 @@ def read_pages(
 ) -> Iterator[tuple[np.ndarray, tuple[str, ...], dict[str, Any], int | None]]:
     """Yield the pages of a TIFF, without reduced copies.
 
-    Each is `(height, width[, samples])`, what was converted, resolution and colour profile as `Page` has them, and
-    which of the samples the file calls alpha, if any.
+    Each is `(height, width[, samples])`, what was converted, the extras as `Page` has them, and which of the samples
+    the file calls alpha, if any.
 
     Args:
         path: The file.
@@ -78,7 +80,7 @@ def read_pages(
             raise FileError(str(path), reason, "Save the pages as files of their own.")
         for page in pages:
             check_size((page.imagewidth, page.imagelength))
-            yield *_decode(path, page), _extras(page), _alpha(page)
+            yield _decode(path, page)
 
 
 def write_pages(file: IO[bytes], pages: Sequence[Page]) -> None:
@@ -87,18 +89,21 @@ def write_pages(file: IO[bytes], pages: Sequence[Page]) -> None:
 
     with tifffile.TiffWriter(file) as writer:
         for page in pages:
-            alpha: dict[str, Any] = {"extrasamples": ["unassalpha"]} if page.array.shape[2] > page.colours else {}
-            resolution = {"resolution": page.extras["dpi"], "resolutionunit": 2} if "dpi" in page.extras else {}
             writer.write(
                 page.array[..., 0] if page.array.shape[2] == 1 else page.array,
-                photometric="rgb" if page.colours == 3 else "minisblack",
-                planarconfig="contig" if page.array.shape[2] > 1 else None,
-                compression="zlib",
-                iccprofile=page.extras.get("icc_profile"),
-                metadata=None,
-                **alpha,
-                **resolution,
+                **page_options(page.array.shape[2], page.colours, page.extras),
             )
+
+
+def page_options(samples: int, colours: int, extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how tifffile writes a page: compressed without loss, the sample beyond the colours, if any, as alpha."""
+    return {
+        "photometric": "rgb" if colours == 3 else "minisblack",
+        "planarconfig": "contig" if samples > 1 else None,
+        "compression": "zlib",
+        **({"extrasamples": ["unassalpha"]} if samples > colours else {}),
+        **tiff_options(extras),
+    }
 
 
 @contextlib.contextmanager
@@ -163,28 +168,33 @@ def _page_numbers(path: Path, changed: int) -> tuple[int, ...]:
         return tuple(page.index for page in _pages(file))
 
 
-def _extras(page: Any) -> dict[str, Any]:
-    extras: dict[str, Any] = {}
-    unit = page.tags.valueof("ResolutionUnit", 2)
-    if int(unit) in (2, 3) and "XResolution" in page.tags and "YResolution" in page.tags:
-        scale = 1.0 if int(unit) == 2 else 2.54  # inches, centimetres
-        fractions = [page.tags.valueof(name) for name in ("XResolution", "YResolution")]
-        if all(below for _, below in fractions):
-            extras["dpi"] = tuple(scale * above / below for above, below in fractions)
-    if profile := page.tags.valueof("InterColorProfile"):
-        extras["icc_profile"] = profile
-    return extras
-
-
-def _decode(path: Path, page: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-    array, notes = page.asarray(), ()
+def _decode(path: Path, page: Any) -> tuple[np.ndarray, tuple[str, ...], dict[str, Any], int | None]:
+    array, notes, extras, alpha = page.asarray(), [], tiff_extras(page), _alpha(page)
     if page.samplesperpixel > 1 and page.planarconfig.name == "SEPARATE":
         array = np.moveaxis(array, 0, -1)
     if page.photometric.name == "PALETTE":
         array = np.moveaxis(page.colormap, 0, -1)[array]
-        notes = ("palette expanded",)
+        notes.append("palette expanded")
+    elif is_cmyk(page):
+        colours, note = cmyk_to_rgb(array[..., :4], extras.pop("icc_profile", None))  # it described the other colours
+        array, alpha = np.concatenate([colours, array[..., 4:]], axis=-1), None if alpha is None else alpha - 1
+        notes.append(note)
     elif page.photometric.name == "MINISWHITE" and array.dtype.kind == "u":
         array = np.iinfo(array.dtype).max - array
     elif page.photometric.name not in ("MINISBLACK", "RGB"):
         raise FileError(str(path), f"is a {page.photometric.name} TIFF.", "Convert it to grey or RGB.")
-    return np.uint8(255) * array if array.dtype == np.bool_ else array, notes
+    orientation = page.tags.valueof("Orientation", 1)
+    if orientation in range(2, 9):
+        array = turned_upright(array, orientation)
+        notes.append("turned upright as its tag says")
+        if orientation > 4:
+            extras |= {key: extras[key][::-1] for key in ("dpi", "per_unit") if key in extras}
+    if notes and extras.get("text", {}).get("Description", "").startswith(("ImageJ=", "<?xml")):
+        del extras["text"]["Description"]  # it told how the samples lie
+    return np.uint8(255) * array if array.dtype == np.bool_ else array, tuple(notes), extras, alpha
+
+
+def is_cmyk(page: Any) -> bool:
+    """Return whether the samples of a page are four inks, and perhaps more, of 8 or 16 bits."""
+    inks = page.photometric.name == "SEPARATED" and page.tags.valueof("InkSet", 1) == 1
+    return inks and page.samplesperpixel >= 4 and page.dtype in (np.uint8, np.uint16)

@@ -36,7 +36,7 @@ class Conversion:
 
     Attributes:
         folder: Holds `network` and, of V2 models, `tiles`, in the runtime's format.
-        facts: What the graph tells: channels, tiling, energies, use_bias.
+        facts: What the graph tells: channels, tiling, use_bias.
         seconds: What it took; `None` if it was there.
         kept: Whether it will be there next time.
     """

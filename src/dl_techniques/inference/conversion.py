@@ -33,6 +33,22 @@ def float32_network(model: ConvUNextModel) -> ConvUNextModel:
     )
 
 
+def tiling_of(network: ConvUNextModel, outputs: int, whole: bool = False) -> Tiling:
+    """Return what a model's graph tells of its application to parts of images.
+
+    Args:
+        network: The model.
+        outputs: Channels of the output of what is made of it.
+        whole: Whether that takes whole images only.
+    """
+    from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
+    from dl_techniques.models.convunext.tiles import energy_sizes
+
+    energies = tuple(energy_sizes(network)) if pools_image(network) else ()
+    memory = model_bytes_per_pixel(network)
+    return Tiling(receptive_radius(network), 2**network.depth, memory, outputs, whole, energies)
+
+
 def write_artifact(model, path: Path, form: str) -> None:
     """Write a Keras model in a format of `Model.export`, its inputs named and of their own types; needs TensorFlow.
 
@@ -86,13 +102,13 @@ def convert_model(source: str, runtime: Runtime, folder: Path) -> None:
         runtime: What it shall run on.
         folder: Where to.
     """
-    from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
-    from dl_techniques.models.convunext.tiles import energy_sizes, tile_network
+    from dl_techniques.models.convunext.receptive import pools_image
+    from dl_techniques.models.convunext.tiles import tile_network
 
     loaded: Any = load_engine(source).model
     network = float32_network(loaded)
-    networks, pools = {"network": network}, pools_image(network)
-    if pools:
+    networks = {"network": network}
+    if pools_image(network):
         networks["tiles"] = tile_network(network)
     for name, model in networks.items():
         path = folder / f"{name}{SUFFIX[runtime]}"
@@ -100,14 +116,10 @@ def convert_model(source: str, runtime: Runtime, folder: Path) -> None:
             _write_openvino(model, path)
         else:
             write_artifact(model, path, "onnx")
-    tiling = Tiling(
-        receptive_radius(network), 2**network.depth, model_bytes_per_pixel(network), network.output_channels
-    )
     facts = {
         "channels": network.input_channels,
         "use_bias": network.use_bias,
-        "tiling": asdict(tiling),
-        "energies": energy_sizes(network) if pools else [],
+        "tiling": asdict(tiling_of(network, network.output_channels)),
     }
     (folder / FACTS).write_text(json.dumps(facts))
 

@@ -59,9 +59,7 @@ def restore_pixels(
     engine, channels = network.engine, pixels.shape[-1]
     if engine.channels not in (1, channels):
         raise ArgumentError("pixels", f"must have {engine.channels} channels for {engine.source}", pixels.shape)
-    if engine.fit(pixels.shape[:2]) != pixels.shape[:2]:
-        rule = f"must be of {engine.size[0]}x{engine.size[1]} pixels for {engine.source}"
-        raise ArgumentError("pixels", rule, pixels.shape)
+    engine.check_size(pixels)
     finite = np.isfinite(pixels) if pixels.dtype.kind == "f" else np.ones(pixels.shape, bool)
     if not finite.any():
         raise ArgumentError("pixels", "must have a finite sample", pixels.shape)

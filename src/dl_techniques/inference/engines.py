@@ -6,7 +6,7 @@ import functools
 import os
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +36,19 @@ class Tiling:
         multiple: Parts that shall give what the whole image gives begin at multiples of this many pixels.
         bytes_per_pixel: Memory for each pixel that is computed at once, without the weights.
         outputs: Channels of the output.
+        whole: Whether an artifact takes whole images only all the same: it is of one size, or pools over the image.
+        energies: Channels of every response normalization over the whole image, of a V2 model.
     """
 
     halo: int
     multiple: int
     bytes_per_pixel: int
     outputs: int
+    whole: bool = False
+    energies: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "energies", tuple(self.energies))  # a list, where it comes from a card
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,12 @@ class Engine:
         path: The file or folder, where the card lies in or beside.
         model: The Keras model, `None` for exported files.
         size: Height and width that images must have, each `None` if any will do.
-        tiling: How an artifact is applied to parts of images, `None` if it takes whole images only.
+        tiling: How an artifact is applied to parts of images, `None` where its card does not tell: then only to whole
+            ones, in memory that is not known.
         largest: Largest intensity that the 8-bit integers of an artifact were calibrated for; `None` if it has none.
         use_bias: Whether the network has additive parameters, `None` where that is not known.
-        energies: Channels of every response normalization over the whole image, of a converted V2 model.
-        tile_function: A converted V2 model as `models.convunext.tiles.tile_function` returns it.
+        tile_function: A V2 model that was converted, or exported for tiles, as `models.convunext.tiles.tile_function`
+            returns it.
         runtime: What it runs on.
     """
 
@@ -73,13 +81,18 @@ class Engine:
     tiling: Tiling | None = None
     largest: float | None = None
     use_bias: bool | None = None
-    energies: tuple[int, ...] = ()
     tile_function: TileFunction | None = None
     runtime: str = "keras"
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return a height and a width that the model takes: its own where they are fixed, otherwise those given."""
         return self.size[0] or size[0], self.size[1] or size[1]
+
+    def check_size(self, pixels: np.ndarray) -> None:
+        """Raise `ArgumentError` for `(height, width, channels)` of a size that an artifact does not take."""
+        if self.model is None and self.fit(pixels.shape[:2]) != pixels.shape[:2]:
+            rule = f"must be of {self.size[0]}x{self.size[1]} pixels for {self.source}"
+            raise ArgumentError("pixels", rule, pixels.shape)
 
 
 def load_engine(
@@ -131,21 +144,27 @@ def _load_converted(path: Path, runtime: str, conversion: Conversion, precision:
     def tiles() -> ArraysFunction:
         return load("tiles")
 
-    def call_tile(tile: np.ndarray, kept: np.ndarray, energies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        output, found = tiles()(tile[None], kept[None, ..., None], energies[None])
-        return output[0], found[0]
-
+    tiling = Tiling(**facts["tiling"])
     return Engine(
         lambda batch: network(batch)[0],
         facts["channels"],
         _name(path),
         path,
-        tiling=Tiling(**facts["tiling"]),
+        tiling=tiling,
         use_bias=facts["use_bias"],
-        energies=tuple(facts["energies"]),
-        tile_function=call_tile if facts["energies"] else None,
+        tile_function=_tile_function(lambda *arrays: tiles()(*arrays)) if tiling.energies else None,
         runtime=runtime,
     )
+
+
+def _tile_function(network: ArraysFunction) -> TileFunction:
+    """Return a network of batches of tiles, kept pixels and energies as a function of one tile."""
+
+    def call(tile: np.ndarray, kept: np.ndarray, energies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        output, found = network(tile[None], kept[None, ..., None], energies[None])
+        return output[0], found[0]
+
+    return call
 
 
 def _name(path: Path) -> str:
@@ -178,13 +197,26 @@ def _keras_engine(model: ConvUNextModel, path: Path) -> Engine:
 
 
 def _load_onnx(path: Path) -> Engine:
-    network = ONNXFunction(path)
-    return _exported_engine(lambda batch: network(batch)[0], network.shape, path, "onnxruntime")
+    return _engine_of_arrays(ONNXFunction(path), path, "onnxruntime")
 
 
 def _load_openvino(path: Path, precision: Precision) -> Engine:
-    network = OpenVINOFunction(path, precision)
-    return _exported_engine(lambda batch: network(batch)[0], network.shape, path, "openvino")
+    return _engine_of_arrays(OpenVINOFunction(path, precision), path, "openvino")
+
+
+def _engine_of_arrays(network: ONNXFunction | OpenVINOFunction, path: Path, runtime: str) -> Engine:
+    """Return the engine of an artifact of images, or of a V2 artifact for tiles, which also takes statistics."""
+    engine = _exported_engine(lambda batch: network(batch)[0], network.shape, path, runtime)
+    if engine.tiling is None or engine.tiling.whole or not engine.tiling.energies:
+        return engine
+    count = sum(engine.tiling.energies)
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        """Compute whole images: all pixels count, and nothing is known from outside."""
+        kept = np.ones((*batch.shape[:3], 1), "float32")
+        return network(batch, kept, np.full((len(batch), count), -1, "float32"))[0]
+
+    return replace(engine, function=call, tile_function=_tile_function(network))
 
 
 def _load_litert(path: Path) -> Engine:
@@ -233,6 +265,7 @@ def _stated(export: Any, path: Path) -> tuple[Tiling | None, float | None]:
         tiling = None if stated is None else Tiling(**stated)
         largest = None if integers is None else integers["largest"]
         counts = () if tiling is None else (tiling.halo + 1, tiling.multiple, tiling.bytes_per_pixel, tiling.outputs)
+        counts += () if tiling is None else tiling.energies
         if all(isinstance(count, int) and count >= 1 for count in counts) and (largest is None or largest > 0):
             return tiling, largest
     except (KeyError, TypeError):

@@ -16,6 +16,7 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "M
 # Copies of the finest level's widest tensor that are alive at once, counted by the peak of the resident memory
 # (`benchmarks/tiling.py memory`).
 WIDE_COPIES = 6.5
+WHOLE_REMEDY = "Raise --max-memory, or export the model again with --tiles."
 LARGEST_TILE = 2048  # beyond, what tiles overlap is little already
 
 
@@ -48,10 +49,40 @@ def model_bytes_per_pixel(model: ConvUNextModel) -> int:
     return math.ceil(4 * (wide + kept + 2 * sizes[0] + model.input_channels + model.output_channels))
 
 
-def array_bytes(network: Network, size: tuple[int, int], tta: int) -> int:
-    """Return how many bytes an image of this height and width and its results take, at most, as arrays."""
+def array_bytes(network: Network, size: tuple[int, int], tta: int, planes: int = 1) -> int:
+    """Return how many bytes an image of this height and width and its results take, at most, as arrays.
+
+    Args:
+        network: The model.
+        size: Height and width, in pixels.
+        tta: Symmetries that are averaged over.
+        planes: Parts of the image, its colours, that go through the network one after another.
+    """
     # Normalized in float64; probabilities, their choice and, over symmetries, their moments.
-    return size[0] * size[1] * (28 * network.engine.channels + (24 if tta == 1 else 40) * network.outputs)
+    return planes * size[0] * size[1] * (28 * network.engine.channels + (24 if tta == 1 else 40) * network.outputs)
+
+
+def network_bytes(network: Network, size: tuple[int, int]) -> int:
+    """Return how many bytes a network takes, at least, for an image of this height and width; 0 if not known."""
+    smallest, each = network.smallest_tile, bytes_per_pixel(network)
+    return each * (size[0] * size[1] if smallest is None else min(smallest, max(size)) ** 2)
+
+
+def check_whole(network: Network, memory: int, size: tuple[int, int]) -> None:
+    """Refuse an image that must be computed whole and does not fit.
+
+    Args:
+        network: The model.
+        memory: Bytes for what is computed at once.
+        size: Height and width of the image.
+
+    Raises:
+        ArgumentError: It takes whole images only, and this one takes more than that.
+    """
+    if network.whole and (needed := network_bytes(network, size)) > memory:
+        source = network.engine.source
+        rule = f"must leave {needed / 1e6:.0f} MB for {size[1]}x{size[0]} pixels: {source} takes images whole"
+        raise ArgumentError("max_memory", rule, f"{memory / 1e6:.0f}MB", WHOLE_REMEDY)
 
 
 def plan_tile(network: Network, memory: int, extent: int = LARGEST_TILE) -> int:

@@ -49,7 +49,8 @@ class Network:
     Revisiting Global Information Aggregation).
 
     Args:
-        engine: The model. An artifact whose card does not tell how to tile it is applied to whole images only.
+        engine: The model. An artifact that pools over the image, is of one size, or whose card does not tell how to
+            tile it is applied to whole images only.
         tile: Largest height and width that are computed at once, in pixels.
         global_stats: Of V2 models.
         patch: Height and width of the windows of `"tile"`, in pixels.
@@ -73,7 +74,7 @@ class Network:
             self.halo, self.multiple, self.pools = receptive_radius(model), 2**model.depth, pools_image(model)
         elif self.engine.tiling is not None:
             self.halo, self.multiple = self.engine.tiling.halo, self.engine.tiling.multiple
-            self.pools = bool(self.engine.energies)
+            self.pools = bool(self.engine.tiling.energies)
         self.tiled_by_patch = self.pools and global_stats == "tile"
         if self.tiled_by_patch:
             if patch is None:
@@ -84,7 +85,7 @@ class Network:
     @property
     def whole(self) -> bool:
         """Whether the model takes whole images only."""
-        return self.engine.model is None and self.engine.tiling is None
+        return self.engine.model is None and (self.engine.tiling is None or self.engine.tiling.whole)
 
     @property
     def outputs(self) -> int:
@@ -149,7 +150,7 @@ class Network:
         return (Pass(len(parts)),)
 
     def _passes(self, source: Source, parts: list[Tile], receive, on_tile) -> tuple[Pass, ...]:
-        sizes, model = list(self.engine.energies), self.engine.model
+        sizes, model = list(self.engine.tiling.energies if self.engine.tiling else ()), self.engine.model
         if model is not None:
             from dl_techniques.models.convunext.tiles import energy_sizes, tile_function
 

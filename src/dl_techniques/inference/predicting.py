@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dl_techniques.card import read_card, standardizes
-from dl_techniques.data.files import Picture, count_images, image_size, is_tiff, read_images, write_images
+from dl_techniques.data.files import Picture, count_images, image_shape, is_tiff, read_images, write_images
 from dl_techniques.data.masks import Classes, overlay, write_masks
 from dl_techniques.data.normalization import standardize
 from dl_techniques.data.pairs import find_files
@@ -19,7 +19,7 @@ from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.inference.batch import FileResult, OnTile, lossless_name, plan_outputs, process_files, summarize
 from dl_techniques.inference.denoising import restore_pixels
 from dl_techniques.inference.engines import load_engine
-from dl_techniques.inference.memory import array_bytes, bytes_per_pixel, parse_memory, plan_tile
+from dl_techniques.inference.memory import array_bytes, check_whole, network_bytes, parse_memory, plan_tile
 from dl_techniques.inference.network import Network, Pass
 from dl_techniques.inference.settings import EngineName, GlobalStats, Precision, PredictionOptions
 from dl_techniques.inference.streaming import stream_file
@@ -118,7 +118,7 @@ class Predictor:
             ArgumentError: The image has other channels than the model, or samples that are not finite where they
                 cannot be left as they are.
         """
-        self.fit(pixels.shape[:2])
+        self.fit(pixels.shape)
         if self.classes is None:
             restored, deviation = restore_pixels(pixels, self.network, on_tile, self.tta)
             return Prediction(restored, None, deviation.max(axis=2, keepdims=True), self.network.passes)
@@ -134,20 +134,23 @@ class Predictor:
         pixels = indices if self.classes.labels else indices[..., None]
         return Prediction(pixels, output, uncertainty, self.network.passes)
 
-    def holds(self, size: tuple[int, int]) -> bool:
-        """Return whether an image of this height and width, its results and one tile stay within the memory."""
-        smallest = self.network.smallest_tile
-        least = 0 if smallest is None else bytes_per_pixel(self.network) * min(smallest, max(size)) ** 2
-        return array_bytes(self.network, size, self.tta) + least <= self.memory
+    def _arrays(self, shape: tuple[int, ...]) -> int:
+        colours = self.classes is None and self.channels == 1  # restored one by one
+        return array_bytes(self.network, (shape[0], shape[1]), self.tta, shape[2] if colours else 1)
 
-    def fit(self, size: tuple[int, int]) -> None:
-        """Choose tiles so that an image of this height and width and the network stay within the memory.
+    def holds(self, shape: tuple[int, ...]) -> bool:
+        """Return whether an image of `(height, width, channels)`, its results and one tile stay within the memory."""
+        return self._arrays(shape) + network_bytes(self.network, (shape[0], shape[1])) <= self.memory
+
+    def fit(self, shape: tuple[int, ...]) -> None:
+        """Choose tiles so that an image of `(height, width, channels)` and the network stay within the memory.
 
         Raises:
             ArgumentError: They cannot.
         """
-        arrays = array_bytes(self.network, size, self.tta)
-        if not self.holds(size):
+        arrays, size = self._arrays(shape), (shape[0], shape[1])
+        check_whole(self.network, self.memory - arrays, size)
+        if not self.holds(shape):
             rule = f"must hold arrays of {arrays / 1e6:.0f} MB for {size[1]}x{size[0]} pixels"
             raise ArgumentError("max_memory", rule, f"{self.memory / 1e6:.0f}MB", "Raise --max-memory.")
         if not self.network.tiled_by_patch:
@@ -157,6 +160,7 @@ class Predictor:
         """Return an image as the model wants it, float32."""
         if pixels.shape[2] != self.channels:
             raise ArgumentError("pixels", f"must have {self.channels} channels for {self.engine.source}", pixels.shape)
+        self.engine.check_size(pixels)
         if bad := int(np.size(pixels) - np.count_nonzero(np.isfinite(pixels))):
             raise ArgumentError("pixels", "must be finite; NaN or infinite samples", bad)
         if (largest := float(np.abs(pixels).max())) > float(np.finfo("float32").max):
@@ -245,13 +249,15 @@ def _predict_file(
         pictures.append(picture)
     _write(predictor, output, pictures, predictions, options)
     notes = tuple(dict.fromkeys(note for picture in pictures for note in picture.notes))
+    if predictor.engine.model is None and predictor.engine.tiling is None:
+        notes += ("the card does not tell the network's memory: --max-memory bounded images and results alone",)
     return PredictionReport(notes, predictions[-1].passes)
 
 
 def _streams(predictor: Predictor, source: Path) -> bool:
     """Return whether a file is read and written in parts, which only TIFF files of one page are."""
     try:
-        return not predictor.holds(image_size(source)) and is_tiff(source) and count_images(source) == 1
+        return not predictor.holds(image_shape(source)) and is_tiff(source) and count_images(source) == 1
     except (OSError, FileError):
         return False  # said when it is read
 
@@ -259,7 +265,7 @@ def _streams(predictor: Predictor, source: Path) -> bool:
 def _stream(
     predictor: Predictor, source: Path, output: Path, options: PredictionOptions, on_tile: OnTile
 ) -> PredictionReport:
-    height, width = image_size(source)
+    height, width, _ = image_shape(source)
     wanted = [f"--{name}" for name in ("overlay", "uncertainty") if getattr(options, name)]
     if wanted or options.tta > 1:
         reason = f"has {width}x{height} pixels, too many for {', '.join(wanted or ['--tta'])} within the memory."
@@ -267,23 +273,26 @@ def _stream(
     if output.suffix.lower() not in (".tif", ".tiff"):
         raise FileError(str(output), f"cannot be written in parts, which {width}x{height} need.", "Choose .tif.")
     probabilities = _beside(output, "probabilities.tif") if options.probabilities else None
-    passes = stream_file(
-        predictor.network,
-        predictor.classes,
-        predictor.standard,
-        source,
-        output,
-        probabilities,
-        predictor.memory,
-        on_tile,
-    )
-    return PredictionReport(("read and written in parts",), passes)
+    try:
+        passes, notes = stream_file(
+            predictor.network,
+            predictor.classes,
+            predictor.standard,
+            source,
+            output,
+            probabilities,
+            predictor.memory,
+            on_tile,
+        )
+    except ArgumentError as error:
+        raise FileError(str(source), str(error)) from error
+    return PredictionReport(("read and written in parts", *notes), passes)
 
 
 def _check_memory(predictor: Predictor, source: Path) -> None:
     """Refuse what would not fit before it is decoded."""
     try:
-        predictor.fit(image_size(source))
+        predictor.fit(image_shape(source))
     except ArgumentError as error:
         raise FileError(str(source), str(error)) from error
 

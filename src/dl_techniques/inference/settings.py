@@ -104,6 +104,8 @@ class ExportOptions:
         activation: Done to the output inside the artifact: `sigmoid`, `softmax` over the channels, or `argmax`, the
             index of the largest channel as `(batch, height, width, 1)`, int32.
         overwrite: Replace an artifact that exists, once the new one has passed.
+        tiles: Make an ONNX or OpenVINO artifact that `convunext predict` computes large images with in exact tiles,
+            whatever the model: normalization is left to it, and of a V2 model the sums over the image go in and out.
         int8: Make an ONNX file of 8-bit integers, calibrated and measured on the images in this folder.
         max_loss: What that may cost: Dice of segmenters, 0.01 if not given, or dB of PSNR of denoisers, 0.25.
     """
@@ -113,6 +115,7 @@ class ExportOptions:
     size: Annotated[tuple[int, int] | None, Parameter(negative=())] = None
     activation: Literal["none", "sigmoid", "softmax", "argmax"] = "none"
     overwrite: bool = False
+    tiles: bool = False
     int8: Path | None = None
     max_loss: float | None = None
 
@@ -122,6 +125,10 @@ class ExportOptions:
             raise ArgumentError("int8", "needs an --output that ends in .onnx", str(self.output))
         if self.max_loss is not None and self.int8 is None:
             raise ArgumentError("max_loss", "needs --int8", self.max_loss)
+        if self.tiles and (self.size is not None or self.int8 is not None):
+            raise ArgumentError("tiles", "must not go with --size or --int8", True)
+        if self.tiles and suffix not in (".onnx", ".xml"):
+            raise ArgumentError("tiles", "needs an --output that ends in .onnx or .xml", str(self.output))
         if self.format is None and suffix not in ARTIFACT_SUFFIXES:
             rule = "must end in .onnx, .xml (OpenVINO), .tflite (LiteRT) or, for a SavedModel, have no suffix"
             raise ArgumentError("output", rule, str(self.output))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dl_techniques.data.masks import Classes
-from dl_techniques.data.raster import BandWriter, TiffRaster
+from dl_techniques.data.raster import BLOCK, BandWriter, TiffRaster
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.inference.batch import OnTile
 from dl_techniques.inference.denoising import known_unit
-from dl_techniques.inference.memory import bytes_per_pixel
+from dl_techniques.inference.memory import WHOLE_REMEDY, bytes_per_pixel
 from dl_techniques.inference.network import Network, Pass
 from dl_techniques.inference.tiling import Tile
 
@@ -30,42 +31,108 @@ class Statistics:
     largest: float
 
 
-def measure_raster(raster: TiffRaster) -> Statistics:
+@dataclass(frozen=True)
+class View:
+    """Some of the samples of a raster's pixels, in any order, window by window."""
+
+    raster: TiffRaster
+    samples: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (*self.raster.shape[:2], len(self.samples))
+
+    def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
+        pixels = self.raster[window]
+        return pixels if self.samples == tuple(range(pixels.shape[2])) else pixels[..., list(self.samples)]
+
+    def bands(self) -> Iterator[np.ndarray]:
+        """Yield all rows, `BAND` at a time."""
+        for top in range(0, self.shape[0], BAND):
+            yield self[slice(top, min(top + BAND, self.shape[0])), slice(0, self.shape[1])]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which samples of a file's pixels go into a network.
+
+    Attributes:
+        runs: The samples of each run of the network; several where colours are restored one by one.
+        alpha: The sample that is put beside a restored image as it is, `None` if there is none.
+        notes: What was left out or repeated, in words.
+    """
+
+    runs: tuple[tuple[int, ...], ...]
+    alpha: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def plan_layout(raster: TiffRaster, wanted: int, restores: bool, source: str) -> Layout:
+    """Adapt the samples of a file to a network, as whole images are adapted.
+
+    Args:
+        raster: The file.
+        wanted: Channels of the network.
+        restores: Whether it returns images, which keep their alpha, or classes.
+        source: The model, for messages.
+
+    Raises:
+        FileError: Something would be lost.
+    """
+    found = raster.shape[2]
+    if found == wanted:
+        return Layout((tuple(range(found)),))
+    colours = found - (found % 2 == 0)
+    beyond = colours if found > colours else None
+    if found <= 4 and restores and wanted in (1, colours):
+        runs = tuple((n,) for n in range(colours)) if wanted == 1 else (tuple(range(colours)),)
+        return Layout(runs, beyond)
+    notes = () if beyond is None else ("alpha left out",)
+    if found <= 4 and not restores and wanted == colours:
+        return Layout((tuple(range(colours)),), None, notes)
+    if found <= 2 and not restores and wanted == 3:
+        return Layout(((0, 0, 0),), None, (*notes, "grey taken as RGB"))
+    if 3 <= found <= 4 and not restores and wanted == 1:
+        if all((band == band[..., :1]).all() for band in View(raster, (0, 1, 2)).bands()):
+            return Layout(((0,),), None, (*notes, "RGB of equal colours taken as grey"))
+    reason = f"has {colours if found <= 4 else found} channels; {source} takes {wanted}."
+    raise FileError(str(raster.path), reason, "Convert it, or name another model.")
+
+
+def measure_raster(view: View) -> Statistics:
     """Return the statistics of an image, read twice.
 
     Raises:
-        FileError: It holds samples that are not finite.
+        FileError: It holds samples that are not finite, or too large for float32.
     """
-    bands = [slice(top, min(top + BAND, raster.shape[0])) for top in range(0, raster.shape[0], BAND)]
-    columns, count = slice(0, raster.shape[1]), int(np.prod(raster.shape))
+    count = int(np.prod(view.shape))
     total, low, high, bad = 0.0, np.inf, -np.inf, 0
-    for rows in bands:
-        band = raster[rows, columns]
-        if raster.dtype.kind == "f":
+    for band in view.bands():
+        if band.dtype.kind == "f":
             bad += int(band.size - np.count_nonzero(np.isfinite(band)))
         total += float(band.sum(dtype="float64"))
         low, high = min(low, float(band.min())), max(high, float(band.max()))
     if bad:
-        raise FileError(str(raster.path), f"holds {bad} samples that are NaN or infinite.", "Repair it.")
+        raise FileError(str(view.raster.path), f"holds {bad} samples that are NaN or infinite.", "Repair it.")
     mean = low if low == high else total / count
-    squares = sum(float(np.square(raster[rows, columns] - mean).sum()) for rows in bands)
+    squares = sum(float(np.square(band - mean).sum()) for band in view.bands())
     return Statistics(mean, 0.0 if low == high else float(np.sqrt(squares / count)), max(abs(low), abs(high)))
 
 
 @dataclass(frozen=True)
 class Normalized:
-    """A raster as a network wants it: `scale · (x − shift)`, float32, window by window."""
+    """An image as a network wants it: `(x − shift) / divisor`, float32, window by window."""
 
-    raster: TiffRaster
+    view: View
     shift: float
     divisor: float
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.raster.shape
+        return self.view.shape
 
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
-        return ((self.raster[window].astype("float64") - self.shift) / self.divisor).astype("float32")
+        return ((self.view[window].astype("float64") - self.shift) / self.divisor).astype("float32")
 
 
 def plan_streaming(network: Network, raster_size: tuple[int, int], sample_bytes: int, memory: int) -> int:
@@ -76,8 +143,8 @@ def plan_streaming(network: Network, raster_size: tuple[int, int], sample_bytes:
     """
     smallest = network.smallest_tile
     if smallest is None:
-        rule = f"must hold {raster_size[1]}x{raster_size[0]} pixels: this export takes images whole"
-        raise ArgumentError("max_memory", rule, f"{memory / 1e9:g}GB", "Name the .keras file it was made from.")
+        rule = f"must hold {raster_size[1]}x{raster_size[0]} pixels: {network.engine.source} takes images whole"
+        raise ArgumentError("max_memory", rule, f"{memory / 1e6:.0f}MB", WHOLE_REMEDY)
 
     def needed(tile: int) -> float:
         kept = tile - 2 * network.halo  # rows; the reader keeps two bands, the writers three
@@ -102,7 +169,7 @@ def stream_file(
     probabilities: Path | None,
     memory: int,
     on_tile: OnTile = lambda done, total: None,
-) -> tuple[Pass, ...]:
+) -> tuple[tuple[Pass, ...], tuple[str, ...]]:
     """Apply a model to a TIFF of any size and write the result as one.
 
     Args:
@@ -115,41 +182,108 @@ def stream_file(
         memory: Bytes that arrays and network may take.
         on_tile: Called with the number of tiles done and their total in a pass after each.
 
+    Returns:
+        The passes, and what was done to the samples on the way, in words.
+
     Raises:
         FileError: The file is broken, has other channels than the model, or cannot be read in parts.
         ArgumentError: The memory is too small.
     """
     with TiffRaster(source, memory // 4) as raster:
-        if raster.shape[2] != network.engine.channels:
-            reason = f"has {raster.shape[2]} channels; {network.engine.source} takes {network.engine.channels}."
-            raise FileError(str(source), reason, "Convert it, or name another model.")
-        network.tile = plan_streaming(network, raster.shape[:2], raster.shape[2] * raster.dtype.itemsize, memory)
+        layout = plan_layout(raster, network.engine.channels, classes is None, network.engine.source)
+        left = memory - 2 * raster.block_bytes  # what is decoded, before it is in the cache
+        network.tile = plan_streaming(network, raster.shape[:2], raster.shape[2] * raster.dtype.itemsize, left)
         raster.cache = 2 * network.tile * raster.shape[1] * raster.shape[2] * raster.dtype.itemsize
-        found = measure_raster(raster)
-        if standard:
-            view = Normalized(raster, found.mean, found.deviation or 1.0)
-        else:
-            view = Normalized(raster, 0.0, 1.0 if classes else known_unit(found.largest, network.engine.largest))
-        size = raster.shape[:2]
-        makers: list[tuple[Path, int, np.dtype, Callable[[np.ndarray], np.ndarray]]] = []
-        channels = network.outputs
         if classes is None:
-            makers.append((output, channels, raster.dtype, lambda x: _in_type(x * view.divisor, raster.dtype)))
-        else:
-            if probabilities is not None:
-                makers.append((probabilities, channels, np.dtype("float32"), lambda x: x))
-            samples = classes.count if classes.labels else 1
-            makers.append(
-                (output, samples, np.dtype("uint8"), lambda x: classes.decide(x)[0].reshape(*x.shape[:2], samples))
-            )
-        return _write_passes(network, view, size, makers, on_tile)
+            return _restore(network, raster, layout, output, on_tile), layout.notes
+        view = View(raster, layout.runs[0])
+        found = measure_raster(view)
+        if found.largest > float(np.finfo("float32").max):
+            raise ArgumentError("pixels", "must have magnitudes that float32 holds", found.largest)
+        given = Normalized(view, found.mean, found.deviation or 1.0) if standard else Normalized(view, 0.0, 1.0)
+        makers: list[Maker] = []
+        if probabilities is not None:
+            makers.append(Maker(probabilities, network.outputs, np.dtype("float32"), _floats))
+        samples = classes.count if classes.labels else 1
+        turned = {key: value for key, value in raster.extras.items() if key == "orientation"}
+
+        def choose(x: np.ndarray) -> np.ndarray:
+            chosen = classes.decide(x)[0] if x.dtype.kind == "f" else x  # some exports return classes
+            return chosen.reshape(*x.shape[:2], samples)
+
+        makers.append(Maker(output, samples, np.dtype("uint8"), choose))
+        makers = [replace(maker, extras=turned) for maker in makers]
+        return _write_passes(network, given, makers, on_tile), layout.notes
 
 
-def _write_passes(network: Network, view: Normalized, size: tuple[int, int], makers, on_tile: OnTile):
+def _floats(x: np.ndarray) -> np.ndarray:
+    if x.dtype.kind != "f":
+        raise ArgumentError("probabilities", "must not be asked of an export that returns classes", True)
+    return x
+
+
+def _restore(network: Network, raster: TiffRaster, layout: Layout, output: Path, on_tile: OnTile) -> tuple[Pass, ...]:
+    """Write a restored image; one that takes several runs or has alpha is put together from its parts at the end."""
+    colours = sum(len(run) for run in layout.runs)
+    largest = measure_raster(View(raster, tuple(range(colours)))).largest
+    unit = known_unit(largest, network.engine.largest)
+    several = len(layout.runs) > 1 or layout.alpha is not None
+    parts = [output.with_name(f".{output.name}.{n}.tif") if several else output for n in range(len(layout.runs))]
+    passes: tuple[Pass, ...] = ()
+    try:
+        for run, path in zip(layout.runs, parts, strict=True):
+            extras = {} if several else raster.extras
+            maker = Maker(path, len(run), raster.dtype, lambda x: _in_type(x * unit, raster.dtype), extras)
+            passes = _write_passes(network, Normalized(View(raster, run), 0.0, unit), [maker], on_tile)
+        if several:
+            _join(parts, raster, layout, output)
+    finally:
+        for path in parts if several else ():
+            path.unlink(missing_ok=True)
+    return passes
+
+
+def _join(parts: list[Path], raster: TiffRaster, layout: Layout, output: Path) -> None:
+    """Put restored parts, and the alpha of their source, into one file, band by band."""
+    colours = sum(len(run) for run in layout.runs)
+    samples = colours + (layout.alpha is not None)
+    with contextlib.ExitStack() as stack:
+        cache = (2 * BAND * raster.shape[1] + BLOCK**2) * raster.dtype.itemsize * max(map(len, layout.runs))
+        rasters = [stack.enter_context(TiffRaster(path, cache)) for path in parts]
+        views = [View(part, tuple(range(part.shape[2]))) for part in rasters]
+        if layout.alpha is not None:
+            views.append(View(raster, (layout.alpha,)))
+        writer = BandWriter(output, (*raster.shape[:2], samples), raster.dtype, colours, raster.extras)
+        stack.callback(writer.abandon)
+        for bands in zip(*(view.bands() for view in views), strict=True):
+            writer.write(np.concatenate(bands, axis=2))
+        writer.close()
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A file made of a network's output.
+
+    Attributes:
+        path: The file.
+        samples: Of each pixel.
+        dtype: Of the samples.
+        make: From the output of a tile to its samples.
+        extras: What the file says besides, see `data.metadata`.
+    """
+
+    path: Path
+    samples: int
+    dtype: np.dtype
+    make: Callable[[np.ndarray], np.ndarray]
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _write_passes(network: Network, given: Normalized, makers: list[Maker], on_tile: OnTile) -> tuple[Pass, ...]:
     """Scan an image and write what the last pass gives."""
     with contextlib.ExitStack() as stack:
-        files = _Files(size, makers, stack)
-        passes = network.scan(view, files.receive, on_tile)
+        files = _Files((given.shape[0], given.shape[1]), makers, stack)
+        passes = network.scan(given, files.receive, on_tile)
         files.finish()
         return passes
 
@@ -157,7 +291,7 @@ def _write_passes(network: Network, view: Normalized, size: tuple[int, int], mak
 class _Files:
     """Results in bands, file by file; a new pass begins them anew."""
 
-    def __init__(self, size: tuple[int, int], makers, stack: contextlib.ExitStack) -> None:
+    def __init__(self, size: tuple[int, int], makers: list[Maker], stack: contextlib.ExitStack) -> None:
         self.size, self.makers, self.stack = size, makers, stack
         self.number = 0
         self.writers: list[BandWriter] = []
@@ -171,9 +305,9 @@ class _Files:
         rows, columns = part.write
         if columns.start == 0:
             height = rows.stop - rows.start
-            self.bands = [np.empty((height, self.size[1], samples), dtype) for _, samples, dtype, _ in self.makers]
-        for band, (_, _, _, make) in zip(self.bands, self.makers, strict=True):
-            band[:, columns] = make(output)
+            self.bands = [np.empty((height, self.size[1], maker.samples), maker.dtype) for maker in self.makers]
+        for band, maker in zip(self.bands, self.makers, strict=True):
+            band[:, columns] = maker.make(output)
         if columns.stop == self.size[1]:
             for writer, band in zip(self.writers, self.bands, strict=True):
                 writer.write(band)
@@ -182,7 +316,10 @@ class _Files:
         for writer in self.writers:
             writer.abandon()
         self.number = number
-        self.writers = [BandWriter(path, (*self.size, samples), dtype) for path, samples, dtype, _ in self.makers]
+        self.writers = [
+            BandWriter(maker.path, (*self.size, maker.samples), maker.dtype, extras=maker.extras)
+            for maker in self.makers
+        ]
         for writer in self.writers:
             self.stack.callback(writer.abandon)
 

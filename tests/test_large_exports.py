@@ -1,0 +1,138 @@
+"""Exports and --max-memory: computed in exact tiles, or refused before anything is computed."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tifffile
+from rich.console import Console
+
+from dl_techniques.card import read_card, write_card
+from dl_techniques.cli import main
+from dl_techniques.data.files import Picture, write_image
+from dl_techniques.data.masks import Classes
+from dl_techniques.errors import ArgumentError
+from dl_techniques.export import export_model
+from dl_techniques.inference.bounded import bounded_function
+from dl_techniques.inference.engines import load_engine
+from dl_techniques.inference.network import Network
+from dl_techniques.inference.predicting import Predictor
+from dl_techniques.inference.settings import ExportOptions
+from models import image, saved
+
+# Exports are made on TensorFlow, and what runs them is the same on every backend.
+__test__ = keras.backend.backend() == "tensorflow"
+
+QUIET = Console(quiet=True)
+CARD = {"task": "segment", "channels": 1, "normalization": "standardize", "training": {"patch": 32},
+        **Classes((0, 1, 2), ("a", "b", "c")).as_card()}  # fmt: skip
+DESIGN = {"input_shape": (None, None, 1), "output_channels": 3, "final_activation": "softmax",
+          "stem_kernel_size": 3, "block_kernel_size": 3}  # fmt: skip
+PIXELS = (200 * image(190, 170, 1)).astype("uint8")
+PIXELS[:, 90:] //= 4  # two parts, so that no tile is like the whole
+CASES = [("v1", ".xml"), ("v2", ".onnx"), ("v2", ".xml")]
+
+
+@pytest.fixture(scope="module")
+def segmenters(tmp_path_factory) -> dict[str, Path]:
+    return {
+        version: saved(tmp_path_factory.mktemp(version), CARD, convnext_version=version, **DESIGN)
+        for version in ("v1", "v2")
+    }
+
+
+@pytest.fixture(scope="module")
+def exported(segmenters, tmp_path_factory) -> Callable[..., Path]:
+    """Export a segmenter, once."""
+
+    @functools.cache
+    def export(version: str, suffix: str, tiles: bool) -> Path:
+        path = tmp_path_factory.mktemp("export") / f"model{suffix}"
+        export_model(segmenters[version], ExportOptions(output=path, tiles=tiles), QUIET)
+        return path
+
+    return export
+
+
+@pytest.mark.parametrize("version, suffix", CASES)
+def test_exports_for_tiles_give_in_tiles_what_keras_gives_of_the_whole(version, suffix, exported, segmenters):
+    path = exported(version, suffix, True)
+    assert read_card(path)["normalization"] == "standardize" and read_card(path)["export"]["normalization"] == "none"
+    expected = Predictor(segmenters[version])(PIXELS)
+    for settings in ({}, {"max_memory": "6MB"}, {"tile": 96}):
+        found = Predictor(path, **settings)(PIXELS)
+        assert (found.passes[0].tiles > 1) == bool(settings) and (len(found.passes) > 1) == (
+            bool(settings) and version == "v2"
+        )
+        assert np.abs(found.probabilities - expected.probabilities).max() <= 1e-4
+        assert np.mean(found.pixels != expected.pixels) <= 1e-4
+    found, expected = (Predictor(model, global_stats="tile")(PIXELS) for model in (path, segmenters[version]))
+    assert np.abs(found.probabilities - expected.probabilities).max() <= 1e-4
+
+
+@pytest.mark.parametrize("version, suffix", CASES)
+def test_exports_for_tiles_take_large_files_in_parts(version, suffix, exported, segmenters, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", PIXELS[..., 0], rowsperstrip=16)
+    arguments = [
+        "predict",
+        str(exported(version, suffix, True)),
+        str(tmp_path / "a.tif"),
+        "-o",
+        str(tmp_path / "b.tif"),
+    ]
+    assert main([*arguments, "--max-memory", "4MB"]) == 0
+    expected = Predictor(segmenters[version])(PIXELS).pixels[..., 0]
+    assert np.mean(tifffile.imread(tmp_path / "b.tif") != expected) <= 1e-4
+
+
+@pytest.mark.parametrize("version, suffix", CASES[::2])
+def test_exports_that_take_images_whole_never_exceed_the_memory(
+    version, suffix, exported, tmp_path, capfd, monkeypatch
+):
+    path = exported(version, suffix, False)
+    engine = load_engine(path)
+    needed = engine.tiling.bytes_per_pixel * PIXELS.shape[0] * PIXELS.shape[1]
+    assert engine.tiling.whole and engine.tiling.outputs == 3
+    for name in ("a.png", "a.tif"):
+        write_image(tmp_path / name, Picture(PIXELS))
+        arguments = ["predict", str(path), str(tmp_path / name), "-o", str(tmp_path / f"out-{name}")]
+        assert main([*arguments, "--max-memory", f"{needed}"]) == 1  # arrays come on top
+        said = capfd.readouterr().out
+        assert f"{name}: `max_memory` must" in said and f"{path.name} takes images whole" in said
+        assert "Raise --max-memory, or export the model again with --tiles." in said
+        assert not (tmp_path / f"out-{name}").exists()
+        assert main([*arguments, "--max-memory", f"{2 * needed}"]) == 0
+        capfd.readouterr()
+    batch = PIXELS[None].astype("float32")
+    assert bounded_function(engine, needed, 190)(batch).shape == (1, 190, 170, 3)
+    with pytest.raises(ArgumentError, match="takes images whole"):
+        bounded_function(engine, needed - 1, 190)(batch)
+
+
+def test_memory_that_a_card_does_not_tell_is_said(exported, tmp_path, capfd):
+    whole = exported("v1", ".xml", False)
+    path = tmp_path / "bare.xml"
+    for suffix in (".xml", ".bin"):
+        path.with_suffix(suffix).write_bytes(whole.with_suffix(suffix).read_bytes())
+    write_card(path, {**read_card(whole), "export": {}})
+    write_image(tmp_path / "a.png", Picture(PIXELS))
+    assert main(["predict", str(path), str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]) == 0
+    assert "the card does not tell the network's memory" in capfd.readouterr().out
+    assert Network(load_engine(path)).whole
+
+
+@pytest.mark.parametrize(
+    "name, settings, rule",
+    [
+        ("a.tflite", {}, "needs an --output that ends in .onnx or .xml"),
+        ("a", {}, "needs an --output that ends in .onnx or .xml"),
+        ("a.onnx", {"size": (8, 8)}, "must not go with --size or --int8"),
+        ("a.onnx", {"int8": Path("images")}, "must not go with --size or --int8"),
+    ],
+)
+def test_what_cannot_be_made_for_tiles_is_refused(name, settings, rule):
+    with pytest.raises(ArgumentError, match=rule):
+        ExportOptions(output=Path(name), tiles=True, **settings)
