@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.config import Toml
 
 from dl_techniques.cli.backend import Backend, choose_backend
+from dl_techniques.cli.terminal import terminal
 from dl_techniques.errors import ConvUNextError, FileError
 from dl_techniques.training.settings import DenoisingConfig, RestorationConfig, SegmentationConfig
 
@@ -70,14 +71,12 @@ def plan_denoise(
 
 def _plan(config: DenoisingConfig | RestorationConfig | SegmentationConfig, backend: Backend) -> None:
     choose_backend(backend)
-    from rich.console import Console
-
     from dl_techniques.training.denoising import DenoisingTask
     from dl_techniques.training.estimate import plan_run
     from dl_techniques.training.restoration import RestorationTask
     from dl_techniques.training.segmentation import SegmentationTask
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     if isinstance(config, SegmentationConfig):
         plan_run(SegmentationTask, config, console)
     elif isinstance(config, RestorationConfig):
@@ -168,9 +167,7 @@ def _train(
     config: DenoisingConfig | RestorationConfig | SegmentationConfig, backend: Backend, resume: bool = False
 ) -> None:
     choose_backend(backend)
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     try:
         if isinstance(config, SegmentationConfig):
             from dl_techniques.training.segmentation import train_segmenter
