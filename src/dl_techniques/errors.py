@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+
+def printable(text: str) -> str:
+    """Return text on one line that does nothing to a terminal; names of files may hold anything."""
+    odd = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction of writing, no UTF-8, ends of lines and paragraphs
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in text)
+
 
 class ConvUNextError(Exception):
     """Refuse an input: what it was, why it cannot be used, what to do.
@@ -18,7 +26,7 @@ class ConvUNextError(Exception):
         self.subject = subject
         self.reason = reason
         self.remedy = remedy
-        super().__init__(f"{subject}: {reason}" + (f" {remedy}" if remedy else ""))
+        super().__init__(f"{printable(subject)}: {reason}" + (f" {remedy}" if remedy else ""))
 
 
 class ArgumentError(ConvUNextError, ValueError):

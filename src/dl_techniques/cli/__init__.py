@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from dl_techniques import __version__
 from dl_techniques.cli.backend import Backend, choose_backend, choose_backend_for, settle_engine
+from dl_techniques.cli.terminal import terminal
 from dl_techniques.cli.training import plan, planned_settings, train
 from dl_techniques.errors import ConvUNextError, ExportError
 from dl_techniques.inference.settings import DenoisingOptions, EngineName, ExportOptions, PredictionOptions
@@ -52,11 +53,9 @@ def demo(
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
     choose_backend(backend)
-    from rich.console import Console
-
     from dl_techniques.training.demo import run_demo
 
-    result = run_demo(config, Console(highlight=False, soft_wrap=True))
+    result = run_demo(config, terminal())
     print(result.report)
 
 
@@ -81,11 +80,9 @@ def denoise(
     """
     engine = settle_engine(options.model or "denoise-gray", options.engine, options.precision, backend)
     options = dataclasses.replace(options, engine=engine)
-    from rich.console import Console
-
     from dl_techniques.inference.denoising import denoise_files
 
-    _report(denoise_files(inputs, options, Console(highlight=False, soft_wrap=True)))
+    _report(denoise_files(inputs, options, terminal()))
 
 
 @app.command
@@ -111,11 +108,9 @@ def predict(
     """
     engine = settle_engine(model, options.engine, options.precision, backend)
     options = dataclasses.replace(options, engine=engine)
-    from rich.console import Console
-
     from dl_techniques.inference.predicting import predict_files
 
-    _report(predict_files(model, inputs, options, Console(highlight=False, soft_wrap=True)))
+    _report(predict_files(model, inputs, options, terminal()))
 
 
 def _report(results: Sequence) -> None:
@@ -136,15 +131,13 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
     choose_backend_for(model, backend)
-    from rich.console import Console
-
     from dl_techniques.certify import certify, print_certificate, save_certificate
     from dl_techniques.inference.engines import load_engine
     from dl_techniques.models.convunext.presets import SHIPPED
 
     engine = load_engine(model)
     certificate = certify(engine)
-    print_certificate(certificate, engine, Console(highlight=False, soft_wrap=True))
+    print_certificate(certificate, engine, terminal())
     if save and engine.path.parent != SHIPPED:
         print(f"written to the card: {save_certificate(certificate, engine)}")
     if not certificate.holds:
@@ -177,14 +170,12 @@ def evaluate_model(
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
     settled = settle_engine(model, engine, "float32", backend)
-    from rich.console import Console
-
     from dl_techniques.card import read_card
     from dl_techniques.inference.engines import load_engine
     from dl_techniques.training.segmentation_report import evaluate_files
 
     loaded = load_engine(model, settled)
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     card = read_card(loaded.path)
     print(evaluate_files(loaded, card, images, masks, output, console, max_memory).resolve())
 
@@ -201,12 +192,10 @@ def export(model: str, /, *, options: Annotated[ExportOptions, Parameter(name="*
         options: Settings.
     """
     choose_backend("tensorflow")
-    from rich.console import Console
-
     from dl_techniques.export import export_model
 
     try:
-        artifact = export_model(model, options, Console(highlight=False, soft_wrap=True))
+        artifact = export_model(model, options, terminal())
     except ExportError as error:
         raise PartialFailure(str(error)) from error
     print(artifact.path.resolve())

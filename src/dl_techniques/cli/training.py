@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from cyclopts.config import Toml
 
 from dl_techniques.cli.backend import Backend, choose_backend
+from dl_techniques.cli.terminal import terminal
 from dl_techniques.errors import ConvUNextError, FileError
 from dl_techniques.training.settings import DenoisingConfig, DeviceSettings, RestorationConfig, SegmentationConfig
 
@@ -72,14 +73,12 @@ def plan_denoise(
 
 def _plan(config: DenoisingConfig | RestorationConfig | SegmentationConfig, backend: Backend) -> None:
     choose_backend(backend)
-    from rich.console import Console
-
     from dl_techniques.training.denoising import DenoisingTask
     from dl_techniques.training.estimate import plan_run
     from dl_techniques.training.restoration import RestorationTask
     from dl_techniques.training.segmentation import SegmentationTask
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     if isinstance(config, SegmentationConfig):
         plan_run(SegmentationTask, config, console)
     elif isinstance(config, RestorationConfig):
@@ -191,11 +190,9 @@ def _train(
     if devices.distributed and backend is None:
         backend = "jax"
     choose_backend(backend)
-    from rich.console import Console
-
     from dl_techniques.training.devices import on_devices
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal()
     try:
         with on_devices(devices, f"convunext train --resume {config.output}"):
             if isinstance(config, SegmentationConfig):

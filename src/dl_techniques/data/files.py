@@ -6,6 +6,7 @@ Pillow reads and writes what it reads faithfully; TIFF goes through tifffile, 16
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import warnings
@@ -51,20 +52,26 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """Return the files among `paths` and the image files, sorted by name, of the folders among them.
 
     Raises:
-        FileError: A path does not exist, or a folder holds no image.
+        FileError: A path does not exist or may not be read, or a folder holds no image.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise FileError(str(path), f"holds no image file ({', '.join(SUFFIXES)}).", "Name another folder.")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise FileError(str(path), "does not exist.", "Check the path.")
+        try:
+            found += _images_at(path)
+        except OSError as error:
+            raise FileError(str(path), f"cannot be read: {error.strerror}.", "Ask for permission.") from error
     return found
+
+
+def _images_at(path: Path) -> list[Path]:
+    if path.is_dir():
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise FileError(str(path), f"holds no image file ({', '.join(SUFFIXES)}).", "Name another folder.")
+        return inside
+    if not path.exists():
+        raise FileError(str(path), "does not exist.", "Check the path.")
+    return [path]
 
 
 def read_gray(path: str | os.PathLike) -> np.ndarray:
@@ -331,7 +338,8 @@ def write_file(path: Path, content: bytes) -> None:
             os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise FileError(str(path), f"cannot be written: {error.strerror}.", "Free some space.") from error
+        remedy = "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose another place."
+        raise FileError(str(path), f"cannot be written: {error.strerror}.", remedy) from error
 
 
 def unit_range(pixels: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dl_techniques.data.files import find_images
-from dl_techniques.errors import ConvUNextError, FileError
+from dl_techniques.errors import ConvUNextError, FileError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,6 +80,8 @@ def plan_outputs(
             raise FileError(str(target), "exists already.", remedy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK) and not all(target.exists() for _, target in pairs):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise FileError(str(folder), f"cannot be written: {error.strerror}.", "Choose another --output.") from error
     return pairs
@@ -165,8 +169,3 @@ def summarize(results: Sequence[FileResult]) -> str:
     if refused:
         parts.append(f"{refused} refused")
     return "; ".join(parts)
-
-
-def printable(text: str) -> str:
-    """Return text on one line that every terminal takes; names of files may hold anything."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\x1b", "\\x1b")

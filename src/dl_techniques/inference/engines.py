@@ -127,7 +127,18 @@ def load_engine(
     except (ValueError, OSError, RuntimeError, TypeError, KeyError, zipfile.BadZipFile) as error:
         if isinstance(error, FileError | ArgumentError):
             raise
-        raise FileError(str(path), f"cannot be loaded: {error}".split("\n")[0] + ".", "Get it again.") from error
+        raise FileError(str(path), f"cannot be loaded: {_first_words(error)}.", "Get it again.") from error
+
+
+def _first_words(error: Exception) -> str:
+    """Return what an error says, up to its first line that announces no other."""
+    words: list[str] = []
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        if not line.startswith("Exception from "):  # where in OpenVINO's code
+            words.append(line)
+            if not line.endswith(":"):
+                break
+    return " ".join(words).rstrip(".") or type(error).__name__
 
 
 def _load_converted(path: Path, runtime: str, conversion: Conversion, precision: Precision) -> Engine:
@@ -180,11 +191,14 @@ def _load_preset(folder: Path) -> Engine:
 def _load_keras(path: Path) -> Engine:
     import keras
 
-    from dl_techniques.models.convunext.model import ConvUNextModel
+    import dl_techniques.models.convunext.model  # noqa: F401 - registers the model
+    from dl_techniques.models.convunext.archive import check_archive
 
-    model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    if not isinstance(model, ConvUNextModel):
-        raise FileError(str(path), f"holds a {type(model).__name__}, not a ConvUNextModel.", "Name another file.")
+    check_archive(path)
+    try:
+        model: Any = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except ArgumentError as error:
+        raise FileError(str(path), f"cannot be built: {error}", "Get it again.") from error
     return _keras_engine(model, path)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,8 @@ from dl_techniques.inference.settings import Precision
 Shape = list[int | None]
 ArraysFunction = Callable[..., list[np.ndarray]]
 COMPILED, COMPILED_BYTES = 8, 2**28  # sizes compiled for, at most, and the weights of all of them
+# A string `location` in the first field of a message, in any encoding: where a tensor of an ONNX file lies elsewhere.
+ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 SAMPLE = (1, 128, 160)  # image on which the deviation of half precision is measured
 
 
@@ -103,12 +107,14 @@ class ONNXFunction:
         path: The `.onnx` file.
 
     Raises:
-        ValueError: The file is broken.
+        ValueError: The file is broken, or would have other files read.
     """
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
 
+        if _reads_others(path):
+            raise ValueError("it keeps weights in other files, which are not read")
         try:
             self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's errors have no class in common
@@ -124,6 +130,15 @@ class ONNXFunction:
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         results = self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True)))
         return [np.asarray(result) for result in results]
+
+
+def _reads_others(path: Path) -> bool:
+    """Return whether an ONNX file names others that hold its weights."""
+    with open(path, "rb") as file:
+        if not file.seek(0, 2):
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return ELSEWHERE.search(content) is not None
 
 
 def deviation(path: Path, precision: Precision) -> float:

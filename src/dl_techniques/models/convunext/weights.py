@@ -95,6 +95,8 @@ def _stored_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset) and name.startswith("layers/") and "/seed_generator" not in name:
+            if item.is_virtual or item.external:
+                raise OSError(f"{name!r} lies in another file")
             shapes[name] = tuple(item.shape)
 
     with h5py.File(path, "r") as file:
