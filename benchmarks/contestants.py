@@ -29,6 +29,7 @@ class Job:
         device: `"cpu"` or `"gpu"`.
         threads: CPU cores that a contestant may use; all if `None`.
         artifact: The network as a `.keras` file, for contestants that convert it.
+        memory: Bytes that a runtime may take at once, in exact tiles where an image would take more; whole if `None`.
     """
 
     variant: str = "tiny"
@@ -38,6 +39,7 @@ class Job:
     device: str = "cpu"
     threads: int | None = None
     artifact: str = ""
+    memory: int | None = None
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Return images `(batch, size, size, 3)` and targets of one channel, uniform in [0, 1], float32."""
@@ -257,6 +259,7 @@ def onnxruntime(job: Job) -> Built:
 def _runtime(job: Job, name: str) -> Built:
     import importlib.metadata
 
+    from dl_techniques.inference.bounded import bounded_function
     from dl_techniques.inference.engines import load_engine
 
     if name == "openvino":
@@ -265,9 +268,13 @@ def _runtime(job: Job, name: str) -> Built:
         raise ModuleNotFoundError(f"{name} is exported in float32 only")
     else:
         engine = load_engine(job.artifact, "onnxruntime")
+    function = engine.function if job.memory is None else bounded_function(engine, job.memory, job.size)
     image, _ = job.arrays()
-    facts = {"output": list(engine.function(image).shape[1:]), "version": f"{name} {importlib.metadata.version(name)}"}
-    return Built({"inference": lambda: engine.function(image)}, facts)
+    facts = {
+        "output": [job.size, job.size, engine.tiling.outputs if engine.tiling else 1],
+        "version": f"{name} {importlib.metadata.version(name)}",
+    }
+    return Built({"inference": lambda: function(image)}, facts)
 
 
 def save_network(job: Job) -> Built:
