@@ -1,10 +1,10 @@
 """What a machine allows at best: the products and the bytes of the graph against what the machine was measured to do.
 
 The graph is taken as passes, each of which reads its inputs once and writes its output once, with all that is done
-pixel by pixel fused into it. A pass takes the longer of its products at the rate of a large matrix product and its bytes
-at the bandwidth of a copy; the limit is the sum. A V2 block is three passes: depthwise convolution and norm; expansion,
-GELU and the sums of GRN; projection and residual, GRN folded in. Where it is shorter, the expansion is computed twice
-instead of being stored.
+pixel by pixel fused into it. A pass takes the longer of its products at the rate of a large matrix product and its
+bytes at the bandwidth of a copy; the limit is the sum. A V2 block is three passes: depthwise convolution and norm;
+expansion, GELU and the sums of GRN; projection and residual, GRN folded in. Where it is shorter, the expansion is
+computed twice instead of being stored.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import scaling  # noqa: E402
 import speed  # noqa: E402
 import startup  # noqa: E402
-from contestants import CONTESTANTS, Job  # noqa: E402
+from contestants import Job  # noqa: E402
 from forward import stock_convunext  # noqa: E402
 from roofline import block_passes, graph_passes, limit_seconds  # noqa: E402
 from variants import weightless  # noqa: E402
