@@ -112,7 +112,7 @@ def textbook(job: Job) -> Built:
 
 def keras_hub_segmenter(job: Job) -> Built:
     """Return keras-hub's SegFormer with a MiT-B2 encoder, random weights."""
-    import keras_hub
+    import keras_hub  # type: ignore  # of the extra peers
 
     _set_policy(job)
     encoder = keras_hub.models.MiTBackbone(

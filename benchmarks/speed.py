@@ -296,15 +296,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for speed.json and a plot of each work")
     parser.add_argument("--markdown", type=Path, help="document whose tables to replace")
     options = parser.parse_args()
-    start, report = time.monotonic(), {}
+    start = time.monotonic()
+    report: dict[str, tuple[list[Row], dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         job = save_artifact(job_of(options), Path(temporary))
         for index, work in enumerate(options.works):
             until = start + 60 * options.minutes * (index + 1) / len(options.works)
             effort = Effort(options.turns, deadline=until)
             names = chosen([REFERENCE, *(n for n in options.contestants if n != REFERENCE)], job, work)
-            report[work] = compare(names, job, work, effort, Path(temporary))
-            print(f"{table(*report[work], work)}\n", flush=True)
+            rows, limit = report[work] = compare(names, job, work, effort, Path(temporary))
+            print(f"{table(rows, limit, work)}\n", flush=True)
     write(report, job, options.out, options.markdown)
 
 

@@ -12,8 +12,8 @@ from dl_techniques.models.convunext.variants import MODEL_VARIANTS
 class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of `(batch, channels, height, width)`; in channels-last memory nothing is copied."""
 
-    def forward(self, x):
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(self, input):
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ResponseNorm(nn.Module):
@@ -117,7 +117,7 @@ class DnCNN(nn.Module):
 
 def smp_unet() -> nn.Module:
     """Return the U-Net of segmentation_models_pytorch with a ConvNeXt encoder, random weights, one output channel."""
-    import segmentation_models_pytorch
+    import segmentation_models_pytorch  # type: ignore  # of the extra peers
 
     return segmentation_models_pytorch.Unet("tu-convnext_tiny", encoder_weights=None, in_channels=3, classes=1)
 
