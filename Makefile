@@ -13,7 +13,7 @@ help:
 	@echo "make demo   set up, train on the images that ship with the package, write a report (minutes)"
 	@echo "make test   set up, run the tests on TensorFlow, JAX and PyTorch (BACKENDS=tensorflow for one)"
 	@echo "make lint   set up, run ruff and pyright"
-	@echo "make bench  set up, measure what README says of speed and memory"
+	@echo "make bench  set up, time and memory beside other implementations, into docs/performance.md (20 minutes)"
 	@echo "make lock   resolve all dependencies anew into constraints.txt"
 	@echo "make clean  remove .venv"
 
@@ -33,8 +33,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/forward.py --limit 1.0
-	$(BIN)/python benchmarks/variants.py --quick --markdown README.md
+	$(BIN)/python benchmarks/speed.py --minutes 13 --out docs/img --markdown docs/performance.md
+	$(BIN)/python benchmarks/startup.py --markdown docs/performance.md
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -61,10 +61,10 @@ def multiply_accumulates(layer: keras.Layer) -> int:
     raise TypeError(f"`layer` must be one of ConvUNext's. Received: {layer}. Add its rule here.")
 
 
-def weightless(variant: str, **changes) -> ConvUNextModel:
+def weightless(variant: str, size: int = SIZE, **changes) -> ConvUNextModel:
     """Return a variant whose weights have shapes but no values: even xlarge takes no memory and half a second."""
     with keras.StatelessScope(initialize_variables=False):
-        return create_convunext_variant(variant, input_shape=(SIZE, SIZE, 3), output_channels=1, **changes)
+        return create_convunext_variant(variant, input_shape=(size, size, 3), output_channels=1, **changes)
 
 
 def train_two_steps(settings: dict) -> float:
