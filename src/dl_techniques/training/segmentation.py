@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,24 @@ if TYPE_CHECKING:
 
     from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
+
+
+class LossChoice(NamedTuple):
+    """A loss in words, and as settings of `SegmentationLoss`."""
+
+    words: str
+    settings: dict[str, float]
+
+
+LOSSES = {
+    "dice_ce": LossChoice("Dice and cross-entropy", {}),
+    "dice": LossChoice("Dice", {"cross_entropy": 0.0}),
+    "cross_entropy": LossChoice("cross-entropy", {"dice": 0.0}),
+    "focal": LossChoice("focal, exponent 2", {"dice": 0.0, "gamma": 2.0}),  # Lin et al. 2017, section 5.1
+    "tversky": LossChoice(  # Salehi et al. 2017, table 1
+        "Tversky, 0.3 for false alarms, 0.7 for misses", {"cross_entropy": 0.0, "alpha": 0.3, "beta": 0.7}
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -104,9 +122,8 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
     def choices(self) -> dict[str, str]:
         return {
             "normalization": "each image to mean 0 and variance 1",
-            "augmentation": "mirrored, scaled, bent, brightened, blurred, noisy"
-            + ("" if self.config.symmetries == "mirror" else ", turned"),
-            "loss": f"Dice and cross-entropy ({self.classes.activation}) at {self.config.depth} levels",
+            "augmentation": str(choose_augmentation(self.config)),
+            "loss": f"{LOSSES[self.config.loss].words} ({self.classes.activation}) at {self.config.depth} levels",
             "model": f"ConvUNext {self.config.convnext_version}, depth {self.config.depth}, "
             f"{self.config.initial_filters} channels at the finest level",
         }
@@ -118,7 +135,7 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         from dl_techniques.training.loop import averaged_adamw
         from dl_techniques.training.schedule import warmup_cosine
 
-        config = self.config
+        config, chosen = self.config, LOSSES[self.config.loss].settings
         model = ConvUNextModel(
             input_shape=(None, None, self.inspection.channels),
             depth=config.depth,
@@ -134,7 +151,7 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         )
         model.compile(
             optimizer=averaged_adamw(warmup_cosine(config.learning_rate, config.steps), 0.99, config.accumulate),
-            loss=[SegmentationLoss(self.classes.activation) for _ in range(config.depth)],
+            loss=[SegmentationLoss(self.classes.activation, **chosen) for _ in range(config.depth)],
             loss_weights=supervision_weights(config.depth),
         )
         model.optimizer.build(model.trainable_variables)
