@@ -11,9 +11,14 @@ from rich.console import Console
 
 from dl_techniques.cli import main
 from dl_techniques.data.augment import STRENGTHS
+from dl_techniques.losses import SegmentationLoss
+from dl_techniques.training import callbacks
+from dl_techniques.training.checkpoint import list_checkpoints
 from dl_techniques.training.restoration import RestorationTask
+from dl_techniques.training.run import read_log
 from dl_techniques.training.segmentation import SegmentationTask
 from dl_techniques.training.settings import RestorationConfig, SegmentationConfig
+from dl_techniques.training.supervision import supervision_weights
 
 SMALL = {"steps": 4, "steps_per_epoch": 2, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -85,6 +90,53 @@ def test_restoration_losses_are_their_formulas(name, formula, data):
     model = task.build()
     expected = formula(predicted(model, images) - targets.astype("float64")).mean()
     assert model.test_on_batch(images, targets, return_dict=True)["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_annealed_weights_end_on_the_finest_output_alone(data):
+    assert supervision_weights(3, 0.0) == supervision_weights(3) == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    assert supervision_weights(3, 0.6) == pytest.approx([1 / 1.3, 0.2 / 1.3, 0.1 / 1.3])
+    assert supervision_weights(3, 1.0) == [1, 0, 0]
+    task = segmentation(data, anneal_supervision=True)
+    weights = [[float(weight[0]) for weight in each] for _, _, each in task.batches()]
+    assert np.allclose(weights, [[2 / 3, 1 / 3], [3 / 4, 1 / 4], [6 / 7, 1 / 7], [1, 0]])
+    later = next(task.batches(done=2))[2]
+    assert [weight.shape for weight in later] == [(2,), (2,)] and float(later[1][0]) == pytest.approx(1 / 7)
+
+
+def test_annealed_loss_is_the_weighted_sum_of_the_outputs_losses(data):
+    task = segmentation(data, anneal_supervision=True, symmetries="all")
+    model = task.build()
+    for images, targets, weights in task.batches():
+        loss = SegmentationLoss("softmax")
+        levels = [
+            float(keras.ops.convert_to_numpy(loss(target, output)))
+            for target, output in zip(targets, model(images, training=False), strict=True)
+        ]
+        expected = sum(float(weight[0]) * level for weight, level in zip(weights, levels, strict=True))
+        logs = model.test_on_batch(images, targets, weights, return_dict=True)
+        assert logs["loss"] == pytest.approx(expected, rel=1e-4)
+        model.reset_metrics()
+
+
+def test_annealed_run_that_was_stopped_ends_where_an_uninterrupted_one_does(data, tmp_path, monkeypatch):
+    whole, stopped, plain = (tmp_path / name for name in ("whole", "stopped", "plain"))
+    command = ["train", "segment", f"--images={data / 'images'}", f"--masks={data / 'masks'}", *FLAGS]
+    assert main([*command, "--anneal-supervision", f"--output={whole}"]) == 0
+    save = callbacks.StateCheckpoint.save
+
+    def die(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.StateCheckpoint, "save", die)
+        assert main([*command, "--anneal-supervision", f"--output={stopped}"]) == 130
+    assert main(["train", "--resume", str(stopped)]) == 0
+    one, other = (np.load(list_checkpoints(folder / "checkpoints")[0]) for folder in (whole, stopped))
+    assert one.files == other.files and all(np.array_equal(one[name], other[name]) for name in one.files)
+    assert "the coarser less and less" in tomllib.loads((whole / "plan.toml").read_text())["chosen"]["loss"]
+    assert main([*command, f"--output={plain}"]) == 0
+    assert read_log(plain)[0]["loss"] != read_log(whole)[0]["loss"] and read_log(whole) == read_log(stopped)
 
 
 def test_crops_are_changed_as_much_as_asked_for(data):

@@ -123,7 +123,8 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         return {
             "normalization": "each image to mean 0 and variance 1",
             "augmentation": str(choose_augmentation(self.config)),
-            "loss": f"{LOSSES[self.config.loss].words} ({self.classes.activation}) at {self.config.depth} levels",
+            "loss": f"{LOSSES[self.config.loss].words} ({self.classes.activation}) at {self.config.depth} levels"
+            + (", the coarser less and less" if self.config.anneal_supervision else ""),
             "model": f"ConvUNext {self.config.convnext_version}, depth {self.config.depth}, "
             f"{self.config.initial_filters} channels at the finest level",
         }
@@ -152,7 +153,7 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         model.compile(
             optimizer=averaged_adamw(warmup_cosine(config.learning_rate, config.steps), 0.99, config.accumulate),
             loss=[SegmentationLoss(self.classes.activation, **chosen) for _ in range(config.depth)],
-            loss_weights=supervision_weights(config.depth),
+            loss_weights=None if config.anneal_supervision else supervision_weights(config.depth),
         )
         model.optimizer.build(model.trainable_variables)
         return model

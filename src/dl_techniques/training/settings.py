@@ -190,6 +190,8 @@ class SegmentationConfig(PairedConfig):
         convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
         loss: `"dice_ce"`: soft Dice and cross-entropy; `"dice"` or `"cross_entropy"` alone; `"focal"`, which dwells on
             pixels that are hard; `"tversky"`, which finds more of what is small, at the price of false alarms.
+        anneal_supervision: The coarser outputs' shares of the loss fall linearly to zero over the run, so that it ends
+            on the full size alone; without, they stay.
     """
 
     masks: str | None = None
@@ -199,6 +201,7 @@ class SegmentationConfig(PairedConfig):
     ignore: tuple[int, ...] = ()
     convnext_version: Literal["v1", "v2"] = "v2"
     loss: Literal["dice_ce", "dice", "cross_entropy", "focal", "tversky"] = "dice_ce"
+    anneal_supervision: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
