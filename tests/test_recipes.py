@@ -14,10 +14,12 @@ from dl_techniques.data.augment import STRENGTHS
 from dl_techniques.losses import SegmentationLoss
 from dl_techniques.training import callbacks
 from dl_techniques.training.checkpoint import list_checkpoints
+from dl_techniques.training.plan import write_plan
 from dl_techniques.training.restoration import RestorationTask
 from dl_techniques.training.run import read_log
 from dl_techniques.training.segmentation import SegmentationTask
 from dl_techniques.training.settings import RestorationConfig, SegmentationConfig
+from dl_techniques.training.supervised import plan_of
 from dl_techniques.training.supervision import supervision_weights
 
 SMALL = {"steps": 4, "steps_per_epoch": 2, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4}
@@ -170,6 +172,14 @@ def test_augmentation_is_told_as_it_is(data):
     assert segmentation(data, augment="light").choices()["augmentation"] == "mirrored, turned, scaled, brightened"
     assert segmentation(data, augment="none").choices()["augmentation"] == "none"
     assert restoration(data, symmetries="mirror").choices()["augmentation"] == "mirrored"
+
+
+def test_plan_lists_how_often_the_classes_are(data, tmp_path):
+    task = segmentation(data, classes=("sky", "square", "ground"))
+    write_plan(tmp_path / "plan.toml", plan_of(task))
+    found = tomllib.loads((tmp_path / "plan.toml").read_text())["found"]["classes"]
+    assert [row["name"] for row in found] == ["sky", "square", "ground"] and {row["images"] for row in found} == {5}
+    assert [row["share"] for row in found] == pytest.approx([1 - 0.25 - 0.25, 0.25, 0.25])  # of 20x24: 10x12, 5x24
 
 
 def test_loss_and_augmentation_go_from_flag_to_plan_to_run_to_report(data, tmp_path, capfd):

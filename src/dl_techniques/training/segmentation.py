@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dl_techniques.data.masks import choose_classes, choose_labels
 from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import Evaluation, describe_evaluation, error_row, evaluate, metrics_of, predict
-from dl_techniques.training.inspection import channels_of, describe_classes, find_and_inspect
+from dl_techniques.training.inspection import channels_of, class_shares, describe_classes, find_and_inspect
 from dl_techniques.training.segmentation_data import read_sample, segmentation_batches
 from dl_techniques.training.segmentation_report import REPORT, write_evaluation
 from dl_techniques.training.settings import SegmentationConfig
@@ -118,6 +118,10 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         self.activation = classes.activation
         decoded = self.inspection.decoded
         self.split(count, lambda pair: read_sample(pair, classes, channels_of(config), decoded=decoded))
+
+    def found(self) -> dict[str, list[dict[str, Any]]]:
+        shares = class_shares(self.inspection, self.classes)
+        return {"classes": [{"name": name, "share": share, "images": images} for name, share, images in shares]}
 
     def choices(self) -> dict[str, str]:
         return {
