@@ -219,6 +219,30 @@ class Augmentation:
                 sample = change()
         return sample
 
+    def __str__(self) -> str:
+        words = {
+            "mirrored": self.mirror + self.upend,
+            "turned": self.turn,
+            "scaled": self.affine,
+            "bent": self.elastic,
+            "brightened": self.brightness + self.contrast + self.gamma,
+            "blurred": self.blur,
+            "noisy": self.noise,
+        }
+        return ", ".join(word for word, probability in words.items() if probability) or "none"
+
+
+# By the name that the settings of a training give.
+STRENGTHS = {
+    "none": Augmentation(
+        mirror=0, upend=0, turn=0, affine=0, elastic=0, brightness=0, contrast=0, gamma=0, noise=0, blur=0
+    ),
+    "light": Augmentation(
+        elastic=0, noise=0, blur=0, affine=0.15, brightness=0.1, contrast=0.1, gamma=0.1,
+        max_scale=0.15, max_shift=0.05, max_angle=7.5, max_brightness=0.05, max_contrast=0.15, max_gamma=0.2,
+    ),
+    "default": Augmentation(),
+}  # fmt: skip
 
 # For images whose clean counterpart is known: interpolation, noise and blur would change what is to be undone.
 SYMMETRIES = Augmentation(affine=0, elastic=0, brightness=0, contrast=0, gamma=0, noise=0, blur=0)

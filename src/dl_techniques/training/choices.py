@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, TypeVar
 
-from dl_techniques.data.augment import Augmentation
+from dl_techniques.data.augment import STRENGTHS, Augmentation
 from dl_techniques.training.inspection import Inspection
 from dl_techniques.training.settings import PairedConfig
 
@@ -47,8 +47,9 @@ def choose_precision(precision: Literal["auto", "float32", "mixed_bfloat16"]) ->
 
 
 def choose_augmentation(config: PairedConfig) -> Augmentation:
-    """Return the random changes of crops: without turns where up and down differ."""
-    return Augmentation(upend=0.0, turn=0.0) if config.symmetries == "mirror" else Augmentation()
+    """Return the random changes of crops: as strong as asked for, without turns where up and down differ."""
+    chosen = STRENGTHS[config.augment]
+    return replace(chosen, upend=0.0, turn=0.0) if config.symmetries == "mirror" else chosen
 
 
 def _on_gpu() -> bool:

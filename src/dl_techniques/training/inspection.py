@@ -87,6 +87,11 @@ class Inspection:
         return sum((Counter(facts.counts) for facts in self.facts), Counter())
 
     @property
+    def pixels(self) -> int:
+        """Pixels of all images."""
+        return sum(facts.size[0] * facts.size[1] for facts in self.facts)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of all images, in whatever order they came."""
         return hashlib.sha256("".join(sorted(facts.digest for facts in self.facts)).encode()).hexdigest()
@@ -224,21 +229,27 @@ def describe_classes(inspection: Inspection, classes: Classes, console: Console)
     """Show the shares of the classes."""
     from rich.table import Table
 
-    counts = inspection.counts
     heading = ("label", "channel") if classes.labels else ("class", "mask value")
     table = Table(*heading, "share of pixels", "images with it")
-    total = sum(facts.size[0] * facts.size[1] for facts in inspection.facts)
-    for index, name in enumerate(classes.names):
-        inside = _values_of(index, classes, counts)
-        share = sum(counts[value] for value in inside) / total
-        present = sum(any(facts.counts.get(value) for value in inside) for facts in inspection.facts)
+    for index, (name, share, present) in enumerate(class_shares(inspection, classes)):
         shown = f"all but {classes.values[0]}" if classes.foreground and index else str(classes.values[index])
         table.add_row(name, shown, f"{share:.2%}", str(present))
     if classes.ignored:
         left_out = (IGNORED,) if classes.labels else classes.ignored
-        share = sum(counts[value] for value in left_out) / total
+        share = sum(inspection.counts[value] for value in left_out) / inspection.pixels
         table.add_row("ignored", ", ".join(map(str, classes.ignored)), f"{share:.2%}", "")
     console.print(table)
+
+
+def class_shares(inspection: Inspection, classes: Classes) -> list[tuple[str, float, int]]:
+    """Return of each class its name, its share of all pixels in [0, 1], and the number of images with it."""
+    counts, rows = inspection.counts, []
+    for index, name in enumerate(classes.names):
+        inside = _values_of(index, classes, counts)
+        share = sum(counts[value] for value in inside) / inspection.pixels
+        present = sum(any(facts.counts.get(value) for value in inside) for facts in inspection.facts)
+        rows.append((name, share, present))
+    return rows
 
 
 def _values_of(index: int, classes: Classes, counts: Mapping[int, int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ class Plan:
         training: Images to train on.
         validation: Images to validate on.
         choices: What else was chosen, in words.
+        found: What else was found.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Plan:
     training: int
     validation: int
     choices: Mapping[str, str]
+    found: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def write_plan(path: Path, plan: Plan, measured: Estimate | None = None) -> None
             "channels": plan.inspection.channels,
             "smallest_side": plan.inspection.smallest,
             "notes": list(plan.inspection.notes),
+            **plan.found,
         },
         "chosen": dict(plan.choices),
     }

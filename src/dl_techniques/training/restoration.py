@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.augment import SYMMETRIES
+from dl_techniques.data.augment import SYMMETRIES, Augmentation
 from dl_techniques.data.files import write_file
 from dl_techniques.data.normalization import in_unit
 from dl_techniques.data.pairs import Pair
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
+
+LOSSES = {"charbonnier": "Charbonnier", "mse": "mean squared error", "mae": "mean absolute error"}
 
 
 @dataclass(frozen=True)
@@ -133,16 +135,23 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
         """Whether the model learns the difference of target and image: they have the same channels."""
         return self.inspection.facts[0].target_channels == self.inspection.channels
 
+    @property
+    def _augmentation(self) -> Augmentation:
+        chosen = choose_augmentation(self.config)
+        return replace(SYMMETRIES, mirror=chosen.mirror, upend=chosen.upend, turn=chosen.turn)
+
     def choices(self) -> dict[str, str]:
         return {
             "normalization": "none: the model is scale-equivariant",
-            "augmentation": "mirrored" + ("" if self.config.symmetries == "mirror" else ", turned"),
-            "loss": "Charbonnier" + (", of the difference to the image" if self.residual else ""),
+            "augmentation": str(self._augmentation),
+            "loss": LOSSES[self.config.loss] + (", of the difference to the image" if self.residual else ""),
             "model": f"ConvUNext v1 without bias, depth {self.config.depth}, "
             f"{self.config.initial_filters} channels at the finest level",
         }
 
     def build(self) -> ConvUNextModel:
+        import keras
+
         from dl_techniques.losses import CharbonnierLoss
         from dl_techniques.models.convunext.model import ConvUNextModel
         from dl_techniques.training.loop import averaged_adamw
@@ -167,15 +176,19 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
             dtype=config.precision,
         )
         optimizer = averaged_adamw(warmup_cosine(config.learning_rate, config.steps), 0.99, config.accumulate)
-        model.compile(optimizer=optimizer, loss=CharbonnierLoss())
+        losses = {
+            "charbonnier": CharbonnierLoss,
+            "mse": keras.losses.MeanSquaredError,
+            "mae": keras.losses.MeanAbsoluteError,
+        }
+        model.compile(optimizer=optimizer, loss=losses[config.loss]())
         model.optimizer.build(model.trainable_variables)
         return model
 
     def batches(self, done: int = 0) -> Iterator[tuple]:
         config = self.config
         patch, batch_size = typing.cast("tuple[int, int]", (config.patch, config.batch_size))
-        chosen = choose_augmentation(config)
-        augmentation = replace(SYMMETRIES, upend=chosen.upend, turn=chosen.turn)
+        augmentation = self._augmentation
 
         def pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             sample = self.training[int(rng.integers(len(self.training)))]

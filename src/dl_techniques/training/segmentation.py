@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dl_techniques.data.masks import choose_classes, choose_labels
 from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import Evaluation, describe_evaluation, error_row, evaluate, metrics_of, predict
-from dl_techniques.training.inspection import channels_of, describe_classes, find_and_inspect
+from dl_techniques.training.inspection import channels_of, class_shares, describe_classes, find_and_inspect
 from dl_techniques.training.segmentation_data import read_sample, segmentation_batches
 from dl_techniques.training.segmentation_report import REPORT, write_evaluation
 from dl_techniques.training.settings import SegmentationConfig
@@ -33,6 +33,24 @@ if TYPE_CHECKING:
 
     from dl_techniques.models.convunext.function import Function
     from dl_techniques.models.convunext.model import ConvUNextModel
+
+
+class LossChoice(NamedTuple):
+    """A loss in words, and as settings of `SegmentationLoss`."""
+
+    words: str
+    settings: dict[str, float]
+
+
+LOSSES = {
+    "dice_ce": LossChoice("Dice and cross-entropy", {}),
+    "dice": LossChoice("Dice", {"cross_entropy": 0.0}),
+    "cross_entropy": LossChoice("cross-entropy", {"dice": 0.0}),
+    "focal": LossChoice("focal, exponent 2", {"dice": 0.0, "gamma": 2.0}),  # Lin et al. 2017, section 5.1
+    "tversky": LossChoice(  # Salehi et al. 2017, table 1
+        "Tversky, 0.3 for false alarms, 0.7 for misses", {"cross_entropy": 0.0, "alpha": 0.3, "beta": 0.7}
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -101,12 +119,16 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         decoded = self.inspection.decoded
         self.split(count, lambda pair: read_sample(pair, classes, channels_of(config), decoded=decoded))
 
+    def found(self) -> dict[str, list[dict[str, Any]]]:
+        shares = class_shares(self.inspection, self.classes)
+        return {"classes": [{"name": name, "share": share, "images": images} for name, share, images in shares]}
+
     def choices(self) -> dict[str, str]:
         return {
             "normalization": "each image to mean 0 and variance 1",
-            "augmentation": "mirrored, scaled, bent, brightened, blurred, noisy"
-            + ("" if self.config.symmetries == "mirror" else ", turned"),
-            "loss": f"Dice and cross-entropy ({self.classes.activation}) at {self.config.depth} levels",
+            "augmentation": str(choose_augmentation(self.config)),
+            "loss": f"{LOSSES[self.config.loss].words} ({self.classes.activation}) at {self.config.depth} levels"
+            + (", the coarser less and less" if self.config.anneal_supervision else ""),
             "model": f"ConvUNext {self.config.convnext_version}, depth {self.config.depth}, "
             f"{self.config.initial_filters} channels at the finest level",
         }
@@ -118,7 +140,7 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         from dl_techniques.training.loop import averaged_adamw
         from dl_techniques.training.schedule import warmup_cosine
 
-        config = self.config
+        config, chosen = self.config, LOSSES[self.config.loss].settings
         model = ConvUNextModel(
             input_shape=(None, None, self.inspection.channels),
             depth=config.depth,
@@ -134,8 +156,8 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         )
         model.compile(
             optimizer=averaged_adamw(warmup_cosine(config.learning_rate, config.steps), 0.99, config.accumulate),
-            loss=[SegmentationLoss(self.classes.activation) for _ in range(config.depth)],
-            loss_weights=supervision_weights(config.depth),
+            loss=[SegmentationLoss(self.classes.activation, **chosen) for _ in range(config.depth)],
+            loss_weights=None if config.anneal_supervision else supervision_weights(config.depth),
         )
         model.optimizer.build(model.trainable_variables)
         return model

@@ -18,7 +18,7 @@ from dl_techniques.data.pipeline import random_crop, seeded_batches
 from dl_techniques.training.devices import share
 from dl_techniques.training.inspection import read_pair
 from dl_techniques.training.settings import SegmentationConfig
-from dl_techniques.training.supervision import channel_target, class_target, target_pyramid
+from dl_techniques.training.supervision import channel_target, class_target, supervision_weights, target_pyramid
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,15 @@ def segmentation_batches(
     """Yield batches of augmented crops and their targets; batch n depends on the seed and n alone.
 
     Each is `(batch, patch, patch, channels)`, float32, and a tuple of `depth` targets, finest first,
-    `(batch, patch / 2ⁿ, patch / 2ⁿ, classes + 1)`: fractions of the classes, and last of the pixels that count.
+    `(batch, patch / 2ⁿ, patch / 2ⁿ, classes + 1)`: fractions of the classes, and last of the pixels that count. With
+    `anneal_supervision`, a tuple of the outputs' weights in the loss follows, `(batch,)` each: they come with the
+    batch, so that they depend on its number alone, as a run that resumes needs it.
 
     Args:
         samples: To draw from.
         classes: What the masks mean.
         augmentation: Random changes of a crop.
-        config: Settled patch and batch size; steps, depth and seed.
+        config: Settled patch and batch size; steps, depth, seed and whether weights are annealed.
         done: Batches to leave out at the beginning.
     """
 
@@ -103,5 +105,11 @@ def segmentation_batches(
         image, labels = augmentation(image, mask if classes.labels else mask[..., None], rng)
         return image, make_target(labels)
 
-    for images, targets in seeded_batches(crop, config.steps, batch_size, config.seed, done, threads=2, share=share()):
-        yield images, tuple(target_pyramid(targets, config.depth))
+    crops = seeded_batches(crop, config.steps, batch_size, config.seed, done, threads=2, share=share())
+    for step, (images, targets) in enumerate(crops, done):
+        pyramid = tuple(target_pyramid(targets, config.depth))
+        if config.anneal_supervision:
+            weights = supervision_weights(config.depth, step / max(config.steps - 1, 1))
+            yield images, pyramid, tuple(np.full(len(images), weight, "float32") for weight in weights)
+        else:
+            yield images, pyramid

@@ -148,6 +148,9 @@ class PairedConfig(TrainingConfig):
         symmetries: Which turns of an image are trained on, too: `"all"` eight, or its mirror image only, `"mirror"`,
             where up and down differ, as in photographs; `"auto"`: the mirror for images of three channels, all for
             others.
+        augment: How much crops are changed at random: `"none"`, not even mirrored; `"light"`, half as strong and half
+            as often, never bent, blurred or noisy; `"default"`. In `train restore` both of the last are the symmetries
+            alone, as all else would change what is to be undone.
         accumulate: Steps whose gradients are added up before the weights change: as if the batch were so many times
             larger, in the memory of one.
         patience: Stop after so many validations in a row without a better one; 0: never.
@@ -156,6 +159,7 @@ class PairedConfig(TrainingConfig):
     val_fraction: float = 0.2
     group_regex: str | None = None
     symmetries: Literal["auto", "all", "mirror"] = "auto"
+    augment: Literal["none", "light", "default"] = "default"
     accumulate: int = 1
     patience: int = 0
 
@@ -184,6 +188,10 @@ class SegmentationConfig(PairedConfig):
         classes: Names of the classes, in the order of their mask values, or of the labels, in that of their channels.
         ignore: Mask values of pixels that neither train nor count; with labels, of those where all channels hold one.
         convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
+        loss: `"dice_ce"`: soft Dice and cross-entropy; `"dice"` or `"cross_entropy"` alone; `"focal"`, which dwells on
+            pixels that are hard; `"tversky"`, which finds more of what is small, at the price of false alarms.
+        anneal_supervision: The coarser outputs' shares of the loss fall linearly to zero over the run, so that it ends
+            on the full size alone; without, they stay.
     """
 
     masks: str | None = None
@@ -192,6 +200,8 @@ class SegmentationConfig(PairedConfig):
     classes: tuple[str, ...] = ()
     ignore: tuple[int, ...] = ()
     convnext_version: Literal["v1", "v2"] = "v2"
+    loss: Literal["dice_ce", "dice", "cross_entropy", "focal", "tversky"] = "dice_ce"
+    anneal_supervision: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,11 +217,13 @@ class RestorationConfig(PairedConfig):
         targets: Folder or pattern of what the images shall become, each named like its image, all with the same ending
             or none, and of the same size. Not with a CSV file.
         val_targets: Targets of `val_images`.
+        loss: `"charbonnier"`, nearly the mean absolute error; `"mse"`, best for PSNR, smoother; or `"mae"`.
     """
 
     targets: str | None = None
     val_targets: str | None = None
     blocks_per_level: int = 2
+    loss: Literal["charbonnier", "mse", "mae"] = "charbonnier"
 
     def __post_init__(self) -> None:
         super().__post_init__()

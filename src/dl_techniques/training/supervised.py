@@ -131,6 +131,10 @@ class SupervisedTask(ABC, Generic[Config, Result]):
             console: Where to tell what came out.
         """
 
+    def found(self) -> Mapping[str, Any]:
+        """Return what was found in these data beside the inspection, as TOML can hold it."""
+        return {}
+
     @abstractmethod
     def choices(self) -> Mapping[str, str]:
         """Return what was chosen for these data beside the settings, in words."""
@@ -217,7 +221,8 @@ def _out_of_patience(config: TrainingConfig, watched: str | None) -> bool:
 
 def plan_of(task: SupervisedTask) -> Plan:
     """Return what a run will do."""
-    return Plan(task.name, task.config, task.inspection, len(task.training), len(task.validation), task.choices())
+    sizes = len(task.training), len(task.validation)
+    return Plan(task.name, task.config, task.inspection, *sizes, task.choices(), task.found())
 
 
 def load_best(config: TrainingConfig) -> ConvUNextModel:

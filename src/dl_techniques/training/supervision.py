@@ -94,7 +94,12 @@ def target_pyramid(target: np.ndarray, outputs: int) -> list[np.ndarray]:
     return pyramid
 
 
-def supervision_weights(outputs: int) -> list[float]:
-    """Return the loss weight of every output, 1 : ½ : ¼ : …, with sum 1."""
-    total = sum(0.5**level for level in range(outputs))
-    return [0.5**level / total for level in range(outputs)]
+def supervision_weights(outputs: int, progress: float = 0.0) -> list[float]:
+    """Return the loss weight of every output, 1 : ½ : ¼ : …, with sum 1.
+
+    Args:
+        outputs: Number of outputs.
+        progress: In [0, 1]: all but the finest count less by so much; at 1 the finest alone counts.
+    """
+    shares = [1.0, *(0.5**level * (1 - progress) for level in range(1, outputs))]
+    return [share / sum(shares) for share in shares]
