@@ -39,7 +39,7 @@ class LossChoice(NamedTuple):
     """A loss in words, and as settings of `SegmentationLoss`."""
 
     words: str
-    settings: dict[str, float]
+    settings: dict[str, Any]
 
 
 LOSSES = {
