@@ -103,12 +103,12 @@ def test_contestants_train(name, tmp_path):
 def test_points_of_a_curve_are_measured_or_say_why_not(tmp_path):
     job = speed.save_artifact(SMALL, tmp_path)
     points = [
-        scaling.Point("openvino", "inference", dataclasses.replace(job, size=512, memory=10**8), []),
+        scaling.Point("openvino", "inference", dataclasses.replace(job, size=64, memory=2 * 10**9), []),
         scaling.Point("openvino", "inference", dataclasses.replace(job, artifact="missing.keras"), []),
     ]
     scaling.measure(points, 2, tmp_path)
-    tiled, missing = points
-    assert len(tiled.seconds) == 2 and tiled.resident > 1e8 and not tiled.error
+    bounded, missing = points
+    assert len(bounded.seconds) == 2 and bounded.resident > 1e8 and not bounded.error
     assert "missing.keras" in missing.error
     scaling.write({"size": points}, tmp_path, None)
     assert (tmp_path / "scaling.svg").read_text().count("<svg") == 1
