@@ -207,9 +207,8 @@ def _train(
                 from dl_techniques.training.denoising import train_denoiser
 
                 print(train_denoiser(config, console, resume).report)
-    except (KeyboardInterrupt, SystemExit, FileError) as stop:
-        refused = isinstance(stop, FileError) and not Path(stop.subject).is_relative_to(config.output / "checkpoints")
-        if not refused and (config.output / "checkpoints").is_dir():
+    except (KeyboardInterrupt, SystemExit):
+        if (config.output / "checkpoints").is_dir():
             print(f"convunext: stopped; go on with: convunext train --resume {config.output}", file=sys.stderr)
         raise
 

@@ -98,9 +98,15 @@ def save_model(model, path: Path) -> None:
     """Write a model without its optimizer as a `.keras` file that is there whole or not at all."""
     bare = type(model).from_config(model.get_config())
     bare.set_weights(model.get_weights())
-    with tempfile.TemporaryDirectory() as folder:
-        bare.save(Path(folder) / path.name)
-        write_file(path, (Path(folder) / path.name).read_bytes())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            bare.save(Path(folder) / path.name)
+            content = (Path(folder) / path.name).read_bytes()
+    except OSError as error:
+        raise FileError(
+            str(path), f"cannot be made in {tempfile.gettempdir()}: {error}.", "Free some space."
+        ) from error
+    write_file(path, content)
 
 
 def model_state(model) -> dict[str, np.ndarray]:

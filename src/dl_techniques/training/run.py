@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -9,12 +10,11 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dl_techniques.data.files import write_file
+from dl_techniques.data.files import check_writable, unwritable, write_file
 from dl_techniques.errors import FileError
 
 CONFIG, LOG, LOCK = "config.json", "log.csv", ".lock"
@@ -25,7 +25,7 @@ PROLONGABLE = ("steps", "cooldown")  # may differ when a run is resumed
 Config = TypeVar("Config")
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_run(folder: Path, task: str, config: Any, resume: bool) -> Iterator[Path]:
     """Hold a run's folder for this process and give the folder of its checkpoints.
 
@@ -68,6 +68,27 @@ def check_run(folder: Path, config: Any, resume: bool) -> None:
         _compare(folder, _plain(config))
     elif folder.exists() and (not folder.is_dir() or any(path.name not in UNBEGUN for path in folder.iterdir())):
         raise FileError(str(folder), "exists already.", "Name a new folder, or resume the run in it.")
+    check_writable(folder)
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Raise what a disk or a file refuses in a run that has begun as `FileError` that tells how to go on.
+
+    Args:
+        folder: The run's folder.
+    """
+    try:
+        yield
+    except FileError as error:
+        raise FileError(error.subject, error.reason, f"{error.remedy} {_go_on(folder)}") from error
+    except OSError as error:
+        refusal = unwritable(Path(error.filename or folder), error)
+        raise FileError(refusal.subject, refusal.reason, f"{refusal.remedy} {_go_on(folder)}") from error
+
+
+def _go_on(folder: Path) -> str:
+    return f"Then go on with: convunext train --resume {folder}"
 
 
 def task_of(folder: Path) -> str:

@@ -22,7 +22,7 @@ from dl_techniques.data.pictures import contact_sheet
 from dl_techniques.inference.bounded import bounded_function
 from dl_techniques.inference.engines import Engine
 from dl_techniques.inference.memory import parse_memory
-from dl_techniques.training.devices import apart, check_batches, leave_to_writer, local_copy, writes
+from dl_techniques.training.devices import apart, building, check_batches, leave_to_writer, local_copy, writes
 from dl_techniques.training.inspection import Inspection
 from dl_techniques.training.plan import Plan, describe_plan, write_plan
 from dl_techniques.training.run import (
@@ -32,6 +32,7 @@ from dl_techniques.training.run import (
     epochs_since_best,
     open_run,
     read_log,
+    resumable,
     write_split,
 )
 from dl_techniques.training.settings import PairedConfig, TrainingConfig
@@ -169,14 +170,18 @@ def train_supervised(
     check_batches(task.batch_sizes())
     config = task.config
     watched = f"val_{task.score}" if task.score is not None else None
-    elsewhere = nullcontext(config.output / CHECKPOINTS)
-    with open_run(config.output, task.name, config, resume) if writes() else elsewhere as checkpoints:
+    keras.utils.set_random_seed(config.seed)
+    with building():
+        made = [task.build()]
+    with apart():
+        task.whole(typing.cast(Any, made[0]))  # refuses before anything is written what would not fit after an epoch
+    run = open_run(config.output, task.name, config, resume) if writes() else nullcontext(config.output / CHECKPOINTS)
+    with run as checkpoints, resumable(config.output):
         if writes():
             plan = plan_of(task)
             describe_plan(plan, console)
             write_plan(config.output / PLAN, plan)
             write_split(config.output, task.training.names, task.validation.names)
-        keras.utils.set_random_seed(config.seed)
         validation = Validation(
             task.measure,
             task.score,
@@ -190,14 +195,8 @@ def train_supervised(
         if writes() and importlib.util.find_spec("tensorboard") is not None:
             board.append(keras.callbacks.TensorBoard(config.output / "tensorboard", write_graph=False))
 
-        def build() -> keras.Model:
-            model = task.build()
-            with apart():
-                task.whole(model)  # refuses before the first step what would not fit after it
-            return model
-
         model = fit_stages(
-            build,
+            lambda: made.pop() if made else task.build(),
             task.stages(),
             config.steps_per_epoch,
             checkpoints,
