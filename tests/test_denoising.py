@@ -272,7 +272,7 @@ def test_two_processes_do_not_share_a_run(finished):
     with (
         FileLock(config.output / ".lock"),
         pytest.raises(FileError, match="is in use: another process trains in it"),
-        open_run(config.output, "denoise", config, resume=True),
+        open_run(config.output, "denoise", config, True, {}),
     ):
         pass
 
@@ -307,7 +307,7 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(step, finished, ph
 def test_run_killed_before_its_first_checkpoint_starts_anew_and_says_so(finished, photos, tmp_path, capsys):
     _, result = finished
     config = DenoisingConfig(images=str(photos), output=tmp_path / "run", precision="float32", **SMALL)
-    with open_run(config.output, "denoise", config, resume=False):
+    with open_run(config.output, "denoise", config, False, {}):
         pass
     resumed = train_denoiser(config, Console(soft_wrap=True), resume=True)
     assert "stopped before its first checkpoint: starting from the first step" in capsys.readouterr().out

@@ -1,18 +1,20 @@
 """What a run writes: refused before it begins where it cannot, whole or not there when the disk ends, resumed after."""
 
 import contextlib
+import json
 import os
 import resource
 import shutil
 import tempfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from dl_techniques.cli import main
+from dl_techniques.cli import main, training
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.training import callbacks, supervised
 from dl_techniques.training.checkpoint import list_checkpoints
@@ -155,3 +157,108 @@ def test_run_that_the_disk_stops_is_named_and_goes_on_to_the_same_end(
     assert main(["train", "--resume", str(config.output)]) == 0
     if "best" not in named:
         assert_same_end(config.output, finished.output)
+
+
+# === what a run was begun on ===
+
+
+@pytest.fixture
+def own(data, tmp_path):
+    """A finished run and its data, to be spoiled."""
+    folder = shutil.copytree(data, tmp_path / "data")
+    config = settings(folder, tmp_path / "run")
+    train_segmenter(config, QUIET)
+    return config
+
+
+def resumed(config) -> tuple[int, str]:
+    """Resume a run from the command line; return the exit status and what was printed."""
+    console = Console(record=True, width=300)
+    try:
+        train_segmenter(config, console, resume=True)
+    except FileError as error:
+        return 2, str(error)
+    return 0, console.export_text()
+
+
+def test_resuming_on_other_files_names_them(own):
+    images, masks = Path(own.images), Path(own.masks)
+    kept = (masks / "1.png").read_bytes()
+    Image.fromarray(1 - np.array(Image.open(masks / "1.png"))).save(masks / "1.png")
+    status, told = resumed(own)
+    assert status == 2 and f"since then 1 replaced: {masks / '1.png'}. Restore the files, or begin a new run" in told
+    (masks / "1.png").write_bytes(kept)
+    for name in ("0", "1"):
+        (images / f"{name}.png").rename(images / f"{name}x.png")
+        (masks / f"{name}.png").rename(masks / f"{name}x.png")
+    status, told = resumed(own)
+    assert status == 2 and f"4 removed: {images / '0.png'}, " in told and "4 added: " in told and "1x.png" in told
+    for name in ("0", "1"):
+        (images / f"{name}x.png").rename(images / f"{name}.png")
+        (masks / f"{name}x.png").rename(masks / f"{name}.png")
+    assert resumed(own)[0] == 0
+
+
+def test_run_knows_what_it_was_computed_with_and_keeps_to_its_backend(own, monkeypatch, capfd):
+    path = own.output / "config.json"
+    stored = json.loads(path.read_text())
+    versions = stored["versions"]
+    here = keras.backend.backend()
+    assert versions["backend"] == here and versions["keras"] == keras.__version__ and here in versions
+    assert {"python", "numpy", "convunext"} <= set(versions)
+    path.write_text(json.dumps({**stored, "versions": {**versions, "numpy": "1.0"}}))
+    assert "note: numpy was 1.0 and is " in resumed(own)[1]
+    other = next(name for name in ("torch", "jax") if name != here)
+    path.write_text(json.dumps({**stored, "versions": {**versions, "backend": other}}))
+    monkeypatch.setenv("KERAS_BACKEND", here)
+    assert main(["train", "--resume", str(own.output)]) == 2
+    told = capfd.readouterr().err
+    assert f"was begun on {other}; on {here} it would end elsewhere. Set KERAS_BACKEND={other}, or say" in told
+    chosen = []
+    monkeypatch.delenv("KERAS_BACKEND")
+    monkeypatch.setattr(training, "choose_backend", chosen.append)
+    assert main(["train", "--resume", str(own.output)]) == 2 and chosen == [other]
+
+
+# === damaged weights ===
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_best_weights_of_a_finished_run_are_taken_from_its_model(own, finished):
+    before = (own.output / "metrics.json").read_text()
+    damage(own.output / "best.keras")
+    status, told = resumed(own)
+    assert status == 0 and "best.keras: damaged, put aside; it held the weights of step" in told
+    assert "Taken from model.keras" in told and (own.output / "metrics.json").read_text() == before
+    assert (own.output / "best.keras.damaged").exists()
+
+
+def test_lost_best_weights_are_told_and_those_that_are_whole_are_taken(own):
+    (own.output / "best.keras").write_bytes((own.output / "best.keras").read_bytes()[:1000])
+    damage(own.output / "model.keras")
+    status, told = resumed(own)
+    assert status == 0 and "which are lost. The best of the steps to come take its place" in told
+    assert "best.keras: not there; the weights of step" in told and "those of the last step are taken" in told
+    assert keras.saving.load_model(own.output / "model.keras", compile=False, safe_mode=True).output_channels == 1
+
+
+def test_damaged_best_weights_of_a_stopped_run_are_found_again(data, finished, tmp_path, monkeypatch):
+    config, save = settings(data, tmp_path / "run"), callbacks.StateCheckpoint.save
+
+    def die(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(callbacks.StateCheckpoint, "save", die)
+        train_segmenter(config, QUIET)
+    damage(config.output / "best.keras")
+    status, told = resumed(config)
+    assert status == 0 and "it held the weights of step 2 (dice 0." in told and "those of the last" not in told
+    one, other = (np.load(list_checkpoints(folder / "checkpoints")[0]) for folder in (config.output, finished.output))
+    assert all(np.array_equal(one[name], other[name]) for name in one.files)

@@ -9,7 +9,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ Config = TypeVar("Config")
 
 
 @contextlib.contextmanager
-def open_run(folder: Path, task: str, config: Any, resume: bool) -> Iterator[Path]:
+def open_run(folder: Path, task: str, config: Any, resume: bool, versions: Mapping[str, str]) -> Iterator[Path]:
     """Hold a run's folder for this process and give the folder of its checkpoints.
 
     Args:
@@ -34,6 +34,7 @@ def open_run(folder: Path, task: str, config: Any, resume: bool) -> Iterator[Pat
         task: `"denoise"` or `"segment"`.
         config: Dataclass of settings; when resuming, those of the first start.
         resume: Go on with the run.
+        versions: Of what computes it.
 
     Raises:
         FileError: The folder exists and is not to be resumed, is not a run of these settings, cannot be written, or
@@ -47,7 +48,9 @@ def open_run(folder: Path, task: str, config: Any, resume: bool) -> Iterator[Pat
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        write_file(folder / CONFIG, json.dumps({"task": task, **_plain(config)}, indent=2).encode())
+        write_file(
+            folder / CONFIG, json.dumps({"task": task, **_plain(config), "versions": dict(versions)}, indent=2).encode()
+        )
     except Timeout as error:
         raise FileError(str(folder), "is in use: another process trains in it.", "Wait for it, or stop it.") from error
     except OSError as error:
@@ -98,6 +101,15 @@ def task_of(folder: Path) -> str:
         FileError: The folder holds no run.
     """
     return str(_stored(folder)["task"])
+
+
+def stored_versions(folder: Path) -> dict[str, str]:
+    """Return the versions of what computed a run last; see `fingerprint`.
+
+    Raises:
+        FileError: The folder holds no run.
+    """
+    return dict(_stored(folder).get("versions", {}))
 
 
 def stored_config(folder: Path, kind: type[Config]) -> Config:
