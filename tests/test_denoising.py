@@ -24,13 +24,8 @@ from dl_techniques.inference.engines import load_engine
 from dl_techniques.metrics import denoising_psnr, psnr
 from dl_techniques.training import callbacks, checkpoint
 from dl_techniques.training.callbacks import steps_done
-from dl_techniques.training.denoising import (
-    DenoisingSample,
-    build_denoiser,
-    choose_pairs,
-    train_denoiser,
-    training_patches,
-)
+from dl_techniques.training.denoising import build_denoiser, train_denoiser
+from dl_techniques.training.denoising_data import DenoisingSample, choose_pairs, training_patches
 from dl_techniques.training.estimate import time_steps
 from dl_techniques.training.run import open_run, read_log, stored_config, task_of, trim_log
 from dl_techniques.training.schedule import WarmupStableDecay

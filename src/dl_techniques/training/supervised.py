@@ -37,7 +37,7 @@ from dl_techniques.training.run import (
     stored_versions,
     write_split,
 )
-from dl_techniques.training.settings import PairedConfig, TrainingConfig
+from dl_techniques.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     import keras
@@ -76,6 +76,11 @@ class SupervisedTask(ABC, Generic[Config, Result]):
     inspection: Inspection
     training: Samples
     validation: Samples
+
+    @property
+    def followed(self) -> str | None:
+        """Figure of `measure` that must rise if the run is not to end early."""
+        return self.score
 
     def split(self, count: int, read: Callable[[Pair], Any]) -> None:
         """Train on the first so many of the inspected pairs, validate on the others.
@@ -215,7 +220,7 @@ def train_supervised(
             [validation, *board],
             console,
             resume,
-            EarlyStop(lambda: _out_of_patience(config, watched)),
+            EarlyStop(lambda: 0 < config.patience <= epochs_since_best(config.output, f"val_{task.followed}")),
         )
         model.optimizer.finalize_variable_values(model.trainable_variables)
         model = local_copy(model)
@@ -263,12 +268,6 @@ def _best_step(task: SupervisedTask) -> str:
         return "an unknown step"
     best = max(values)
     return f"step {(values.index(best) + 1) * task.config.steps_per_epoch} ({task.score} {best:.4f})"
-
-
-def _out_of_patience(config: TrainingConfig, watched: str | None) -> bool:
-    if watched is None or not isinstance(config, PairedConfig):
-        return False
-    return 0 < config.patience <= epochs_since_best(config.output, watched)
 
 
 def plan_of(task: SupervisedTask) -> Plan:
