@@ -5,7 +5,11 @@ import json
 import os
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import keras
@@ -17,7 +21,7 @@ from rich.console import Console
 from dl_techniques.cli import main, training
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.training import callbacks, supervised
-from dl_techniques.training.checkpoint import list_checkpoints
+from dl_techniques.training.checkpoint import list_checkpoints, step_of
 from dl_techniques.training.run import read_log
 from dl_techniques.training.segmentation import SegmentationTask, train_segmenter
 from dl_techniques.training.settings import DenoisingConfig, SegmentationConfig
@@ -262,3 +266,68 @@ def test_damaged_best_weights_of_a_stopped_run_are_found_again(data, finished, t
     assert status == 0 and "it held the weights of step 2 (dice 0." in told and "those of the last" not in told
     one, other = (np.load(list_checkpoints(folder / "checkpoints")[0]) for folder in (config.output, finished.output))
     assert all(np.array_equal(one[name], other[name]) for name in one.files)
+
+
+# === signals, locks, and sets that are nearly empty ===
+
+
+@pytest.mark.parametrize("sent, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_to_a_training_saves_tells_how_to_go_on_and_what_it_was(sent, status, data, tmp_path):
+    flags = {**SMALL, "steps": 40_000, "steps_per_epoch": 20_000}
+    command = [sys.executable, "-m", "dl_techniques.cli", "train", "segment", "--output=run"]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    command += [f"--images={data / 'images'}", f"--masks={data / 'masks'}"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 0 of 40000" in line:
+            break
+    time.sleep(1)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == status and "Traceback" not in errors
+    assert "convunext: stopped; go on with: convunext train --resume run" in errors
+    (saved,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert 0 < step_of(saved) < 20_000 and not (tmp_path / "run" / "log.csv").exists()
+
+
+def test_second_process_is_told_that_the_run_is_in_use(finished, capfd):
+    held = (
+        "import sys, filelock\n"
+        "with filelock.FileLock(sys.argv[1]):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", held, str(finished.output / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert main(["train", "--resume", str(finished.output)]) == 2
+        assert "run: is in use: another process trains in it. Wait for it, or stop it." in capfd.readouterr().err
+        other.communicate()
+
+
+def test_masks_without_anything_are_refused_and_those_that_do_not_count_cost_nothing(data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    for path in (folder / "masks").iterdir():
+        Image.new("L", (24, 20)).save(path)
+    with pytest.raises(ArgumentError, match="`masks` must hold at least two classes.*Are all masks empty"):
+        train_segmenter(settings(folder, tmp_path / "run"), QUIET)
+    for number in range(1, 5):
+        Image.new("L", (24, 20), 9).save(folder / "masks" / f"{number}.png")
+    with pytest.raises(ArgumentError, match="`masks` must hold at least two classes"):
+        train_segmenter(settings(folder, tmp_path / "run", ignore=(9,)), QUIET)
+    assert not (tmp_path / "run").exists()
+    shutil.copy(data / "masks" / "0.png", folder / "masks" / "0.png")
+    config = settings(folder, tmp_path / "run", ignore=(9,), preview_every=0)
+    with pytest.raises(FileError, match=r"masks: hold ignored pixels alone in all masks to validate on: \d.png"):
+        train_segmenter(config, QUIET)
+    held_out = SegmentationTask(settings(data, tmp_path), QUIET).validation.names[0]
+    shutil.copy(data / "masks" / f"{held_out}.png", folder / "masks" / f"{held_out}.png")
+    train_segmenter(config, QUIET)  # of five images, three do not count at all
+    assert all(np.isfinite(value) for row in read_log(config.output) for value in row.values())
+    json.loads((config.output / "metrics.json").read_text(), parse_constant=pytest.fail)
+    task = SegmentationTask(config, QUIET)
+    model, (images, targets) = task.build(), next(iter(task.batches()))
+    assert (
+        model.test_on_batch(images, tuple(np.zeros_like(target) for target in targets), return_dict=True)["loss"] == 0
+    )

@@ -18,7 +18,7 @@ from dl_techniques.data.files import Channels, Picture, read_image
 from dl_techniques.data.masks import IGNORED, Classes, read_labels, read_mask
 from dl_techniques.data.pairs import Pair, find_pairs, split_pairs
 from dl_techniques.data.palettes import mask_colours
-from dl_techniques.errors import ConvUNextError, first_of
+from dl_techniques.errors import ConvUNextError, FileError, first_of
 from dl_techniques.training.refusals import mixture, overlap, refuse
 
 if TYPE_CHECKING:
@@ -257,6 +257,23 @@ def mask_values(inspection: Inspection) -> list[tuple[str, Mapping[int, int]]]:
     """Return of each mask its file, as messages name it, and the pixels of each value, sorted by name."""
     found = [(facts.pair.words(facts.pair.target), facts.counts) for facts in inspection.facts]
     return sorted(found, key=lambda entry: entry[0])
+
+
+def refuse_uncounted(inspection: Inspection, training: int, classes: Classes) -> None:
+    """Raise `FileError` if no pixel counts on one side of the split.
+
+    Args:
+        inspection: Of all files.
+        training: How many of the pairs, the first ones, are to be trained on.
+        classes: What the masks mean.
+    """
+    left_out = (IGNORED,) if classes.labels else classes.ignored
+    for use, side in (("train", inspection.facts[:training]), ("validate", inspection.facts[training:])):
+        ignored = [sum(facts.counts.get(value, 0) for value in left_out) for facts in side]
+        if all(count == facts.size[0] * facts.size[1] for count, facts in zip(ignored, side, strict=True)):
+            named = first_of([facts.pair.words(facts.pair.target.name) for facts in side])
+            reason = f"hold ignored pixels alone in all masks to {use} on: {named}."
+            raise FileError("masks", reason, "Choose other images for that (--val-images, --seed), or ignore less.")
 
 
 def painted(inspection: Inspection, classes: Classes) -> Classes:

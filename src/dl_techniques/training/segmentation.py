@@ -19,6 +19,7 @@ from dl_techniques.training.inspection import (
     find_and_inspect,
     mask_values,
     painted,
+    refuse_uncounted,
 )
 from dl_techniques.training.refusals import refuse_unnamed
 from dl_techniques.training.segmentation_data import read_sample, segmentation_batches
@@ -122,6 +123,7 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
                 refuse_unnamed(mask_values(self.inspection), config.classes, config.ignore)
             classes = choose_classes(self.inspection.counts, config.mask_kind, config.classes, config.ignore)
             kind = "foreground" if classes.foreground else "classes"
+        refuse_uncounted(self.inspection, count, classes)
         classes = painted(self.inspection, classes)
         describe_classes(self.inspection, classes, console)
         self.config = replace(settle(config, self.inspection), mask_kind=kind, classes=classes.names)
