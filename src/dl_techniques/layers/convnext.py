@@ -119,6 +119,15 @@ def make_norm(use_bias: bool, equivariant_block: str, dtype) -> Any:
     return layer[equivariant_block](dtype=dtype, name="norm")
 
 
+def steps_by_hand(block: ConvNeXtBlock, x):
+    """Return depthwise convolution and bottleneck with gradients written by hand, where that pays, else `None`."""
+    if keras.backend.backend() != "tensorflow" or block.pwconv1.activation is not gelu or block.kernel_size % 2 == 0:
+        return None
+    from dl_techniques.layers import tensorflow_cpu
+
+    return tensorflow_cpu.steps(block) if tensorflow_cpu.serves(x) else None
+
+
 @keras.saving.register_keras_serializable(package=REGISTRY)
 class ConvNeXtBlock(keras.layers.Layer):
     """Add a depthwise convolution and an inverted bottleneck to their input: `y = x + drop_path(branch(x))`.
@@ -247,12 +256,16 @@ class ConvNeXtBlock(keras.layers.Layer):
                 layer.build(shape)
 
     def call(self, x, training=None):
-        recompute = self.remat and training
-        return x + self.branch(x, keras.remat(self._bottleneck) if recompute else self._bottleneck)
+        depthwise, bottleneck = self.dwconv, self._bottleneck
+        if training and (by_hand := steps_by_hand(self, x)):
+            depthwise, bottleneck = by_hand
+        elif training and self.remat:
+            bottleneck = keras.remat(bottleneck)
+        return x + self.branch(x, bottleneck, depthwise)
 
-    def branch(self, x, bottleneck):
-        """Return what is added to the input: depthwise convolution and norm, `bottleneck` of that, dropouts."""
-        y, scale = self.dwconv(x), None
+    def branch(self, x, bottleneck, depthwise=None):
+        """Return what is added to the input: `depthwise` or else `dwconv`, norm, `bottleneck` of that, dropouts."""
+        y, scale = (depthwise or self.dwconv)(x), None
         if self.carries_scale:
             y, scale = self.norm(y)
         elif self.norm is not None:
