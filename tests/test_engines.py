@@ -71,6 +71,16 @@ def test_openvino_gives_the_numbers_of_keras(models, kind):
             assert y.dtype == np.float32 and off(y, reference.function(x)) <= limit
 
 
+def test_openvino_has_norms_as_operations_of_its_own(models):
+    import openvino
+
+    folder = conversions.convert(models["v2"], "openvino").folder
+    kinds = [operation.get_type_name() for operation in openvino.Core().read_model(folder / "network.xml").get_ops()]
+    blocks = kinds.count("GroupConvolution")
+    assert blocks >= 3 and kinds.count("MVN") == blocks + 1  # one in the stem
+    assert kinds.count("ReduceL2") == blocks
+
+
 @pytest.mark.parametrize("kind", ["v2", "denoiser"])
 def test_onnx_runtime_gives_the_numbers_of_keras(models, kind):
     reference, engine = load_engine(models[kind]), load_engine(models[kind], "onnxruntime")
