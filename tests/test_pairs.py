@@ -46,7 +46,7 @@ def test_csv_names_pairs_relative_to_itself(tmp_path):
 def test_first_ten_without_counterpart_are_named(tmp_path):
     images = touch(tmp_path / "images", *(f"{i:02}.png" for i in range(14)))
     masks = touch(tmp_path / "masks", "13.png")
-    with pytest.raises(FileError, match=r"masks: has no target for 00.png, .*09.png … \(13 in all\)"):
+    with pytest.raises(FileError, match=r"masks: has no target for 00.png, .*09.png and 3 more"):
         find_pairs(images, masks)
     with pytest.raises(FileError, match="has no image for 00.png"):
         find_pairs(masks, images)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
+
+SHOWN = 10  # of what is wrong
 
 
 def printable(text: str) -> str:
     """Return text on one line that does nothing to a terminal; names of files may hold anything."""
     odd = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction of writing, no UTF-8, ends of lines and paragraphs
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in text)
+
+
+def first_of(items: Sequence[str], separator: str = ", ") -> str:
+    """Return the first ten of what is wrong, and how many more there are."""
+    shown = separator.join(items[:SHOWN])
+    more = len(items) - SHOWN
+    return shown if more <= 0 else f"{shown}{separator if separator.isspace() else ' '}and {more} more"
 
 
 class ConvUNextError(Exception):

@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dl_techniques.data.files import count_images, find_images, image_shape
-from dl_techniques.errors import ArgumentError, FileError
-
-SHOWN = 10
+from dl_techniques.errors import ArgumentError, FileError, first_of
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,10 @@ def find_pairs(images: str, targets: str | None = None, labels: bool = False) ->
     missing = [path for stem, path in by_stem.items() if stem + ending not in targets_by_stem]
     left = [path for stem, path in targets_by_stem.items() if stem not in {name + ending for name in by_stem}]
     if missing:
-        reason = f"has no target for {_list_of(missing)}."
-        raise FileError(targets, reason, "Add the targets, name them like their images, or take the images away.")
+        also = f", and {len(left)} targets without an image: {_list_of(left)}" if left else ""
+        reason = f"has no target for {_list_of(missing)}{also}"
+        remedy = "Add the targets, name them like their images, or take the images away."
+        raise FileError(targets, f"{reason}.", remedy)
     if left:
         raise FileError(images, f"has no image for {_list_of(left)}.", "Add the images or take the targets away.")
     return _paged([Pair(path, targets_by_stem[stem + ending]) for stem, path in by_stem.items()], labels)
@@ -143,15 +143,20 @@ def _split_stack(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[lis
 def _paged(pairs: Sequence[Pair], labels: bool) -> list[Pair]:
     """Return a pair for each page of those that are stacks."""
     found: list[Pair] = []
+    differ: list[tuple[Pair, str]] = []
     for pair in pairs:
         pages, target_pages = count_images(pair.image), count_images(pair.target)
         if pages != target_pages and not (labels and pages == 1):
             for path in (pair.image, pair.target):
                 image_shape(path)  # a broken file is named as such
-            reason = f"holds {_pages_of(target_pages)}, its image {pair.image} {_pages_of(pages)}."
-            remedy = "A stack needs a target of as many pages; pages that are labels need --mask-kind labels."
-            raise FileError(str(pair.target), reason, remedy)
+            differ.append((pair, f"holds {_pages_of(target_pages)}, its image {pair.image} {_pages_of(pages)}"))
+            continue
         found += [pair] if pages == 1 else [replace(pair, page=number) for number in range(pages)]
+    if differ:
+        remedy = "A stack needs a target of as many pages; pages that are labels need --mask-kind labels."
+        (first, reason), *rest = differ
+        others = f"; nor fit {first_of([pair.target.name for pair, _ in rest])}" if rest else ""
+        raise FileError(str(first.target), f"{reason}{others}.", remedy)
     return found
 
 
@@ -173,10 +178,15 @@ def _group_of(name: str, group_regex: str | None) -> str:
 
 def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
+    twins: list[tuple[Path, Path]] = []
     for path in paths:
         if path.stem in found:
-            raise FileError(str(path), f"has the same stem as {found[path.stem].name}.", "Rename one of them.")
-        found[path.stem] = path
+            twins.append((path, found[path.stem]))
+        found.setdefault(path.stem, path)
+    if twins:
+        (path, other), *rest = twins
+        also = f"; so have {first_of([f'{a.name} and {b.name}' for a, b in rest])}" if rest else ""
+        raise FileError(str(path), f"has the same stem as {other.name}{also}.", "Rename one of each two.")
     return found
 
 
@@ -205,5 +215,4 @@ def _read_csv(path: Path) -> list[Pair]:
 
 
 def _list_of(paths: Sequence[Path]) -> str:
-    shown = ", ".join(path.name for path in paths[:SHOWN])
-    return shown if len(paths) <= SHOWN else f"{shown} … ({len(paths)} in all)"
+    return first_of([path.name for path in paths])

@@ -15,10 +15,10 @@ from dl_techniques.data.collection import Room
 from dl_techniques.data.files import write_file
 from dl_techniques.data.noise import add_gaussian_noise, add_poisson_gaussian_noise, estimate_sigma, recorrupt
 from dl_techniques.data.normalization import in_unit
-from dl_techniques.data.pairs import SHOWN, Pair, find_singles
+from dl_techniques.data.pairs import Pair, find_singles
 from dl_techniques.data.pictures import to_display
 from dl_techniques.data.pipeline import seeded_batches
-from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.errors import ArgumentError, FileError, first_of
 from dl_techniques.metrics import denoising_psnr, estimate_gain, psnr
 from dl_techniques.training.choices import choose_precision
 from dl_techniques.training.devices import share
@@ -28,7 +28,6 @@ from dl_techniques.training.inspection import (
     describe_images,
     inspect_pairs,
     read_pair,
-    refuse_overlap,
 )  # fmt: skip
 from dl_techniques.training.report import REPORT, Report
 from dl_techniques.training.settings import DenoisingConfig, Phase
@@ -170,15 +169,15 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
             raise FileError(config.images, reason, "Add images or hold out fewer.")
         room = Room(round(config.cache_gb * 1e9))
         pairs = [*images, *validation]
-        self.inspection = inspect_pairs(pairs, console, "images", channels_of(config), room=room)
+        self.inspection = inspect_pairs(pairs, console, "images", channels_of(config), (), room, len(images))
         facts = self.inspection.facts
-        refuse_overlap(facts[: len(images)], facts[len(images) :])
         least = max(config.patch, config.final_patch)
         if small := [entry.pair.words(entry.pair.image) for entry in facts[: len(images)] if min(entry.size) < least]:
             remedy = "Remove it or choose smaller --patch and --final-patch."
-            raise FileError(small[0], f"is smaller than a patch of {least} pixels.", remedy)
+            also = f"; so are {first_of(small[1:])}" if small[1:] else ""
+            raise FileError(small[0], f"is smaller than a patch of {least} pixels{also}.", remedy)
         if config.gain > 0 and (below := [entry for entry in facts if entry.low < 0]):
-            named = ", ".join(entry.pair.words(entry.pair.image.name) for entry in below[:SHOWN])
+            named = first_of([entry.pair.words(entry.pair.image.name) for entry in below])
             remedy = "Shift the images to begin at 0, or leave --gain out."
             rule = f"must be 0 where values are negative, as photons never are; in {len(below)} images: {named}"
             raise ArgumentError("gain", rule, config.gain, remedy)

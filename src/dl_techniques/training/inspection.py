@@ -16,8 +16,9 @@ import numpy as np
 from dl_techniques.data.collection import Decoded, Room
 from dl_techniques.data.files import Channels, Picture, read_image
 from dl_techniques.data.masks import IGNORED, Classes, read_labels, read_mask
-from dl_techniques.data.pairs import SHOWN, Pair, find_pairs, split_pairs
-from dl_techniques.errors import ConvUNextError, FileError
+from dl_techniques.data.pairs import Pair, find_pairs, split_pairs
+from dl_techniques.errors import ConvUNextError, first_of
+from dl_techniques.training.refusals import mixture, overlap, refuse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,6 +125,7 @@ def inspect_pairs(
     channels: Channels = "declared",
     ignored: tuple[int, ...] = (),
     room: Room | None = None,
+    training: int | None = None,
 ) -> Inspection:
     """Read every image and its target once, in parallel.
 
@@ -134,6 +136,7 @@ def inspect_pairs(
         channels: Which samples of a pixel are channels; see `read_image`.
         ignored: Values of labels that do not count; see `read_labels`.
         room: Where what was read stays until it is needed again; nothing stays if not given.
+        training: How many of the pairs, the first ones, are to be trained on: none of the others may be among them.
 
     Raises:
         FileError: Files cannot be used; the first ten are named with the reason, before anything is trained.
@@ -146,14 +149,17 @@ def inspect_pairs(
         facts = list(
             track(found, "reading", len(pairs), console=console, disable=not console.is_terminal, transient=True)
         )
-    problems = [entry.problem for entry in facts if entry.problem]
-    if problems:
-        shown = "\n  ".join(problems[:SHOWN])
-        more = f"\n  … {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        folder = str(pairs[0].image.parent)
-        raise FileError(folder, f"{len(problems)} of {len(pairs)} pairs cannot be used:\n  {shown}{more}", "")
-    _refuse_mixture([(entry.pair.words(entry.pair.image), entry.channels) for entry in facts])
-    _refuse_mixture([(entry.pair.words(entry.pair.target), entry.target_channels) for entry in facts])
+    findings = [entry.problem for entry in facts if entry.problem]
+    whole = [entry for entry in facts if not entry.problem]
+    odd = mixture([(entry.pair.words(entry.pair.image), entry.channels) for entry in whole])
+    findings += odd or mixture([(entry.pair.words(entry.pair.target), entry.target_channels) for entry in whole])
+    if training is not None:
+        sides = [
+            [(entry.digest, entry.pair.words(entry.pair.image)) for entry in side if not entry.problem]
+            for side in (facts[:training], facts[training:])
+        ]
+        findings += overlap(*sides)
+    refuse(findings, len(pairs), str(pairs[0].image.parent))
     return Inspection(tuple(facts), tuple(_notes(facts, target)), decoded)
 
 
@@ -188,9 +194,9 @@ def find_and_inspect(
     else:
         validation = find_pairs(config.val_images, val_targets, target == "labels")
     room = Room(round(config.cache_gb * 1e9))
-    inspection = inspect_pairs([*training, *validation], console, target, channels_of(config), ignored, room)
+    pairs = [*training, *validation]
+    inspection = inspect_pairs(pairs, console, target, channels_of(config), ignored, room, len(training))
     inspection = replace(inspection, notes=(*_stack_notes(training, validation), *inspection.notes))
-    refuse_overlap(inspection.facts[: len(training)], inspection.facts[len(training) :])
     describe_images(inspection, console)
     console.print(f"{len(training)} images to train on, {len(validation)} to validate on")
     return len(training), inspection
@@ -199,16 +205,6 @@ def find_and_inspect(
 def channels_of(config: TrainingConfig) -> Channels:
     """Return which samples of a pixel are channels in a run."""
     return config.channels or "declared"
-
-
-def refuse_overlap(training: Sequence[PairFacts], validation: Sequence[PairFacts]) -> None:
-    """Raise `FileError` if an image to validate on is among those to train on."""
-    known = {facts.digest: facts.pair for facts in training}
-    for facts in validation:
-        if facts.digest in known:
-            other = known[facts.digest]
-            reason = f"is the same image as {other.words(other.image)}, which is trained on."
-            raise FileError(facts.pair.words(facts.pair.image), reason, "Take one of them away.")
 
 
 def describe_images(inspection: Inspection, console: Console) -> None:
@@ -252,18 +248,16 @@ def class_shares(inspection: Inspection, classes: Classes) -> list[tuple[str, fl
     return rows
 
 
+def mask_values(inspection: Inspection) -> list[tuple[str, Mapping[int, int]]]:
+    """Return of each mask its file, as messages name it, and the pixels of each value, sorted by name."""
+    found = [(facts.pair.words(facts.pair.target), facts.counts) for facts in inspection.facts]
+    return sorted(found, key=lambda entry: entry[0])
+
+
 def _values_of(index: int, classes: Classes, counts: Mapping[int, int]) -> list[int]:
     if classes.foreground and index == 1:
         return [value for value in counts if value != classes.values[0] and value not in classes.ignored]
     return [classes.values[index]]
-
-
-def _refuse_mixture(found: Sequence[tuple[str, int]]) -> None:
-    kinds = Counter(channels for _, channels in found).most_common()
-    if len(kinds) > 1:
-        path, channels = next(entry for entry in found if entry[1] == kinds[-1][0])
-        reason = f"has {channels} channels where most have {kinds[0][0]}."
-        raise FileError(path, reason, "Convert the images to one kind.")
 
 
 def read_pair(
@@ -355,9 +349,9 @@ def _notes(facts: Sequence[PairFacts], target: Target) -> list[str]:
             notes.append(f"{name} and {seen[entry.digest]} are the same image")
         seen.setdefault(entry.digest, name)
     if flat := [entry.pair.words(entry.pair.image.name) for entry in facts if entry.low == entry.high]:
-        notes.append(f"{len(flat)} images are of one value: {', '.join(flat[:SHOWN])}")
+        notes.append(f"{len(flat)} images are of one value: {first_of(flat)}")
     dull = {"masks": lambda counts: len(counts) == 1, "labels": lambda counts: not set(counts) - {IGNORED}}.get(target)
     if dull and (empty := [entry.pair.words(entry.pair.target.name) for entry in facts if dull(entry.counts)]):
         held = "one value only" if target == "masks" else "no label"
-        notes.append(f"{len(empty)} masks hold {held}: {', '.join(empty[:SHOWN])}")
+        notes.append(f"{len(empty)} masks hold {held}: {first_of(empty)}")
     return notes

@@ -29,7 +29,8 @@ from dl_techniques.training.evaluation import (
     predict,
     table,
 )  # fmt: skip
-from dl_techniques.training.inspection import describe_classes, describe_images, inspect_pairs
+from dl_techniques.training.inspection import describe_classes, describe_images, inspect_pairs, mask_values
+from dl_techniques.training.refusals import refuse_values
 from dl_techniques.training.report import REPORT, Report, Table
 from dl_techniques.training.segmentation_data import SegmentationSample, read_sample
 
@@ -173,6 +174,7 @@ def evaluate_files(
     if inspection.channels != card.get("channels"):
         reason = f"have {inspection.channels} channels; {source} takes {card.get('channels')}."
         raise FileError(images, reason, "Convert the images, or name another model.")
+    refuse_values(mask_values(inspection), classes)
     describe_images(inspection, console)
     describe_classes(inspection, classes, console)
     normalize = standardize if card.get("normalization") == "standardize" else _as_floats
