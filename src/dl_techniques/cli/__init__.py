@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
@@ -61,7 +60,7 @@ def demo(
 
 @app.command
 def denoise(
-    inputs: Annotated[list[Path], Parameter(consume_multiple=True)],
+    inputs: Annotated[list[str], Parameter(consume_multiple=True)],
     /,
     *,
     options: Annotated[DenoisingOptions, Parameter(name="*")],
@@ -74,15 +73,15 @@ def denoise(
     then 1.
 
     Args:
-        inputs: Image files and folders of them.
+        inputs: Image files, folders of them and quoted patterns.
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    engine = settle_engine(options.model or "denoise-gray", options.engine, options.precision, backend)
-    options = dataclasses.replace(options, engine=engine)
-    from dl_techniques.inference.denoising import denoise_files
+    from dl_techniques.inference.denoising import denoise_files, presets_for
 
-    _report(denoise_files(inputs, options, terminal()))
+    names = [options.model] if options.model else presets_for(inputs)
+    choices = {name: settle_engine(name, options.engine, options.precision, backend) for name in names}
+    _report(denoise_files(inputs, options, terminal(), choices))
 
 
 @app.command
@@ -106,11 +105,10 @@ def predict(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    engine = settle_engine(model, options.engine, options.precision, backend)
-    options = dataclasses.replace(options, engine=engine)
+    choice = settle_engine(model, options.engine, options.precision, backend)
     from dl_techniques.inference.predicting import predict_files
 
-    _report(predict_files(model, inputs, options, terminal()))
+    _report(predict_files(choice, inputs, options, terminal()))
 
 
 def _report(results: Sequence) -> None:
@@ -169,12 +167,12 @@ def evaluate_model(
         engine: What computes: `keras`, `openvino`, `onnxruntime`, or the fastest that is installed.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    settled = settle_engine(model, engine, "float32", backend)
+    choice = settle_engine(model, engine, "float32", backend)
     from dl_techniques.card import read_card
     from dl_techniques.inference.engines import load_engine
     from dl_techniques.training.segmentation_report import evaluate_files
 
-    loaded = load_engine(model, settled)
+    loaded = load_engine(choice)
     console = terminal()
     card = read_card(loaded.path)
     print(evaluate_files(loaded, card, images, masks, output, console, max_memory).resolve())
@@ -218,10 +216,10 @@ def page(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    engines: list[EngineName] = [settle_engine(model, options.engine, "float32", backend) for model in models]
+    choices = [settle_engine(model, options.engine, "float32", backend) for model in models]
     from dl_techniques.page.serving import serve_page
 
-    serve_page(models, options, engines)
+    serve_page(choices, options)
 
 
 app.command(plan)

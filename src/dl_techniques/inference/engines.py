@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 import zipfile
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import numpy as np
 from dl_techniques.card import read_card
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.inference.cache import Conversion
-from dl_techniques.inference.choosing import choose_engine
+from dl_techniques.inference.choosing import Choice, Model, choose_engine
 from dl_techniques.inference.runtimes import ArraysFunction, ONNXFunction, OpenVINOFunction
 from dl_techniques.inference.settings import EngineName, Precision
 
@@ -95,14 +94,12 @@ class Engine:
             raise ArgumentError("pixels", rule, pixels.shape)
 
 
-def load_engine(
-    source: str | os.PathLike, engine: EngineName | None = None, precision: Precision = "float32"
-) -> Engine:
+def load_engine(source: Model, engine: EngineName | None = None, precision: Precision = "float32") -> Engine:
     """Load a model.
 
     Args:
         source: A `.keras` file, a run's folder, a preset's name or folder, or an exported `.onnx`, `.xml` (OpenVINO),
-            `.tflite` file or SavedModel folder.
+            `.tflite` file or SavedModel folder; or what `choose_engine` made of one, engine and precision settled.
         engine: What runs it. `"openvino"` and `"onnxruntime"` run a Keras model converted, once, in the user's cache;
             `"auto"` takes the fastest that is installed. Keras, and exports in their own runtime, if not given.
         precision: What OpenVINO computes in.
@@ -111,15 +108,15 @@ def load_engine(
         FileError: The file is broken, holds another kind of model or cannot be converted.
         ArgumentError: There is no such file or preset, or engine or precision does not fit.
     """
-    choice = choose_engine(source, engine, precision)
+    choice = source if isinstance(source, Choice) else choose_engine(source, engine, precision)
     path = choice.path
     if choice.conversion is not None:
-        return _load_converted(path, choice.runtime, choice.conversion, precision)
+        return _load_converted(path, choice.runtime, choice.conversion, choice.precision)
     if path.is_dir():
         return _load_saved_model(path) if choice.runtime == "tensorflow" else _load_preset(path)
     try:
         if path.suffix == ".xml":
-            return _load_openvino(path, precision)
+            return _load_openvino(path, choice.precision)
         return {".keras": _load_keras, ".onnx": _load_onnx, ".tflite": _load_litert}[path.suffix](path)
     except ModuleNotFoundError as error:
         remedy = f"Install it: pip install {error.name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +13,17 @@ from dl_techniques.card import read_card, standardizes
 from dl_techniques.data.files import Picture, count_images, image_shape, is_tiff, read_images, write_images
 from dl_techniques.data.masks import Classes, overlay, write_masks
 from dl_techniques.data.normalization import standardize
-from dl_techniques.data.pairs import find_files
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.inference.batch import FileResult, OnTile, lossless_name, plan_outputs, process_files, summarize
+from dl_techniques.inference.batch import (
+    FileResult,
+    OnTile,
+    find_inputs,
+    lossless_name,
+    plan_outputs,
+    process_files,
+    summarize,
+)
+from dl_techniques.inference.choosing import Model
 from dl_techniques.inference.denoising import restore_pixels
 from dl_techniques.inference.engines import load_engine
 from dl_techniques.inference.memory import array_bytes, check_whole, network_bytes, parse_memory, plan_tile
@@ -53,7 +60,7 @@ class Predictor:
     """A trained model as a function from image to result, whatever its task, in bounded memory.
 
     Args:
-        model: A `.keras` file, a run's folder, a preset's name or folder, or an export.
+        model: As `load_engine` takes it.
         tta: Average over this many symmetries of the square: 1, 2, 4 or 8.
         global_stats: How V2 models are applied to images of several tiles, `"exact"`, `"tile"` or `"auto"`; see
             `Network`.
@@ -72,7 +79,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: str | os.PathLike,
+        model: Model,
         tta: int = 1,
         global_stats: GlobalStats = "auto",
         max_memory: str = "2GB",
@@ -182,7 +189,7 @@ class PredictionReport:
 
 
 def predict_files(
-    model: str | os.PathLike, inputs: Sequence[str], options: PredictionOptions, console: Console
+    model: Model, inputs: Sequence[str], options: PredictionOptions, console: Console
 ) -> list[FileResult[PredictionReport]]:
     """Apply a model to files; one that is refused is named and the others go on, one that is done is left as it is.
 
@@ -193,8 +200,7 @@ def predict_files(
         console: Where to tell what happens.
 
     Raises:
-        FileError: The model or an input does not exist or is broken, two files would become one, or nothing can be
-            written.
+        FileError: The model is broken or no input exists, two files would become one, or nothing can be written.
         ArgumentError: A setting does not fit the model.
     """
     predictor = Predictor(
@@ -207,7 +213,7 @@ def predict_files(
         options.precision,
     )
     _check_options(predictor, options)
-    files = [path for source in inputs for path in ([Path(source)] if Path(source).is_dir() else find_files(source))]
+    found = find_inputs(inputs)
 
     def name(source: Path) -> str:
         if predictor.classes is None:
@@ -218,8 +224,8 @@ def predict_files(
     def work(source: Path, output: Path, on_tile: OnTile) -> PredictionReport:
         return _predict_file(predictor, source, output, options, on_tile)
 
-    pairs = plan_outputs(files, options.output, options.overwrite, name, resumes=True)
-    results = process_files(pairs, work, _describe, console, options.overwrite)
+    pairs = plan_outputs(found, options.output, options.overwrite, name, resumes=True)
+    results = process_files(pairs, work, _describe, console, options.overwrite, found.lost)
     console.print(summarize(results))
     return results
 
