@@ -21,7 +21,7 @@ from dl_techniques.training.checkpoint import (
     restore_model_state,
     step_of,
 )
-from dl_techniques.training.devices import building, feed, from_writer, mirrors, writes
+from dl_techniques.training.devices import building, faster_backend, feed, from_writer, mirrors, writes
 from dl_techniques.training.interruption import interruptible
 from dl_techniques.training.progress import TrainingProgress
 from dl_techniques.training.run import LOG, trim_log
@@ -130,6 +130,8 @@ def fit_stages(
         f"{model.count_params():,} parameters · Keras {keras.__version__} on {keras.backend.backend()} · "
         f"step {step} of {last}"
     )
+    if not resume and (advice := faster_backend()):
+        console.print(advice)
     progress = TrainingProgress(last // steps_per_epoch, steps_per_epoch, console, done=step)
     save = StateCheckpoint(checkpoints)
     stop = stop or EarlyStop(lambda: False)
