@@ -72,7 +72,7 @@ def training_step(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
             loss = tf.reduce_sum(tf.square(model(x, training=True)))
         return tape.gradient(loss, [x, *(weight.value for weight in model.trainable_weights)])
 
-    return lambda: [gradient.numpy() for gradient in gradients(images)]
+    return lambda: [tf.convert_to_tensor(gradient).numpy() for gradient in gradients(images)]
 
 
 def prediction(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
