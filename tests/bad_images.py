@@ -88,7 +88,7 @@ CONTENTS: dict[str, bytes] = {
     "picture.webp": encoded("GIF", 9, 9),
     "loop.tif": b"II*\0\x08\0\0\0\0\0\x08\0\0\0",
     "complex.tif": tiff(samples(9, 9, dtype="complex64")),
-    "signed.tif": tiff(-samples(9, 9, dtype="int32") - 1),
+    "signed.tif": tiff(np.full((9, 9), -(2**60))),  # beyond what floats hold
     "print.tif": tiff(samples(9, 9, 4), photometric="separated"),
     "bands.tif": tiff(samples(9, 9, 5), photometric="minisblack", planarconfig="contig"),
     "colour.png": encoded("PNG", 9, 9, 3),

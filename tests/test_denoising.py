@@ -24,13 +24,8 @@ from dl_techniques.inference.engines import load_engine
 from dl_techniques.metrics import denoising_psnr, psnr
 from dl_techniques.training import callbacks, checkpoint
 from dl_techniques.training.callbacks import steps_done
-from dl_techniques.training.denoising import (
-    DenoisingSample,
-    build_denoiser,
-    choose_pairs,
-    train_denoiser,
-    training_patches,
-)
+from dl_techniques.training.denoising import build_denoiser, train_denoiser
+from dl_techniques.training.denoising_data import DenoisingSample, choose_pairs, training_patches
 from dl_techniques.training.estimate import time_steps
 from dl_techniques.training.run import open_run, read_log, stored_config, task_of, trim_log
 from dl_techniques.training.schedule import WarmupStableDecay
@@ -272,7 +267,7 @@ def test_two_processes_do_not_share_a_run(finished):
     with (
         FileLock(config.output / ".lock"),
         pytest.raises(FileError, match="is in use: another process trains in it"),
-        open_run(config.output, "denoise", config, resume=True),
+        open_run(config.output, "denoise", config, True, {}),
     ):
         pass
 
@@ -307,7 +302,7 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(step, finished, ph
 def test_run_killed_before_its_first_checkpoint_starts_anew_and_says_so(finished, photos, tmp_path, capsys):
     _, result = finished
     config = DenoisingConfig(images=str(photos), output=tmp_path / "run", precision="float32", **SMALL)
-    with open_run(config.output, "denoise", config, resume=False):
+    with open_run(config.output, "denoise", config, False, {}):
         pass
     resumed = train_denoiser(config, Console(soft_wrap=True), resume=True)
     assert "stopped before its first checkpoint: starting from the first step" in capsys.readouterr().out

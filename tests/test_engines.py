@@ -227,8 +227,8 @@ def test_auto_takes_onnx_runtime_where_openvino_is_not_and_says_so(models, tmp_p
 
 
 def test_engine_is_chosen_once_a_command(models, tmp_path, monkeypatch, capfd):
-    read, digest = [], conversions._digest
-    monkeypatch.setattr(conversions, "_digest", lambda path: read.append(path) or digest(path))
+    read, digest = [], conversions.file_digest
+    monkeypatch.setattr(conversions, "file_digest", lambda path: read.append(path) or digest(path))
     write_image(tmp_path / "a.png", Picture((255 * image(30, 20, 1)).astype("uint8")))
     model, picture = models["denoiser"], str(tmp_path / "a.png")
     for arguments in (["predict", str(model), picture], ["denoise", picture, "--model", str(model), "--no-inspect"]):

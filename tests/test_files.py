@@ -165,3 +165,22 @@ def test_folders_are_searched_and_missing_paths_named(tmp_path):
 
 def test_integers_become_shares_of_their_range():
     assert np.array_equal(unit_range(np.array([0, 65535], "uint16")), np.array([0, 1], "float32"))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "float16", "int32", "uint32", "int64", "uint64"])
+def test_rare_types_of_tiff_keep_every_value(dtype, tmp_path):
+    kind = np.dtype(dtype)
+    limits = (np.finfo if kind.kind == "f" else np.iinfo)(kind)
+    largest = 2**53 - 1 if kind.itemsize == 8 else limits.max
+    values = np.array([[0, 1, 100], [7, largest, 0 if kind.kind == "u" else -min(largest, -int(limits.min))]], dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    picture = read_image(tmp_path / "a.tif")
+    wider = "float32" if kind.itemsize < 4 else "float64"
+    assert picture.pixels.dtype == wider and np.array_equal(picture.pixels[..., 0].astype(dtype), values)
+    assert picture.notes == (f"{dtype} read as {wider}, value for value",)
+
+
+def test_integers_that_no_float_holds_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((3, 3), 2**60, "int64"))
+    with pytest.raises(FileError, match="a.tif: cannot be read: int64 samples"):
+        read_image(tmp_path / "a.tif")

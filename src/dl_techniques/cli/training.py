@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tomllib
+import typing
 from pathlib import Path
 from typing import Annotated
 
@@ -167,17 +169,19 @@ def resume_training(*, resume: Path | None = None, devices: Devices = ONE, backe
     Args:
         resume: Folder of the run to go on with.
         devices: What to train on.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+        backend: What Keras runs on; if not given, KERAS_BACKEND, or what the run was begun on.
     """
     if resume is None:
         train.help_print([])
         return
-    from dl_techniques.training.run import stored_config, task_of
+    from dl_techniques.training.run import stored_config, stored_versions, task_of
 
     task = task_of(resume)
     kinds = {"denoise": DenoisingConfig, "restore": RestorationConfig, "segment": SegmentationConfig}
     if task not in kinds:
         raise ConvUNextError(str(resume), f"is a run of task {task!r}, which this version does not know.", "Update.")
+    if backend is None and "KERAS_BACKEND" not in os.environ and not devices.distributed:
+        backend = typing.cast(Backend, stored_versions(resume).get("backend"))
     _train(stored_config(resume, kinds[task]), backend, devices, resume=True)
 
 
@@ -207,9 +211,8 @@ def _train(
                 from dl_techniques.training.denoising import train_denoiser
 
                 print(train_denoiser(config, console, resume).report)
-    except (KeyboardInterrupt, SystemExit, FileError) as stop:
-        refused = isinstance(stop, FileError) and not Path(stop.subject).is_relative_to(config.output / "checkpoints")
-        if not refused and (config.output / "checkpoints").is_dir():
+    except (KeyboardInterrupt, SystemExit):
+        if (config.output / "checkpoints").is_dir():
             print(f"convunext: stopped; go on with: convunext train --resume {config.output}", file=sys.stderr)
         raise
 

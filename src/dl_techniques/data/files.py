@@ -9,6 +9,7 @@ import contextlib
 import errno
 import io
 import os
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -337,9 +338,30 @@ def write_file(path: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        remedy = "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose another place."
-        raise FileError(str(path), f"cannot be written: {error.strerror}.", remedy) from error
+        with contextlib.suppress(OSError):  # there may be no way to it at all
+            temporary.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> FileError:
+    """Return the refusal of a file that could not be written, with what to do about that."""
+    remedies = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space.")
+    remedies[errno.EFBIG] = "Allow larger files (`ulimit -f`)."
+    remedy = remedies.get(error.errno or 0, "Choose another place.")
+    return FileError(str(path), f"cannot be written: {error.strerror or error}.", remedy)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `FileError` if a folder cannot be made or written to; nothing is left there."""
+    place = Path(os.path.abspath(folder))
+    try:
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = f"cannot be written: {place}: {error.strerror or error}."
+        raise FileError(str(folder), reason, "Choose another --output.") from error
 
 
 def unit_range(pixels: np.ndarray) -> np.ndarray:

@@ -55,9 +55,14 @@ def find_files(source: str) -> list[Path]:
 def find_singles(images: str) -> list[Pair]:
     """Return each image of a folder or pattern, each page of a stack, as its own target, sorted by name.
 
+    Args:
+        images: Folder or pattern; or a CSV file with a column `image`, paths relative to it.
+
     Raises:
         FileError: There is none.
     """
+    if images.lower().endswith(".csv"):
+        return _paged(_read_csv(Path(images), "image", "image"), labels=False)
     return _paged([Pair(path, path) for path in find_files(images)], labels=False)
 
 
@@ -199,16 +204,20 @@ def _shared_ending(stems: Sequence[str], targets: Sequence[str]) -> str:
     return next((ending for ending in candidates if all(t.removesuffix(ending) in known for t in targets)), "")
 
 
-def _read_csv(path: Path) -> list[Pair]:
+def _read_csv(path: Path, image: str = "image", target: str = "target") -> list[Pair]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(str(path), f"cannot be read: {error}.", "Save it as a CSV file in UTF-8.") from error
-    if not rows or not {"image", "target"} <= rows[0].keys():
-        raise FileError(str(path), "has no rows with columns 'image' and 'target'.", "Add them.")
-    pairs = [Pair(path.parent / row["image"], path.parent / row["target"]) for row in rows]
-    if missing := [file for pair in pairs for file in (pair.image, pair.target) if not file.is_file()]:
+    if not rows or not {image, target} <= rows[0].keys():
+        named = " and ".join(f"'{name}'" for name in dict.fromkeys((image, target)))
+        raise FileError(str(path), f"has no rows with columns {named}.", "Add them.")
+    if short := [str(number) for number, row in enumerate(rows, 2) if not (row[image] and row[target])]:
+        raise FileError(str(path), f"names no file in the rows {first_of(short)}.", "Fill or delete them.")
+    pairs = [Pair(path.parent / row[image], path.parent / row[target]) for row in rows]
+    files = dict.fromkeys(file for pair in pairs for file in (pair.image, pair.target))
+    if missing := [file for file in files if not file.is_file()]:
         raise FileError(str(path), f"names files that are not there: {_list_of(missing)}.", "Correct the paths.")
     _by_stem([pair.image for pair in pairs])
     return pairs

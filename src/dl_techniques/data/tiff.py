@@ -16,6 +16,10 @@ from dl_techniques.data.colours import cmyk_to_rgb
 from dl_techniques.data.metadata import tiff_extras, tiff_options, turned_upright
 from dl_techniques.errors import FileError
 
+WIDER = {
+    **dict.fromkeys(("int8", "int16", "float16"), "float32"),
+    **dict.fromkeys(("int32", "uint32", "int64", "uint64"), "float64"),
+}
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -191,7 +195,17 @@ def _decode(path: Path, page: Any) -> tuple[np.ndarray, tuple[str, ...], dict[st
             extras |= {key: extras[key][::-1] for key in ("dpi", "per_unit") if key in extras}
     if notes and extras.get("text", {}).get("Description", "").startswith(("ImageJ=", "<?xml")):
         del extras["text"]["Description"]  # it told how the samples lie
-    return np.uint8(255) * array if array.dtype == np.bool_ else array, tuple(notes), extras, alpha
+    array, note = _as_floats(np.uint8(255) * array if array.dtype == np.bool_ else array)
+    return array, (*notes, *note), extras, alpha
+
+
+def _as_floats(array: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return samples of a type that is rare as floats that hold each of its values, and in words that this was done."""
+    name = array.dtype.name
+    wider = WIDER.get(name)
+    if wider is None or (array.dtype.itemsize == 8 and array.size and np.abs(array.astype("float64")).max() >= 2**53):
+        return array, ()
+    return array.astype(wider), (f"{name} read as {wider}, value for value",)
 
 
 def is_cmyk(page: Any) -> bool:

@@ -144,8 +144,8 @@ def denoise_files(
         FileError: No input exists, an output exists already, or nothing can be written.
     """
     found = find_inputs([os.fspath(path) for path in inputs])
-    pairs = plan_outputs(found, options.output, options.overwrite, lossless_name)
     engines = _Engines(options, choices or {})
+    pairs = plan_outputs(found, options.output, options.overwrite, lossless_name)
 
     def work(source: Path, output: Path, on_tile: OnTile) -> NoiseReport | None:
         return _denoise_file(source, output, engines, options, on_tile)
@@ -154,16 +154,20 @@ def denoise_files(
 
 
 class _Engines:
-    """The model for images of one or three channels, loaded when first needed."""
+    """The model for images of one or three channels; what is not named is loaded when first needed."""
 
     def __init__(self, options: DenoisingOptions, choices: Mapping[str, Choice]) -> None:
         self.options, self.choices = options, choices
         self.loaded: dict[str, Engine] = {}
+        for name in (options.model,) if options.model else choices:
+            self._load(name)  # what is broken is no fault of an image
 
     def of(self, channels: int) -> Engine:
+        return self._load(self.options.model or _preset_for(channels))
+
+    def _load(self, name: str) -> Engine:
         from dl_techniques.inference.engines import load_engine
 
-        name = self.options.model or _preset_for(channels)
         if name not in self.loaded:
             model = self.choices.get(name, name)
             self.loaded[name] = load_engine(model, self.options.engine, self.options.precision)

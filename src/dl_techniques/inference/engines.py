@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dl_techniques.card import read_card
+from dl_techniques.card import check_artifact, read_card
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.inference.cache import Conversion
 from dl_techniques.inference.choosing import Choice, Model, choose_engine
@@ -112,6 +112,8 @@ def load_engine(source: Model, engine: EngineName | None = None, precision: Prec
     path = choice.path
     if choice.conversion is not None:
         return _load_converted(path, choice.runtime, choice.conversion, choice.precision)
+    if choice.runtime != "keras":
+        check_artifact(path, read_card(path))
     if path.is_dir():
         return _load_saved_model(path) if choice.runtime == "tensorflow" else _load_preset(path)
     try:

@@ -10,7 +10,10 @@ import hashlib
 import io
 import re
 import shutil
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,9 +101,24 @@ def save_model(model, path: Path) -> None:
     """Write a model without its optimizer as a `.keras` file that is there whole or not at all."""
     bare = type(model).from_config(model.get_config())
     bare.set_weights(model.get_weights())
-    with tempfile.TemporaryDirectory() as folder:
-        bare.save(Path(folder) / path.name)
-        write_file(path, (Path(folder) / path.name).read_bytes())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            bare.save(Path(folder) / path.name)
+            content = (Path(folder) / path.name).read_bytes()
+    except OSError as error:
+        raise FileError(
+            str(path), f"cannot be made in {tempfile.gettempdir()}: {error}.", "Free some space."
+        ) from error
+    write_file(path, content)
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a `.keras` file is there, and each of its parts has the checksum that it was written with."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error, zipfile.BadZipFile):
+        return False
 
 
 def model_state(model) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +13,14 @@ import numpy as np
 from dl_techniques.card import write_card
 from dl_techniques.data.collection import Room
 from dl_techniques.data.files import write_file
-from dl_techniques.data.noise import add_gaussian_noise, add_poisson_gaussian_noise, estimate_sigma, recorrupt
+from dl_techniques.data.noise import add_gaussian_noise, estimate_sigma
 from dl_techniques.data.normalization import in_unit
-from dl_techniques.data.pairs import Pair, find_singles
+from dl_techniques.data.pairs import Pair
 from dl_techniques.data.pictures import to_display
-from dl_techniques.data.pipeline import seeded_batches
 from dl_techniques.errors import ArgumentError, FileError, first_of
 from dl_techniques.metrics import denoising_psnr, estimate_gain, psnr
 from dl_techniques.training.choices import choose_precision
-from dl_techniques.training.devices import share
+from dl_techniques.training.denoising_data import DenoisingSample, choose_pairs, find_images_of, training_patches
 from dl_techniques.training.evaluation import extremes
 from dl_techniques.training.inspection import (
     channels_of,
@@ -30,7 +29,7 @@ from dl_techniques.training.inspection import (
     read_pair,
 )  # fmt: skip
 from dl_techniques.training.report import REPORT, Report
-from dl_techniques.training.settings import DenoisingConfig, Phase
+from dl_techniques.training.settings import DenoisingConfig
 from dl_techniques.training.supervised import (
     MODEL,
     SupervisedTask,
@@ -49,26 +48,6 @@ if TYPE_CHECKING:
 
 VALIDATION_SIGMAS = (15.0, 25.0, 50.0)
 SHOWN_SIGMA = 25.0
-
-
-@dataclass(frozen=True)
-class DenoisingSample:
-    """An image to train or to validate on.
-
-    Attributes:
-        name: Stem of its file.
-        image: `(height, width, channels)`, float32; the largest value of an integer type is 1.
-        sigma: Standard deviation of its noise, in the unit of the image; 0 where images are clean.
-    """
-
-    name: str
-    image: np.ndarray
-    sigma: float
-
-    @property
-    def nbytes(self) -> int:
-        """Size in memory."""
-        return self.image.nbytes
 
 
 @dataclass(frozen=True)
@@ -150,6 +129,10 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
     name = "denoise"
     score = None  # what is wanted is the average at the end, when the learning rate is zero
 
+    @property
+    def followed(self) -> str:
+        return "gain" if self.config.noisy_only else f"psnr_{SHOWN_SIGMA:g}"
+
     def __init__(
         self,
         config: DenoisingConfig,
@@ -159,14 +142,7 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
         self.make = build
         self.applications = 2 if config.noisy_only else len(VALIDATION_SIGMAS)
         self.config = replace(config, precision=choose_precision(config.precision))
-        images = find_singles(config.images)
-        if config.val_images is not None:
-            validation = find_singles(config.val_images)
-        else:
-            validation, images = images[: config.held_out], images[config.held_out :]
-        if not images:
-            reason = f"holds {len(validation)} images; {config.held_out} are held out and none is left to train on."
-            raise FileError(config.images, reason, "Add images or hold out fewer.")
+        images, validation = find_images_of(config)
         room = Room(round(config.cache_gb * 1e9))
         pairs = [*images, *validation]
         self.inspection = inspect_pairs(pairs, console, "images", channels_of(config), (), room, len(images))
@@ -224,7 +200,9 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
             config.learning_rate, config.steps, config.cooldown, warmup=min(500, config.steps // 10)
         )
         momentum = min(0.999, max(0.0, 1 - 5 / config.steps))  # the average looks back over a fifth of a short run
-        model.compile(optimizer=averaged_adamw(rate, momentum), loss="mse" if config.noisy_only else "mae")
+        model.compile(
+            optimizer=averaged_adamw(rate, momentum, config.accumulate), loss="mse" if config.noisy_only else "mae"
+        )
         model.optimizer.build(model.trainable_variables)
         return model
 
@@ -351,46 +329,3 @@ def _in_float32(model: keras.Model) -> keras.Model:
     if model.dtype_policy.name == "float32":
         return model
     return create_inference_model_from_training_model(model, dtype="float32")
-
-
-MakePair = Callable[[np.ndarray, float, np.random.Generator], tuple[np.ndarray, np.ndarray]]
-
-
-def choose_pairs(config: DenoisingConfig) -> MakePair:
-    """Return what makes input and target of a crop, given the standard deviation of the noise that it has."""
-    if config.noisy_only:
-        return recorrupt
-
-    def corrupt(crop: np.ndarray, _: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        sigma = rng.uniform(0.0, config.sigma) / 255
-        if config.gain == 0:
-            return add_gaussian_noise(crop, sigma, rng), crop
-        return add_poisson_gaussian_noise(crop, rng.uniform(0.0, config.gain) / 255, sigma, rng), crop
-
-    return corrupt
-
-
-def training_patches(
-    samples: Sequence[DenoisingSample], phase: Phase, seed: tuple[int, int], make_pair: MakePair, done: int = 0
-) -> Iterator[tuple]:
-    """Yield a phase's remaining batches of inputs and targets; batch n depends on the seed and n alone.
-
-    Each is `(batch, patch, patch, channels)`, float32.
-
-    Args:
-        samples: To draw from.
-        phase: Size and number of the patches.
-        seed: Seed of the run and number of the phase.
-        make_pair: Makes input and target of a crop.
-        done: Steps of the phase that are done.
-    """
-    size = phase.patch
-
-    def pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        sample = samples[int(rng.integers(len(samples)))]
-        top, left = (int(rng.integers(extent - size + 1)) for extent in sample.image.shape[:2])
-        crop = np.rot90(sample.image[top : top + size, left : left + size], int(rng.integers(4)))
-        return make_pair(crop[:, ::-1] if rng.integers(2) else crop, sample.sigma, rng)
-
-    steps, entropy = phase.last - phase.first, seed[0] + 1_000_003 * seed[1]
-    return seeded_batches(pair, steps, phase.batch_size, entropy, done, share=share())

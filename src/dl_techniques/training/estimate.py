@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from dl_techniques.data.files import check_writable
 from dl_techniques.data.pipeline import AHEAD
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.training.plan import Estimate, describe_plan, write_plan
@@ -96,8 +97,10 @@ def plan_run(
         raise ArgumentError("output", "must be a file that ends in .toml", str(output))
     if output.exists():
         raise FileError(str(output), "exists already.", "Choose another --output.")
+    check_writable(output.parent)
     task = load(config, console)
     plan, measured = plan_of(task), estimate(task)
     describe_plan(plan, console, measured)
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_plan(output, plan, measured)
     return measured

@@ -45,6 +45,7 @@ class PairFacts:
         target_channels: Channels of the target; 1 for masks, the number of labels for those.
         largest_float: Largest magnitude of floating-point samples, of image or target; 0 where both are integers.
         digest: Of the image's samples.
+        target_digest: Of those of the target.
         notes: What was converted on the way, in words.
         problem: Why the pair cannot be used, empty if it can.
     """
@@ -59,6 +60,7 @@ class PairFacts:
     target_channels: int = 1
     largest_float: float = 0.0
     digest: str = ""
+    target_digest: str = ""
     notes: tuple[str, ...] = ()
     problem: str = ""
 
@@ -94,8 +96,8 @@ class Inspection:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all images, in whatever order they came."""
-        return hashlib.sha256("".join(sorted(facts.digest for facts in self.facts)).encode()).hexdigest()
+        """SHA-256 of all images and their targets, in whatever order they came."""
+        return hashlib.sha256("".join(sorted(f.digest + f.target_digest for f in self.facts)).encode()).hexdigest()
 
     @property
     def largest_float(self) -> float:
@@ -311,9 +313,14 @@ def _inspect(pair: Pair, kind: Target, channels: Channels, ignored: tuple[int, .
         counts=_count(target, kind),
         target_channels=target.shape[2],
         largest_float=max(float(np.abs(x).max()) if x.dtype.kind == "f" else 0.0 for x in (pixels, target)),
-        digest=hashlib.sha256(pixels.tobytes()).hexdigest(),
+        digest=(digest := _digest(pixels)),
+        target_digest=digest if target is pixels else _digest(target),
         notes=(*picture.notes, *alpha),
     )
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
 def _count(target: np.ndarray, kind: Target) -> dict[int, int]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dl_techniques.data.files import write_file
+from dl_techniques.data.files import check_writable, unwritable, write_file
 from dl_techniques.errors import FileError
 
 CONFIG, LOG, LOCK = "config.json", "log.csv", ".lock"
@@ -25,8 +25,8 @@ PROLONGABLE = ("steps", "cooldown")  # may differ when a run is resumed
 Config = TypeVar("Config")
 
 
-@contextmanager
-def open_run(folder: Path, task: str, config: Any, resume: bool) -> Iterator[Path]:
+@contextlib.contextmanager
+def open_run(folder: Path, task: str, config: Any, resume: bool, versions: Mapping[str, str]) -> Iterator[Path]:
     """Hold a run's folder for this process and give the folder of its checkpoints.
 
     Args:
@@ -34,6 +34,7 @@ def open_run(folder: Path, task: str, config: Any, resume: bool) -> Iterator[Pat
         task: `"denoise"` or `"segment"`.
         config: Dataclass of settings; when resuming, those of the first start.
         resume: Go on with the run.
+        versions: Of what computes it.
 
     Raises:
         FileError: The folder exists and is not to be resumed, is not a run of these settings, cannot be written, or
@@ -47,7 +48,9 @@ def open_run(folder: Path, task: str, config: Any, resume: bool) -> Iterator[Pat
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        write_file(folder / CONFIG, json.dumps({"task": task, **_plain(config)}, indent=2).encode())
+        write_file(
+            folder / CONFIG, json.dumps({"task": task, **_plain(config), "versions": dict(versions)}, indent=2).encode()
+        )
     except Timeout as error:
         raise FileError(str(folder), "is in use: another process trains in it.", "Wait for it, or stop it.") from error
     except OSError as error:
@@ -68,6 +71,27 @@ def check_run(folder: Path, config: Any, resume: bool) -> None:
         _compare(folder, _plain(config))
     elif folder.exists() and (not folder.is_dir() or any(path.name not in UNBEGUN for path in folder.iterdir())):
         raise FileError(str(folder), "exists already.", "Name a new folder, or resume the run in it.")
+    check_writable(folder)
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Raise what a disk or a file refuses in a run that has begun as `FileError` that tells how to go on.
+
+    Args:
+        folder: The run's folder.
+    """
+    try:
+        yield
+    except FileError as error:
+        raise FileError(error.subject, error.reason, f"{error.remedy} {_go_on(folder)}") from error
+    except OSError as error:
+        refusal = unwritable(Path(error.filename or folder), error)
+        raise FileError(refusal.subject, refusal.reason, f"{refusal.remedy} {_go_on(folder)}") from error
+
+
+def _go_on(folder: Path) -> str:
+    return f"Then go on with: convunext train --resume {folder}"
 
 
 def task_of(folder: Path) -> str:
@@ -77,6 +101,15 @@ def task_of(folder: Path) -> str:
         FileError: The folder holds no run.
     """
     return str(_stored(folder)["task"])
+
+
+def stored_versions(folder: Path) -> dict[str, str]:
+    """Return the versions of what computed a run last; see `fingerprint`.
+
+    Raises:
+        FileError: The folder holds no run.
+    """
+    return dict(_stored(folder).get("versions", {}))
 
 
 def stored_config(folder: Path, kind: type[Config]) -> Config:

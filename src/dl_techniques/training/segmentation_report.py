@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dl_techniques.data.collection import Room, Samples
-from dl_techniques.data.files import write_file
+from dl_techniques.data.files import check_writable, write_file
 from dl_techniques.data.masks import Classes
 from dl_techniques.data.normalization import standardize
 from dl_techniques.data.pairs import Pair, find_pairs
@@ -167,6 +167,7 @@ def evaluate_files(
         raise FileError(source, "returns classes, no probabilities.", "Export it without --activation argmax.")
     if output.exists():
         raise FileError(str(output), "exists already.", "Name a new folder.")
+    check_writable(output)
     pairs = find_pairs(images, masks, classes.labels)
     kind = "labels" if classes.labels else "masks"
     room = Room(KEPT)

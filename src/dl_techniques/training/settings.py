@@ -35,6 +35,11 @@ class TrainingConfig:
         cache_gb: Decoded images to keep in memory, in GB, all in all; what does not fit is read again each time.
         max_memory: What the network may take at once in a validation; larger images are computed in tiles.
         preview_every: Validations between two pictures of what the model does; 0: none.
+        group_regex: Images stay on one side of the split whose name gives the same first group of this pattern, such
+            as `'^([^_]+)_'` for the frames of one film.
+        accumulate: Steps whose gradients are added up before the weights change: as if the batch were so many times
+            larger, in the memory of one.
+        patience: Stop after so many validations in a row without a better one; 0: never.
         seed: Seed of weights, crops and all random changes.
     """
 
@@ -54,18 +59,23 @@ class TrainingConfig:
     cache_gb: float = 4.0
     max_memory: str = "2GB"
     preview_every: int = 5
+    group_regex: str | None = None
+    accumulate: int = 1
+    patience: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "steps_per_epoch")
+        check_counts(self, "steps", "steps_per_epoch", "accumulate")
         for name in ("patch", "batch_size", "channels"):
             if getattr(self, name) is not None:
                 check_counts(self, name)
         if self.steps % self.steps_per_epoch:
             rule = f"must be a multiple of steps_per_epoch={self.steps_per_epoch}"
             raise ArgumentError("steps", rule, self.steps)
+        if self.steps % self.accumulate:
+            raise ArgumentError("steps", f"must be a multiple of accumulate={self.accumulate}", self.steps)
         parse_memory(self.max_memory)
-        for name in ("preview_every", "cache_gb"):
+        for name in ("preview_every", "cache_gb", "patience"):
             if getattr(self, name) < 0:
                 raise ArgumentError(name, "must be at least 0", getattr(self, name))
 
@@ -75,9 +85,13 @@ class DenoisingConfig(TrainingConfig):
     """Settings of the training of a denoiser.
 
     Attributes:
-        images: Folder of clean images or a pattern such as `'scans/*.tif'`; of noisy ones with `noisy_only`.
+        images: Folder of clean images or a pattern such as `'scans/*.tif'`, or a CSV file with a column image; of noisy
+            ones with `noisy_only`.
         val_images: Images to validate on, as `images`; the first `held_out` of `images` if not given.
-        held_out: Images, the first by name, that are not trained on but validated on.
+        held_out: Images, the first by name, that are not trained on but validated on; with `group_regex`, about so many
+            of groups chosen by seed and name.
+        patience: Stop after so many validations in a row without a higher PSNR at sigma 25 (or gain, of noisy images
+            alone), even before the learning rate falls; 0: never.
         noisy_only: The images are noisy and there are no clean ones: learn from them alone. Their noise must be white
             and Gaussian; its level is estimated for each.
         sigma: Largest standard deviation of the noise, in units of 1/255; each patch draws its own from 0 to it.
@@ -141,8 +155,6 @@ class PairedConfig(TrainingConfig):
         images: Folder of images or a pattern such as `'slices/*.tif'`; or a CSV file with columns image and target.
         val_images: Images to validate on, as `images`; a share of `images` if not given.
         val_fraction: Share of the images, or of their groups, to validate on.
-        group_regex: Images stay on one side of the split whose name gives the same first group of this pattern, such
-            as `'^([^_]+)_'` for the frames of one film.
         patch: Height and width of the crops that are trained on, in pixels; chosen by the sizes of the images if not
             given. Smaller images are reflected at their borders.
         symmetries: Which turns of an image are trained on, too: `"all"` eight, or its mirror image only, `"mirror"`,
@@ -151,27 +163,16 @@ class PairedConfig(TrainingConfig):
         augment: How much crops are changed at random: `"none"`, not even mirrored; `"light"`, half as strong and half
             as often, never bent, blurred or noisy; `"default"`. In `train restore` both of the last are the symmetries
             alone, as all else would change what is to be undone.
-        accumulate: Steps whose gradients are added up before the weights change: as if the batch were so many times
-            larger, in the memory of one.
-        patience: Stop after so many validations in a row without a better one; 0: never.
     """
 
     val_fraction: float = 0.2
-    group_regex: str | None = None
     symmetries: Literal["auto", "all", "mirror"] = "auto"
     augment: Literal["none", "light", "default"] = "default"
-    accumulate: int = 1
-    patience: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "accumulate")
-        if self.steps % self.accumulate:
-            raise ArgumentError("steps", f"must be a multiple of accumulate={self.accumulate}", self.steps)
         if not 0 < self.val_fraction < 1:
             raise ArgumentError("val_fraction", "must be above 0 and below 1", self.val_fraction)
-        if self.patience < 0:
-            raise ArgumentError("patience", "must be at least 0", self.patience)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from dl_techniques.data.pictures import contact_sheet
 from dl_techniques.inference.bounded import bounded_function
 from dl_techniques.inference.engines import Engine
 from dl_techniques.inference.memory import parse_memory
-from dl_techniques.training.devices import apart, check_batches, leave_to_writer, local_copy, writes
+from dl_techniques.training.devices import apart, building, check_batches, leave_to_writer, local_copy, writes
+from dl_techniques.training.fingerprint import compare_fingerprints, compare_versions, versions, write_fingerprints
 from dl_techniques.training.inspection import Inspection
 from dl_techniques.training.plan import Plan, describe_plan, write_plan
 from dl_techniques.training.run import (
@@ -32,9 +33,11 @@ from dl_techniques.training.run import (
     epochs_since_best,
     open_run,
     read_log,
+    resumable,
+    stored_versions,
     write_split,
 )
-from dl_techniques.training.settings import PairedConfig, TrainingConfig
+from dl_techniques.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     import keras
@@ -73,6 +76,11 @@ class SupervisedTask(ABC, Generic[Config, Result]):
     inspection: Inspection
     training: Samples
     validation: Samples
+
+    @property
+    def followed(self) -> str | None:
+        """Figure of `measure` that must rise if the run is not to end early."""
+        return self.score
 
     def split(self, count: int, read: Callable[[Pair], Any]) -> None:
         """Train on the first so many of the inspected pairs, validate on the others.
@@ -165,18 +173,32 @@ def train_supervised(
         check_run(config.output, config, resume)
     else:
         console = Console(quiet=True)
+    if writes() and resume:
+        for change in compare_versions(config.output, stored_versions(config.output)):
+            console.print(f"note: {change}", markup=False)
     task = load(config, console)
+    if writes() and resume:
+        compare_fingerprints(config.output, task.inspection)
     check_batches(task.batch_sizes())
     config = task.config
     watched = f"val_{task.score}" if task.score is not None else None
-    elsewhere = nullcontext(config.output / CHECKPOINTS)
-    with open_run(config.output, task.name, config, resume) if writes() else elsewhere as checkpoints:
+    keras.utils.set_random_seed(config.seed)
+    with building():
+        made = [task.build()]
+    with apart():
+        task.whole(typing.cast(Any, made[0]))  # refuses before anything is written what would not fit after an epoch
+    run = nullcontext(config.output / CHECKPOINTS)
+    if writes():
+        run = open_run(config.output, task.name, config, resume, versions())
+    with run as checkpoints, resumable(config.output):
         if writes():
             plan = plan_of(task)
             describe_plan(plan, console)
             write_plan(config.output / PLAN, plan)
             write_split(config.output, task.training.names, task.validation.names)
-        keras.utils.set_random_seed(config.seed)
+            write_fingerprints(config.output, task.inspection)
+            if task.score is not None and (config.output / BEST).exists():
+                _mend_best(task, console)
         validation = Validation(
             task.measure,
             task.score,
@@ -190,33 +212,62 @@ def train_supervised(
         if writes() and importlib.util.find_spec("tensorboard") is not None:
             board.append(keras.callbacks.TensorBoard(config.output / "tensorboard", write_graph=False))
 
-        def build() -> keras.Model:
-            model = task.build()
-            with apart():
-                task.whole(model)  # refuses before the first step what would not fit after it
-            return model
-
         model = fit_stages(
-            build,
+            lambda: made.pop() if made else task.build(),
             task.stages(),
             config.steps_per_epoch,
             checkpoints,
             [validation, *board],
             console,
             resume,
-            EarlyStop(lambda: _out_of_patience(config, watched)),
+            EarlyStop(lambda: 0 < config.patience <= epochs_since_best(config.output, f"val_{task.followed}")),
         )
         model.optimizer.finalize_variable_values(model.trainable_variables)
         model = local_copy(model)
         leave_to_writer()
         with apart():
+            if task.score is not None:
+                _ensure_best(task, model, console)
             return task.finish(model, console)
 
 
-def _out_of_patience(config: TrainingConfig, watched: str | None) -> bool:
-    if watched is None or not isinstance(config, PairedConfig):
-        return False
-    return 0 < config.patience <= epochs_since_best(config.output, watched)
+def _mend_best(task: SupervisedTask, console: Console) -> None:
+    """Put a damaged file of the best weights aside, so that those of the steps to come take its place."""
+    from dl_techniques.training.checkpoint import is_whole
+
+    folder = task.config.output
+    if is_whole(folder / BEST):
+        return
+    (folder / BEST).replace(folder / f"{BEST}.damaged")
+    told = f"{folder / BEST}: damaged, put aside; it held the weights of {_best_step(task)}"
+    if is_whole(folder / MODEL):  # what the run gave when it ended
+        write_file(folder / BEST, (folder / MODEL).read_bytes())
+        console.print(f"{told}. Taken from {MODEL}", markup=False)
+    else:
+        console.print(f"{told}, which are lost. The best of the steps to come take its place", markup=False)
+
+
+def _ensure_best(task: SupervisedTask, model: keras.Model, console: Console) -> None:
+    """Where the best weights are lost, take those of the last step in their place."""
+    from dl_techniques.models.convunext.model import create_inference_model_from_training_model
+    from dl_techniques.training.checkpoint import is_whole, save_model
+
+    path = task.config.output / BEST
+    if not is_whole(path):
+        state = "damaged" if path.exists() else "not there"
+        told = f"{path}: {state}; the weights of {_best_step(task)} are lost, those of the last step are taken"
+        console.print(told, markup=False)
+        changes = {"final_activation": task.activation, "dtype": "float32"}
+        save_model(create_inference_model_from_training_model(model, **changes), path)
+
+
+def _best_step(task: SupervisedTask) -> str:
+    """Return in words when the best weights were, as the log has it."""
+    values = [row[f"val_{task.score}"] for row in read_log(task.config.output)]
+    if not values:
+        return "an unknown step"
+    best = max(values)
+    return f"step {(values.index(best) + 1) * task.config.steps_per_epoch} ({task.score} {best:.4f})"
 
 
 def plan_of(task: SupervisedTask) -> Plan:

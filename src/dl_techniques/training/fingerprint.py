@@ -1,0 +1,97 @@
+"""What a run was begun on: digests of its files and versions of what it computes with, compared when it goes on."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from dl_techniques import __version__
+from dl_techniques.data.files import write_file
+from dl_techniques.errors import FileError, first_of
+from dl_techniques.training.inspection import Inspection
+
+FILES = "files.csv"
+COLUMNS = ("image", "target", "image_sha256", "target_sha256")
+
+
+def write_fingerprints(folder: Path, inspection: Inspection) -> None:
+    """Write the digest of each image and of its target into the folder of a run."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for facts in inspection.facts:
+        pair = facts.pair
+        rows.writerow([pair.words(pair.image), pair.words(pair.target), facts.digest, facts.target_digest])
+    write_file(folder / FILES, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def compare_fingerprints(folder: Path, inspection: Inspection) -> None:
+    """Raise `FileError` if files are not those that a run was begun on; a run that has not begun is on any.
+
+    Args:
+        folder: Of the run.
+        inspection: Of the files as they are.
+    """
+    path = folder / FILES
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        stored = [tuple(row.get(name) or "" for name in COLUMNS) for row in csv.DictReader(file)]
+    before: dict[str, str] = {}
+    for image, target, *digests in stored:
+        before |= dict(zip((image, target), digests, strict=True))
+    now: dict[str, str] = {}
+    for facts in inspection.facts:
+        now[facts.pair.words(facts.pair.image)] = facts.digest
+        now[facts.pair.words(facts.pair.target)] = facts.target_digest
+    changes = {
+        "replaced": [name for name in before if name in now and before[name] != now[name]],
+        "removed": [name for name in before if name not in now],
+        "added": [name for name in now if name not in before],
+    }
+    told = [f"{len(names)} {word}: {first_of(names)}" for word, names in changes.items() if names]
+    if told:
+        reason = f"was begun on other files; since then {'; '.join(told)}."
+        raise FileError(str(folder), reason, "Restore the files, or begin a new run.")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the numbers of a run depend on, and the backend's name."""
+    import keras
+    import numpy
+
+    backend = keras.backend.backend()
+    return {
+        "convunext": __version__,
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        "backend": backend,
+        backend: importlib.metadata.version(backend),
+        "numpy": numpy.__version__,
+    }
+
+
+def compare_versions(folder: Path, stored: Mapping[str, str]) -> list[str]:
+    """Return what has another version now than where a run was begun, in words.
+
+    Args:
+        folder: Of the run.
+        stored: What `versions` gave there.
+
+    Raises:
+        FileError: The run was begun on another backend.
+    """
+    here = versions()
+    backend = stored.get("backend", here["backend"])
+    if backend != here["backend"]:
+        reason = f"was begun on {backend}; on {here['backend']} it would end elsewhere."
+        raise FileError(str(folder), reason, f"Set KERAS_BACKEND={backend}, or say --backend {backend}.")
+    return [
+        f"{name} was {stored[name]} and is {version}"
+        for name, version in here.items()
+        if stored.get(name, version) != version
+    ]

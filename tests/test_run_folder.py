@@ -1,0 +1,264 @@
+"""What a run writes: refused before it begins where it cannot, whole or not there when the disk ends, resumed after."""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dl_techniques.cli import main, training
+from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.training import callbacks, supervised
+from dl_techniques.training.checkpoint import list_checkpoints
+from dl_techniques.training.run import read_log
+from dl_techniques.training.segmentation import SegmentationTask, train_segmenter
+from dl_techniques.training.settings import DenoisingConfig, SegmentationConfig
+
+QUIET = Console(quiet=True)
+SMALL = {
+    "steps": 6, "steps_per_epoch": 2, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4,
+    "preview_every": 1, "convnext_version": "v1",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for index in range(5):
+        mask = np.kron(rng.integers(0, 2, (4, 4)), np.ones((5, 6))).astype("uint8")
+        Image.fromarray(np.uint8(100 * mask + rng.integers(0, 90, mask.shape))).save(folder / "images" / f"{index}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{index}.png")
+    return folder
+
+
+def settings(data, output, **changes) -> SegmentationConfig:
+    sources = {"images": str(data / "images"), "masks": str(data / "masks")}
+    return SegmentationConfig(output=output, **{**sources, **SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A run that nothing stopped."""
+    config = settings(data, tmp_path_factory.mktemp("runs") / "run")
+    train_segmenter(config, QUIET)
+    return config
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    states = [np.load(list_checkpoints(folder / "checkpoints")[0]) for folder in (one, other)]
+    assert states[0].files == states[1].files
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0].files)
+    assert read_log(one) == read_log(other)
+    assert (one / "metrics.json").read_text() == (other / "metrics.json").read_text()
+
+
+# === before anything is read ===
+
+
+@contextlib.contextmanager
+def nobody():
+    """Be a user whom permissions hold back, if this is root."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("task", ["segment", "denoise"])
+def test_output_that_cannot_be_written_is_refused_before_the_data_are_read(task, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    flags = ["--images=nowhere", *(["--masks=nowhere"] if task == "segment" else [])]
+    assert main(["train", task, *flags, f"--output={tmp_path / 'file' / 'run'}"]) == 2
+    assert "file/run: cannot be written: " in capfd.readouterr().err
+    assert main(["plan", task, *flags, f"--output={tmp_path / 'file' / 'plan.toml'}"]) == 2
+    assert "cannot be written: " in capfd.readouterr().err
+
+
+def test_folder_without_permission_is_refused_before_the_data_are_read():
+    folder = Path(tempfile.mkdtemp())  # not pytest's, to which nobody else has a way
+    try:
+        folder.chmod(0o555)
+        config = DenoisingConfig(images="nowhere", output=folder / "runs" / "run")
+        with nobody(), pytest.raises(FileError, match="run: cannot be written: .*Permission denied.*another --output"):
+            supervised.train_supervised(lambda config, console: pytest.fail("read"), config, QUIET, resume=False)
+        assert not list(folder.iterdir())
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_memory_too_small_for_a_tile_is_refused_before_the_folder_is_made(data, tmp_path):
+    with pytest.raises(ArgumentError, match="`max_memory` must leave .* MB for a tile"):
+        train_segmenter(settings(data, tmp_path / "run", max_memory="1KB"), QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+# === a disk that ends ===
+
+
+@contextlib.contextmanager
+def ending_disk(monkeypatch, kind, method, room):
+    """Let no file grow beyond `room` bytes while a method runs, from its second call on."""
+    call, calls = getattr(kind, method), []
+
+    def limited(self, *args):
+        calls.append(args)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if len(calls) > 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            return call(self, *args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, method, limited)
+        yield
+
+
+@pytest.mark.parametrize(
+    "kind, method, changes, named",
+    [
+        (callbacks.EpochLog, "on_epoch_end", {}, "log.csv: "),
+        (callbacks.StateCheckpoint, "save", {}, r"checkpoints/step-000000004-[0-9a-f]+\.npz: "),
+        (callbacks.Validation, "on_epoch_end", {"preview_every": 0, "learning_rate": 2e-3}, "best.keras: "),
+        (callbacks.Validation, "on_epoch_end", {}, r"previews/epoch-0002-\d\.png: "),
+    ],
+    ids=["log", "checkpoint", "best", "preview"],
+)
+def test_run_that_the_disk_stops_is_named_and_goes_on_to_the_same_end(
+    kind, method, changes, named, data, finished, tmp_path, monkeypatch, capfd
+):
+    config = settings(data, tmp_path / "run", **changes)
+    if "best" in named:  # every validation brings a better one
+        measure = iter((0.1, 0.2, 0.3, 0.4, 0.5))
+        monkeypatch.setattr(SegmentationTask, "measure", lambda *_: {"dice": next(measure), "iou": 0.0})
+    with (
+        ending_disk(monkeypatch, kind, method, room=8),
+        pytest.raises(FileError, match=f"{named}cannot be .*Then go on with: convunext train --resume {config.output}"),
+    ):
+        train_segmenter(config, QUIET)
+    assert not list(config.output.rglob("*.tmp"))
+    assert list_checkpoints(config.output / "checkpoints")[0].name.startswith("step-000000002")
+    assert main(["train", "--resume", str(config.output)]) == 0
+    if "best" not in named:
+        assert_same_end(config.output, finished.output)
+
+
+# === what a run was begun on ===
+
+
+@pytest.fixture
+def own(data, tmp_path):
+    """A finished run and its data, to be spoiled."""
+    folder = shutil.copytree(data, tmp_path / "data")
+    config = settings(folder, tmp_path / "run")
+    train_segmenter(config, QUIET)
+    return config
+
+
+def resumed(config) -> tuple[int, str]:
+    """Resume a run from the command line; return the exit status and what was printed."""
+    console = Console(record=True, width=300)
+    try:
+        train_segmenter(config, console, resume=True)
+    except FileError as error:
+        return 2, str(error)
+    return 0, console.export_text()
+
+
+def test_resuming_on_other_files_names_them(own):
+    images, masks = Path(own.images), Path(own.masks)
+    kept = (masks / "1.png").read_bytes()
+    Image.fromarray(1 - np.array(Image.open(masks / "1.png"))).save(masks / "1.png")
+    status, told = resumed(own)
+    assert status == 2 and f"since then 1 replaced: {masks / '1.png'}. Restore the files, or begin a new run" in told
+    (masks / "1.png").write_bytes(kept)
+    for name in ("0", "1"):
+        (images / f"{name}.png").rename(images / f"{name}x.png")
+        (masks / f"{name}.png").rename(masks / f"{name}x.png")
+    status, told = resumed(own)
+    assert status == 2 and f"4 removed: {images / '0.png'}, " in told and "4 added: " in told and "1x.png" in told
+    for name in ("0", "1"):
+        (images / f"{name}x.png").rename(images / f"{name}.png")
+        (masks / f"{name}x.png").rename(masks / f"{name}.png")
+    assert resumed(own)[0] == 0
+
+
+def test_run_knows_what_it_was_computed_with_and_keeps_to_its_backend(own, monkeypatch, capfd):
+    path = own.output / "config.json"
+    stored = json.loads(path.read_text())
+    versions = stored["versions"]
+    here = keras.backend.backend()
+    assert versions["backend"] == here and versions["keras"] == keras.__version__ and here in versions
+    assert {"python", "numpy", "convunext"} <= set(versions)
+    path.write_text(json.dumps({**stored, "versions": {**versions, "numpy": "1.0"}}))
+    assert "note: numpy was 1.0 and is " in resumed(own)[1]
+    other = next(name for name in ("torch", "jax") if name != here)
+    path.write_text(json.dumps({**stored, "versions": {**versions, "backend": other}}))
+    monkeypatch.setenv("KERAS_BACKEND", here)
+    assert main(["train", "--resume", str(own.output)]) == 2
+    told = capfd.readouterr().err
+    assert f"was begun on {other}; on {here} it would end elsewhere. Set KERAS_BACKEND={other}, or say" in told
+    chosen = []
+    monkeypatch.delenv("KERAS_BACKEND")
+    monkeypatch.setattr(training, "choose_backend", chosen.append)
+    assert main(["train", "--resume", str(own.output)]) == 2 and chosen == [other]
+
+
+# === damaged weights ===
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_best_weights_of_a_finished_run_are_taken_from_its_model(own, finished):
+    before = (own.output / "metrics.json").read_text()
+    damage(own.output / "best.keras")
+    status, told = resumed(own)
+    assert status == 0 and "best.keras: damaged, put aside; it held the weights of step" in told
+    assert "Taken from model.keras" in told and (own.output / "metrics.json").read_text() == before
+    assert (own.output / "best.keras.damaged").exists()
+
+
+def test_lost_best_weights_are_told_and_those_that_are_whole_are_taken(own):
+    (own.output / "best.keras").write_bytes((own.output / "best.keras").read_bytes()[:1000])
+    damage(own.output / "model.keras")
+    status, told = resumed(own)
+    assert status == 0 and "which are lost. The best of the steps to come take its place" in told
+    assert "best.keras: not there; the weights of step" in told and "those of the last step are taken" in told
+    assert keras.saving.load_model(own.output / "model.keras", compile=False, safe_mode=True).output_channels == 1
+
+
+def test_damaged_best_weights_of_a_stopped_run_are_found_again(data, finished, tmp_path, monkeypatch):
+    config, save = settings(data, tmp_path / "run"), callbacks.StateCheckpoint.save
+
+    def die(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(callbacks.StateCheckpoint, "save", die)
+        train_segmenter(config, QUIET)
+    damage(config.output / "best.keras")
+    status, told = resumed(config)
+    assert status == 0 and "it held the weights of step 2 (dice 0." in told and "those of the last" not in told
+    one, other = (np.load(list_checkpoints(folder / "checkpoints")[0]) for folder in (config.output, finished.output))
+    assert all(np.array_equal(one[name], other[name]) for name in one.files)
