@@ -220,7 +220,9 @@ if TENSORFLOW:  # exports are made there
             for suffix in digests:
                 shutil.copy(Path(name).with_suffix(suffix), Path(f"b{name}").with_suffix(suffix))
             assert load_engine(Path(f"b{name}")).channels == 1
-        parts = [Path(name) / part for part in digests] if Path(name).is_dir() else [Path(f"a{part}") for part in digests]
+        parts = (
+            [Path(name) / part for part in digests] if Path(name).is_dir() else [Path(f"a{part}") for part in digests]
+        )
         for part in parts:
             content = part.read_bytes()
             if not content:
