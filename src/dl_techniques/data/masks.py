@@ -12,7 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 from dl_techniques.data import tiff
-from dl_techniques.data.files import Picture, count_images, read_image, read_images, write_file, write_images
+from dl_techniques.data.files import (
+    Picture,
+    count_images,
+    read_image,
+    read_images,
+    write_file,
+    write_images,
+)
 from dl_techniques.data.formats import FORMATS
 from dl_techniques.data.pictures import to_display, visible
 from dl_techniques.errors import ArgumentError, FileError
@@ -132,6 +139,7 @@ class Classes:
         foreground: Whether every value that is neither the first nor ignored is the second class: binary masks, and
             instances.
         labels: Whether they are labels, each of which a pixel has or not, whatever others it has.
+        painted: The colour of each class in the masks, 0xRRGGBB; empty where they have none.
     """
 
     values: tuple[int, ...]
@@ -139,11 +147,15 @@ class Classes:
     ignored: tuple[int, ...] = ()
     foreground: bool = False
     labels: bool = False
+    painted: tuple[int, ...] = ()
 
     def as_card(self) -> dict[str, Any]:
         """Return what `from_card` takes, for a model's card."""
+        entries = [{"name": n, "mask_value": v} for n, v in zip(self.names, self.values, strict=True)]
+        for entry, colour in zip(entries, self.painted, strict=False):
+            entry["colour"] = f"#{colour:06x}"
         return {
-            "classes": [{"name": n, "mask_value": v} for n, v in zip(self.names, self.values, strict=True)],
+            "classes": entries,
             "ignored_mask_values": list(self.ignored),
             "every_other_value_is_foreground": self.foreground,
             "labels": self.labels,
@@ -163,6 +175,7 @@ class Classes:
                 tuple(map(int, card["ignored_mask_values"])),
                 bool(card["every_other_value_is_foreground"]),
                 bool(card.get("labels", False)),
+                tuple(int(entry["colour"].removeprefix("#"), 16) for entry in card["classes"] if "colour" in entry),
             )
         except (KeyError, TypeError, ValueError) as error:
             reason = "has no card that tells its classes."
@@ -185,9 +198,15 @@ class Classes:
 
     @property
     def colours(self) -> list[tuple[int, int, int]]:
-        """Red, green and blue of each class: its mask value where that is a colour, otherwise one of `COLOURS`."""
+        """Red, green and blue of each class: as in the masks where those have colours, otherwise one of `COLOURS`."""
         table = [int(colour, 16) for colour in COLOURS[int(self.labels) :]]  # black is where there is no label
-        values = self.values if max(self.values) >= 2**16 else [table[n % len(table)] for n in range(self.count)]
+        values = (
+            self.painted
+            if len(self.painted) == self.count
+            else self.values
+            if max(self.values) >= 2**16
+            else [table[n % len(table)] for n in range(self.count)]
+        )
         return [(value >> 16, value >> 8 & 255, value & 255) for value in values]
 
     def decide(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

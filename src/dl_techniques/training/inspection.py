@@ -17,6 +17,7 @@ from dl_techniques.data.collection import Decoded, Room
 from dl_techniques.data.files import Channels, Picture, read_image
 from dl_techniques.data.masks import IGNORED, Classes, read_labels, read_mask
 from dl_techniques.data.pairs import Pair, find_pairs, split_pairs
+from dl_techniques.data.palettes import mask_colours
 from dl_techniques.errors import ConvUNextError, first_of
 from dl_techniques.training.refusals import mixture, overlap, refuse
 
@@ -42,6 +43,7 @@ class PairFacts:
         high: Largest sample.
         counts: Pixels of each mask value; of labels, those with each, and under `IGNORED` those that do not count;
             empty for images.
+        colours: Of each mask value, 0xRRGGBB, where the mask has a palette or was painted in colours.
         target_channels: Channels of the target; 1 for masks, the number of labels for those.
         largest_float: Largest magnitude of floating-point samples, of image or target; 0 where both are integers.
         digest: Of the image's samples.
@@ -57,6 +59,7 @@ class PairFacts:
     low: float = 0.0
     high: float = 0.0
     counts: Mapping[int, int] = field(default_factory=dict)
+    colours: Mapping[int, int] = field(default_factory=dict)
     target_channels: int = 1
     largest_float: float = 0.0
     digest: str = ""
@@ -256,6 +259,19 @@ def mask_values(inspection: Inspection) -> list[tuple[str, Mapping[int, int]]]:
     return sorted(found, key=lambda entry: entry[0])
 
 
+def painted(inspection: Inspection, classes: Classes) -> Classes:
+    """Return classes with the colours that the masks give them, if all masks with a class agree on its colour."""
+    if classes.labels or (classes.foreground and len(set(inspection.counts) - set(classes.ignored)) > 2):
+        return classes
+    found = {(value, colour) for facts in inspection.facts for value, colour in facts.colours.items()}
+    known = dict(found)
+    plain = any(facts.counts and not facts.colours for facts in inspection.facts)
+    clear = len(known) == len(found) and len({known.get(value) for value in classes.values}) == classes.count
+    if plain or not clear or None in map(known.get, classes.values):
+        return classes
+    return replace(classes, painted=tuple(known[value] for value in classes.values))
+
+
 def _values_of(index: int, classes: Classes, counts: Mapping[int, int]) -> list[int]:
     if classes.foreground and index == 1:
         return [value for value in counts if value != classes.values[0] and value not in classes.ignored]
@@ -303,6 +319,7 @@ def _inspect(pair: Pair, kind: Target, channels: Channels, ignored: tuple[int, .
         problem = f"{place}: is {other_w}x{other_h} pixels, its image {name} {w}x{h}. Resize one."
         return PairFacts(pair, problem=problem)
     decoded.keep(pair, pixels, target)
+    counts = _count(target, kind)
     return PairFacts(
         pair,
         size=(pixels.shape[0], pixels.shape[1]),
@@ -310,7 +327,8 @@ def _inspect(pair: Pair, kind: Target, channels: Channels, ignored: tuple[int, .
         dtype=str(pixels.dtype),
         low=float(pixels.min()),
         high=float(pixels.max()),
-        counts=_count(target, kind),
+        counts=counts,
+        colours=mask_colours(pair.target, counts) if kind == "masks" else {},
         target_channels=target.shape[2],
         largest_float=max(float(np.abs(x).max()) if x.dtype.kind == "f" else 0.0 for x in (pixels, target)),
         digest=(digest := _digest(pixels)),

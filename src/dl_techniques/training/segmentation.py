@@ -12,7 +12,14 @@ import numpy as np
 from dl_techniques.data.masks import choose_classes, choose_labels
 from dl_techniques.training.choices import choose_augmentation, settle
 from dl_techniques.training.evaluation import Evaluation, describe_evaluation, error_row, evaluate, metrics_of, predict
-from dl_techniques.training.inspection import channels_of, class_shares, describe_classes, find_and_inspect, mask_values
+from dl_techniques.training.inspection import (
+    channels_of,
+    class_shares,
+    describe_classes,
+    find_and_inspect,
+    mask_values,
+    painted,
+)
 from dl_techniques.training.refusals import refuse_unnamed
 from dl_techniques.training.segmentation_data import read_sample, segmentation_batches
 from dl_techniques.training.segmentation_report import REPORT, write_evaluation
@@ -115,6 +122,7 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
                 refuse_unnamed(mask_values(self.inspection), config.classes, config.ignore)
             classes = choose_classes(self.inspection.counts, config.mask_kind, config.classes, config.ignore)
             kind = "foreground" if classes.foreground else "classes"
+        classes = painted(self.inspection, classes)
         describe_classes(self.inspection, classes, console)
         self.config = replace(settle(config, self.inspection), mask_kind=kind, classes=classes.names)
         self.classes = classes
