@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dl_techniques.card import check_artifact, read_card
-from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.inference.cache import Conversion
 from dl_techniques.inference.choosing import Choice, Model, choose_engine
 from dl_techniques.inference.runtimes import ArraysFunction, ONNXFunction, OpenVINOFunction
@@ -124,7 +124,7 @@ def load_engine(source: Model, engine: EngineName | None = None, precision: Prec
         remedy = f"Install it: pip install {error.name}"
         raise FileError(str(path), f"needs the module {error.name!r}, which is not installed.", remedy) from error
     except (ValueError, OSError, RuntimeError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, FileError | ArgumentError):
+        if isinstance(error, ConvUNextError):
             raise
         raise FileError(str(path), f"cannot be loaded: {_first_words(error)}.", "Get it again.") from error
 
@@ -193,11 +193,13 @@ def _load_keras(path: Path) -> Engine:
     import dl_techniques.models.convunext.model  # noqa: F401 - registers the model
     from dl_techniques.models.convunext.archive import check_archive
 
-    check_archive(path)
+    config = check_archive(path)
     try:
-        model: Any = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model: Any = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
     except ArgumentError as error:
-        raise FileError(str(path), f"cannot be built: {error}", "Get it again.") from error
+        reason = f"cannot be built: `{error.subject}` {error.reason}"
+        raise FileError(str(path), reason, error.remedy or "Get it again.") from error
+    model.load_weights(path)  # looks at them first: Keras leaves what it does not find as it was drawn
     return _keras_engine(model, path)
 
 
