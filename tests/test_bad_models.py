@@ -1,4 +1,4 @@
-"""Every damaged or hostile model file, in every command that takes one: named with a remedy, and no traces are left."""
+"""Every damaged or hostile model file, in every command that takes one: named with a remedy, status 2, no traces."""
 
 import json
 import random
