@@ -235,7 +235,7 @@ if TENSORFLOW:  # exports are made there
             assert main(["denoise", "a.png", "-o", "out.png", "--model", name]) == 2
             assert capfd.readouterr().err.strip().endswith("Get it again, with its card.")
             part.unlink()
-            with pytest.raises(FileError):
+            with pytest.raises(ConvUNextError):
                 load_engine(name)
             part.write_bytes(content)
         assert load_engine(name).channels == 1 and not Path("out.png").exists()
