@@ -34,7 +34,7 @@ class StorageError(FileError):
     """Refuse to go on with a file that could not be fetched or stored; it may be there the next time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """An image file that was found.
 
