@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def connected(address: str | None) -> Iterator[None]:
     mine = {} if address else {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet_stderr():
             warnings.simplefilter("ignore")
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **mine)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -90,6 +91,20 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Hide what C++ code writes while Ray starts."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def share_out(nodes: list[dict[str, float]], memory: int, on_gpu: bool, remote: bool) -> Workers:

@@ -82,7 +82,7 @@ class Status:
         self.flush()
         names = self._part_names()
         if names:
-            self._output.store(TABLE, _bytes(self.read()))
+            self._output.store(TABLE, _bytes(self.read().sort_by("path")))
             self._parts.remove(names)
 
     def _part_names(self) -> list[str]:
