@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # A `Path` keeps one of the two slashes. A single letter is a drive.
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])")
 WHOLE_PUTS = ("s3", "gcs", "abfs")  # where a file appears when its last byte has come, and not before
+BUFFER = 2**23
 MAGIC = re.compile(r"[*?\[]")
 
 
@@ -28,7 +30,11 @@ def is_address(text: str | os.PathLike) -> bool:
     return ADDRESS.match(str(text)) is not None
 
 
-@dataclass(frozen=True)
+class StorageError(FileError):
+    """Refuse to go on with a file that could not be fetched or stored; it may be there the next time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """An image file that was found.
 
@@ -65,9 +71,9 @@ class Folder:
         self.remote = is_address(text)
         if self.remote:
             address = ADDRESS.sub(r"\1://", str(text), count=1)
-            self._address, _, settings = address.partition("?")
-            self._settings = f"?{settings}" if settings else ""
             self.files, self.path = _open(address)
+            self._address, question, settings = address.partition("?")
+            self._settings = question + settings
         else:
             from pyarrow.fs import LocalFileSystem
 
@@ -86,7 +92,7 @@ class Folder:
         """Yield what is known of each file of the folder, not of folders in it; nothing if it does not exist.
 
         Raises:
-            FileError: It cannot be read.
+            StorageError: It cannot be read.
         """
         from pyarrow.fs import FileSelector
 
@@ -96,30 +102,44 @@ class Folder:
             raise _refusal(str(self), "read", error) from error
         yield from (info for info in infos if info.is_file)
 
-    def read(self, name: str) -> bytes:
-        """Return the content of a file.
+    def look(self, name: str) -> FileInfo:
+        """Return what is known of a file, which need not exist.
 
         Raises:
-            FileError: It cannot be read.
+            StorageError: It cannot be asked for.
         """
         try:
-            with self.files.open_input_file(f"{self.path}/{name}") as file:
-                return file.read()
+            return self.files.get_file_info([f"{self.path}/{name}"])[0]
         except OSError as error:
             raise _refusal(self / name, "read", error) from error
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file so that it is there whole or not at all.
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file to this machine.
 
         Raises:
-            FileError: It cannot be written.
+            StorageError: It cannot be read.
         """
+        try:
+            with self.files.open_input_stream(f"{self.path}/{name}") as file:
+                file.download(str(path), buffer_size=BUFFER)
+        except OSError as error:
+            raise _refusal(self / name, "read", error) from error
+
+    def store(self, name: str, content: Path | bytes) -> None:
+        """Write a file, of this machine or of memory, so that it is there whole or not at all.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        import pyarrow as pa
+
         path = f"{self.path}/{name}"
         put = self.files.type_name in WHOLE_PUTS
         temporary = path if put else f"{self.path}/.{name}.{os.getpid()}.tmp"
         try:
+            whole = pa.memory_map(str(content)).read_buffer() if isinstance(content, Path) else content
             file = self.files.open_output_stream(temporary)
-            file.write(content)  # what is not closed after an error does not appear
+            file.write(whole)  # at once: were it to stop between two parts, the first would be taken for all
             file.close()
             if not put:
                 self.files.move(temporary, path)
@@ -130,7 +150,7 @@ class Folder:
         """Make the folder, where folders are made.
 
         Raises:
-            FileError: It cannot be written.
+            StorageError: It cannot be written.
         """
         try:
             if self.files.type_name != "s3":  # of which a bucket would be made
@@ -140,17 +160,36 @@ class Folder:
         except OSError as error:
             raise _refusal(str(self), "written", error) from error
 
+    def read(self, name: str) -> bytes:
+        """Return the content of a file.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        try:
+            with self.files.open_input_stream(f"{self.path}/{name}") as file:
+                return file.read()
+        except OSError as error:
+            raise _refusal(self / name, "read", error) from error
+
     def remove(self, names: Sequence[str]) -> None:
-        """Remove files."""
+        """Remove files, and the folder if they were the last."""
         for name in names:
             self.files.delete_file(f"{self.path}/{name}")
+        if not any(self.list()):
+            self.files.delete_dir(self.path)
 
 
 def folder_of(source: str) -> tuple[Folder, str]:
     """Return the folder of a file, and its name."""
     address, question, settings = source.partition("?") if is_address(source) else (source, "", "")
     parent, _, name = address.rpartition("/")
-    return Folder(parent + question + settings), name
+    return _folder(parent + question + settings), name
+
+
+@functools.lru_cache(maxsize=64)
+def _folder(text: str) -> Folder:
+    return Folder(text)  # connects
 
 
 def find_sources(sources: Sequence[str]) -> tuple[list[Found], list[str]]:
@@ -195,12 +234,12 @@ def _find_remote(source: str) -> list[Found]:
     if MAGIC.search(parent):
         raise FileError(source, "has a pattern in a folder's name.", "Patterns may stand in the last part alone.")
     pattern = bool(MAGIC.search(last))
-    folder = Folder((parent if pattern else address) + question + settings)
+    folder = _folder((parent if pattern else address) + question + settings)
     infos = [info for info in folder.list() if not pattern or fnmatch.fnmatchcase(info.base_name, last)]
-    if not infos and not pattern and last:
-        alone, name = folder_of(str(folder))
-        infos = [info for info in alone.list() if info.base_name == name] if alone.path != "/" else []
-        folder = alone if infos else folder
+    if not infos and not pattern:  # a file
+        folder, _ = folder_of(str(folder))
+        infos = [folder.look(last)]
+        infos = [info for info in infos if info.is_file]
     wanted = [info for info in infos if PurePosixPath(info.base_name).suffix.lower() in SUFFIXES]
     if not wanted:
         raise FileError(source, f"holds no image file ({', '.join(SUFFIXES)}).", "Check the address.")
@@ -230,6 +269,6 @@ def _open(address: str) -> tuple[FileSystem, str]:
     return PyFileSystem(FSSpecHandler(files)), path
 
 
-def _refusal(subject: str, verb: str, error: OSError) -> FileError:
+def _refusal(subject: str, verb: str, error: OSError) -> StorageError:
     words = str(error).strip().rstrip(".") or type(error).__name__
-    return FileError(subject, f"cannot be {verb}: {words}.", "Check address, permissions and connection.")
+    return StorageError(subject, f"cannot be {verb}: {words}.", "Check address, permissions and connection.")

@@ -91,6 +91,7 @@ def predict(
     /,
     *,
     options: Annotated[PredictionOptions, Parameter(name="*")],
+    ray: Annotated[list[str] | None, Parameter(consume_multiple=(0, 1))] = None,
     backend: Backend = None,
 ) -> None:
     """Apply a trained model to images: masks from a segmenter, restored images from a denoiser or restorer.
@@ -101,14 +102,33 @@ def predict(
 
     Args:
         model: A `.keras` file, a run's folder, a preset's name or folder, or an export.
-        inputs: Image files, folders of them and quoted patterns.
+        inputs: Image files, folders of them and quoted patterns; with --ray also addresses such as s3://bucket/folder/.
         options: Settings.
+        ray: Give the images to all cores or GPUs of this machine, or of the Ray cluster at this address (HOST:PORT, or
+            auto), and write what became of each to status.parquet beside the results.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
+    if ray is not None:
+        _predict_bulk(model, inputs, options, backend, *ray)
+        return
     choice = settle_engine(model, options.engine, options.precision, backend)
     from dl_techniques.inference.predicting import predict_files
 
     _report(predict_files(choice, inputs, options, terminal()))
+
+
+def _predict_bulk(
+    model: str, inputs: list[str], options: PredictionOptions, backend: Backend, address: str | None = None
+) -> None:
+    from dl_techniques.bulk.cluster import require_ray
+
+    require_ray()  # before the model is looked at
+    choice = settle_engine(model, options.engine, options.precision, backend)
+    from dl_techniques.bulk.running import predict_bulk
+
+    outcome = predict_bulk(choice, inputs, options, terminal(), address)
+    if outcome.refused:
+        raise PartialFailure(f"{outcome.refused} of {outcome.total} images refused")
 
 
 def _report(results: Sequence) -> None:
