@@ -232,6 +232,8 @@ def _job(choice: Choice, options: PredictionOptions, output: Folder, settings: s
 def _run(missing: list[Found], job: Job, workers: Workers) -> Iterator[pa.Table]:
     """Yield the rows of the images as they are done."""
     import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     data = silence_data()
     size = max(1, min(BATCH, len(missing) // (4 * workers.count)))
@@ -239,7 +241,7 @@ def _run(missing: list[Found], job: Job, workers: Workers) -> Iterator[pa.Table]
     tables = [pa.Table.from_pylist([_as_row(image) for image in part], schema=IMAGES) for part in parts]
     missing.clear()
     # Where this process is: it lives as long as the run.
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), True)
     journal = ray.remote(Journal).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
     ).remote()  # fmt: skip
@@ -254,7 +256,7 @@ def _run(missing: list[Found], job: Job, workers: Workers) -> Iterator[pa.Table]
     )
     try:
         yield from done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         remedy = "The same version of convunext and of what runs the model must be on all machines."
         raise ConvUNextError("--ray", f"the workers cannot work: {lines[-1].strip()}.", remedy) from error

@@ -164,7 +164,7 @@ class Worker:
             for result in possible_names(self._predictor, name):
                 if self._output.look(result).is_file:
                     return self._row(image, DONE, output=self._output / result)
-        deaths = self._ask(self._journal.begin.remote(path))
+        deaths: Any = self._ask(self._journal.begin.remote(path))
         if deaths >= DEATHS:
             error = FileError(path, f"ended {deaths} processes that computed it.", "Look at it, or leave it out.")
             return self._row(image, REFUSED, error=str(error))
