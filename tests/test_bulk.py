@@ -216,7 +216,9 @@ def test_a_run_that_is_killed_is_completed_by_the_next(model, images, expected, 
 def test_ctrl_c_ends_the_run_with_its_workers_and_keeps_the_rows(model, images, tmp_path):
     command = [sys.executable, "-m", "dl_techniques.cli", "predict", str(model), str(images), "-o", str(tmp_path)]
     command += ["--engine", "openvino", "--tta", "8", "--ray"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         wait_for_results(tmp_path, process)
         begun = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
