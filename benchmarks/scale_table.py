@@ -55,7 +55,7 @@ class Row:
 
 
 HEADER = """\
-| accelerators | MB sent by each a step | exchange (ms) | step (ms) | efficiency | overlapped | images/s | GB/s read | $ per million images |
+| accelerators | MB sent | exchange, ms | step, ms | efficiency | overlapped | images/s | GB/s read | $ per million |
 | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
 
 
@@ -110,9 +110,8 @@ def tables(of_tiny: float) -> str:
         count = parameters(variant)
         alone = BATCH * of_tiny * GMAC[variant] / GMAC["tiny"]
         rows = "\n".join(str(row(n, count, alone)) for n in COUNTS)
-        parts.append(
-            f"`{variant}`, {count:,} parameters, {GRADIENT_BYTES * count / 1e6:,.0f} MB of gradients:\n\n{HEADER}\n{rows}"
-        )
+        gradients = f"{GRADIENT_BYTES * count / 1e6:,.0f} MB of gradients"
+        parts.append(f"`{variant}`, {count:,} parameters, {gradients}:\n\n{HEADER}\n{rows}")
     return "\n\n".join(parts)
 
 
@@ -127,9 +126,9 @@ def main() -> None:
         here, moved = measure()
         of_tiny = here * moved / MEMORY
         said = (
-            f"Not measured on an accelerator: a training step of `tiny` took {here:.2g} s for an image on a machine whose "
-            f"memory moved {moved / 1e9:.1f} GB/s. The network is bound by memory, so on an accelerator that moves "
-            f"{MEMORY / 1e12:g} TB/s it is taken to be {1e3 * of_tiny:.2g} ms."
+            f"Not measured on an accelerator: a training step of `tiny` took {here:.2g} s for an image on a machine "
+            f"whose memory moved {moved / 1e9:.1f} GB/s. The network is bound by memory, so on an accelerator that "
+            f"moves {MEMORY / 1e12:g} TB/s it is taken to be {1e3 * of_tiny:.2g} ms."
         )
     text = f"{said}\n\n{tables(of_tiny)}"
     print(text)
