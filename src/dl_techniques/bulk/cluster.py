@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from dl_techniques.errors import ArgumentError, ConvUNextError
 
 RUNTIME_BYTES = 10**9  # what Python, TensorFlow and Ray take in a worker, beside --max-memory
 STORE_BYTES = 256 * 2**20  # of a cluster of our own: rows alone go through it
+PATIENCE = 10.0  # seconds for a cluster to answer
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anyone
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -74,6 +76,8 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if address not in (None, "auto"):
+        _knock(address)
     mine = {} if address else {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -81,16 +85,31 @@ def connected(address: str | None) -> Iterator[None]:
             warnings.simplefilter("ignore")
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **mine)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        words = str(error).strip().splitlines()
-        reason = f"no cluster answers at {address!r}: {words[0] if words else type(error).__name__}"
-        remedy = "Start one (ray start --head), or leave the address out to start one on this machine."
-        raise ConvUNextError("--ray", reason.rstrip(".") + ".", remedy) from error
+        raise _no_cluster(address, error) from error
     for number, handler in handlers.items():
         signal.signal(number, handler)  # Ray's would end the process without a word
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise `ConvUNextError` where nothing listens: Ray itself would wait for it without end."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and colon and port.isdecimal()):
+        raise ArgumentError("ray", "must be HOST:PORT or auto", address)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> ConvUNextError:
+    words = str(error).strip().splitlines()
+    reason = f"no cluster answers at {address!r}: {words[0] if words else type(error).__name__}"
+    remedy = "Start one (ray start --head), or leave the address out to start one on this machine."
+    return ConvUNextError("--ray", reason.rstrip(".") + ".", remedy)
 
 
 @contextlib.contextmanager

@@ -250,7 +250,7 @@ def _run(missing: list[Found], job: Job, workers: Workers) -> Iterator[pa.Table]
         fn_constructor_args=(job, journal),
         batch_size=None,
         batch_format="pyarrow",
-        compute=data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
+        compute=data.ActorPoolStrategy(size=min(workers.count, len(tables)), max_tasks_in_flight_per_actor=2),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
     )

@@ -120,7 +120,7 @@ class Folder:
             StorageError: It cannot be read.
         """
         try:
-            with self.files.open_input_stream(f"{self.path}/{name}") as file:
+            with self.files.open_input_file(f"{self.path}/{name}") as file:
                 file.download(str(path), buffer_size=BUFFER)
         except OSError as error:
             raise _refusal(self / name, "read", error) from error

@@ -36,7 +36,7 @@ def silence_openvino() -> None:
 
 
 def threads() -> int:
-    """Return how many threads a runtime may compute with: OMP_NUM_THREADS, or 0, one for each core."""
+    """Return how many threads a runtime may compute with: OMP_NUM_THREADS, or 0, all cores, if not set."""
     named = os.environ.get("OMP_NUM_THREADS", "")
     return int(named) if named.isdecimal() else 0
 
