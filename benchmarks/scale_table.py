@@ -30,6 +30,7 @@ HOST = 8  # accelerators
 INSIDE, BETWEEN = 300e9, 40e9  # bytes/s that one sends within a host, and to another: 400 Gbit/s, four fifths of it
 LATENCY = 5e-6  # seconds of each of the 2(N - 1) turns of a ring
 MEMORY = 2.0e12  # bytes/s that an accelerator moves
+FASTER = 10  # what a step may be shorter by than it is taken to be
 PRICE = 2.5  # dollars an hour and accelerator
 
 
@@ -111,7 +112,12 @@ def tables(of_tiny: float) -> str:
         alone = BATCH * of_tiny * GMAC[variant] / GMAC["tiny"]
         rows = "\n".join(str(row(n, count, alone)) for n in COUNTS)
         gradients = f"{GRADIENT_BYTES * count / 1e6:,.0f} MB of gradients"
-        parts.append(f"`{variant}`, {count:,} parameters, {gradients}:\n\n{HEADER}\n{rows}")
+        faster = row(COUNTS[-1], count, alone / FASTER)
+        parts.append(
+            f"`{variant}`, {count:,} parameters, {gradients}:\n\n{HEADER}\n{rows}\n\n"
+            f"Were the step {FASTER} times shorter, {COUNTS[-1]:,} would be {faster.efficiency:.0%} efficient, "
+            f"{faster.overlapped:.0%} overlapped."
+        )
     return "\n\n".join(parts)
 
 
@@ -124,7 +130,7 @@ def main() -> None:
     said = f"A training step of `tiny` takes {of_tiny} s for an image on one accelerator, as measured there."
     if of_tiny is None:
         here, moved = measure()
-        of_tiny = here * moved / MEMORY
+        of_tiny = float(f"{here * moved / MEMORY:.2g}")
         said = (
             f"Not measured on an accelerator: a training step of `tiny` took {here:.2g} s for an image on a machine "
             f"whose memory moved {moved / 1e9:.1f} GB/s. The network is bound by memory, so on an accelerator that "

@@ -103,9 +103,4 @@ def test_a_ring_sends_what_it_must():
 def test_the_document_holds_the_tables_of_the_script():
     text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     milliseconds = float(re.search(r"it is taken to be ([\d.]+) ms", text)[1])
-    table = scale_table.tables(milliseconds / 1e3)
-    numbers = [
-        re.findall(r"[\d.,]+", part) for part in (table, text.partition("scale:begin")[2].partition("`tiny`,")[2])
-    ]
-    assert f"`xlarge`, {scale_table.parameters('xlarge'):,} parameters" in text
-    assert len(numbers[0]) and f"| 1,024 | {table.split('| 1,024 | ')[1].split(' |')[0]} |" in text
+    assert scale_table.tables(milliseconds / 1e3) in text
