@@ -15,6 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import keras
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -39,6 +40,8 @@ from dl_techniques.inference.predicting import predict_files
 from dl_techniques.inference.settings import PredictionOptions
 from test_predict import QUIET, save_segmenter
 
+# Bulk prediction is the same on every backend of Keras.
+__test__ = keras.backend.backend() == "tensorflow"
 # Ray warns of its own settings.
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "ResourceWarning")]
 COUNT, BROKEN = 60, (7, 31)
