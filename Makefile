@@ -34,6 +34,7 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/speed.py --minutes 13 --out docs/img --markdown docs/performance.md
+	$(BIN)/python benchmarks/block.py --markdown docs/performance.md
 	$(BIN)/python benchmarks/startup.py --markdown docs/performance.md
 
 $(VENV)/bin/python:

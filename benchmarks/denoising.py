@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--sigma", type=float, nargs="+", default=[15.0, 25.0, 50.0], help="in units of 1/255")
     parser.add_argument("--models", nargs="+", default=["denoise-gray"], help="presets or model files")
     parser.add_argument("--tta", type=int, nargs="+", default=[1, 4], help="symmetries that presets average over")
+    parser.add_argument("--models-only", action="store_true", help="leave out the methods that are told the level")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     arguments = parser.parse_args()
 
@@ -72,7 +73,8 @@ def main() -> None:
         for name in arguments.models
         for tta in arguments.tta
     }
-    methods |= {"BM3D": bm3d_method, "non-local means": nlm_method, "wavelet": wavelet_method, "TV": tv_method}
+    if not arguments.models_only:
+        methods |= {"BM3D": bm3d_method, "non-local means": nlm_method, "wavelet": wavelet_method, "TV": tv_method}
     paths = find_images([arguments.images])
     rows = []
     for sigma in arguments.sigma:

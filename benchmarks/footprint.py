@@ -2,8 +2,8 @@
 
 Run in the project's folder: `python benchmarks/footprint.py` (`--markdown docs/deploy.md` writes the table there,
 `--whole` measures the install with TensorFlow, too). Sizes are of what lies in the environment's site-packages, pip and
-setuptools left out, as `du` counts. Each environment then denoises an image with the artifact of its engine, which
-`--artifacts` names: a folder with denoise.xml and denoise.onnx.
+setuptools left out, as `du` counts. Each environment then denoises an image and segments a folder with the artifacts of
+its engine, which lie in the folder `--artifacts`: denoise.xml and nuclei.xml, denoise.onnx and nuclei.onnx.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dl_techniques.data.files import Picture, write_image
 from tables import replace_section
 
 ROOT = Path(__file__).parents[1]
-ENGINES = {"openvino": "denoise.xml", "onnxruntime": "denoise.onnx"}
+ENGINES = {"openvino": ".xml", "onnxruntime": ".onnx"}
 RUN_AND_LIST = """
 import sys
 from dl_techniques.cli import main
@@ -56,7 +56,7 @@ def megabytes(folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--artifacts", type=Path, help="folder with denoise.xml and denoise.onnx, to be run")
+    parser.add_argument("--artifacts", type=Path, help="folder with denoise and nuclei as .xml and .onnx, to be run")
     parser.add_argument("--markdown", type=Path, help="document to write the table into")
     parser.add_argument("--whole", action="store_true", help="measure `pip install .`, with TensorFlow, too")
     options = parser.parse_args()
@@ -65,14 +65,18 @@ def main() -> None:
         folder = Path(temporary)
         noise = np.random.default_rng(0).normal(128, 20, (200, 300, 1)).clip(0, 255).astype("uint8")
         write_image(folder / "noisy.png", Picture(noise))
-        for engine, artifact in ENGINES.items():
+        for engine, suffix in ENGINES.items():
             commands = [command.replace("openvino", engine) for command in documented_commands()]
             environment = make_environment(folder / engine, commands)
             rows.append((f"artifacts on {engine}", megabytes(environment)))
             if options.artifacts:
-                model, output = options.artifacts.resolve() / artifact, folder / f"{engine}.png"
-                arguments = ["denoise", str(folder / "noisy.png"), "-o", str(output), "--model", str(model)]
-                subprocess.run([environment / "bin" / "python", "-I", "-c", RUN_AND_LIST, *arguments], check=True)
+                models, image = options.artifacts.resolve(), str(folder / "noisy.png")
+                denoiser, segmenter = (str(models / f"{name}{suffix}") for name in ("denoise", "nuclei"))
+                for arguments in (
+                    ["denoise", image, "-o", str(folder / f"{engine}.png"), "--model", denoiser],
+                    ["predict", segmenter, image, "-o", str(folder / f"{engine}-masks")],
+                ):
+                    subprocess.run([environment / "bin" / "python", "-I", "-c", RUN_AND_LIST, *arguments], check=True)
         if options.whole:
             commands = ["python -m venv runtime", "runtime/bin/pip install -c constraints.txt ."]
             rows.append(("everything, TensorFlow", megabytes(make_environment(folder / "whole", commands))))

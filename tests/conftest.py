@@ -1,6 +1,7 @@
 """What all tests share: quiet backends, a fixed seed, small models away from their initial weights."""
 
 import os
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -11,6 +12,10 @@ from hypothesis import settings
 
 from dl_techniques.inference.engines import Engine, load_engine
 from models import DENOISER, randomize, small_model
+
+# Shells let what runs in their background ignore Ctrl-C, and its children with it; some tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the first call on a new image size compiles. No database: runs are the same everywhere.
 # JAX compiles every operation anew for every size, seconds each, and so tries fewer.

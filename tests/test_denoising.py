@@ -299,14 +299,18 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(step, finished, ph
         assert np.array_equal(actual, expected)
 
 
-def test_run_killed_before_its_first_checkpoint_starts_anew_and_says_so(finished, photos, tmp_path, capsys):
-    _, result = finished
+@pytest.mark.parametrize("logged", [False, True], ids=["within an epoch", "between the log and the checkpoint"])
+def test_run_killed_before_its_first_checkpoint_starts_anew_and_says_so(logged, finished, photos, tmp_path, capsys):
+    first, result = finished
     config = DenoisingConfig(images=str(photos), output=tmp_path / "run", precision="float32", **SMALL)
     with open_run(config.output, "denoise", config, False, {}):
-        pass
+        if logged:
+            rows = (first.output / "log.csv").read_text().splitlines(keepends=True)
+            (config.output / "log.csv").write_text("".join(rows[:2]))
     resumed = train_denoiser(config, Console(soft_wrap=True), resume=True)
     assert "stopped before its first checkpoint: starting from the first step" in capsys.readouterr().out
     assert all(map(np.array_equal, weights(resumed.model), weights(result.model)))
+    assert read_log(config.output) == read_log(first.output)
     for path in checkpoint.list_checkpoints(config.output / "checkpoints"):
         path.unlink()
     with pytest.raises(FileError, match="holds no checkpoint"):  # it had some, as its log tells

@@ -71,6 +71,16 @@ def test_openvino_gives_the_numbers_of_keras(models, kind):
             assert y.dtype == np.float32 and off(y, reference.function(x)) <= limit
 
 
+def test_openvino_has_norms_as_operations_of_its_own(models):
+    import openvino
+
+    folder = conversions.convert(models["v2"], "openvino").folder
+    kinds = [operation.get_type_name() for operation in openvino.Core().read_model(folder / "network.xml").get_ops()]
+    blocks = kinds.count("GroupConvolution")
+    assert blocks >= 3 and kinds.count("MVN") == blocks + 1  # one in the stem
+    assert kinds.count("ReduceL2") == blocks
+
+
 @pytest.mark.parametrize("kind", ["v2", "denoiser"])
 def test_onnx_runtime_gives_the_numbers_of_keras(models, kind):
     reference, engine = load_engine(models[kind]), load_engine(models[kind], "onnxruntime")
@@ -190,12 +200,59 @@ def test_without_a_cache_it_works_and_says_so(models, tmp_path, monkeypatch):
     assert load_engine(models["denoiser"], "auto").function(image(1, 9, 9, 1)).shape == (1, 9, 9, 1)
 
 
-def chosen_without(module: str, model: Path, engine: str) -> subprocess.CompletedProcess:
-    """Choose where a module is missing, and print what is said."""
+def chosen_without(modules: list[str], model: Path, *settings: str) -> subprocess.CompletedProcess:
+    """Choose where modules are missing, and print what is said."""
     load = "from dl_techniques.inference.choosing import choose_engine"
-    run = f"import sys; sys.modules[{module!r}] = None; {load}; "
-    run += f"print(choose_engine({str(model)!r}, {engine!r}).said)"
+    run = f"import sys; sys.modules.update(dict.fromkeys({modules})); {load}; "
+    run += f"print(choose_engine(*{(str(model), *settings)!r}).said)"
     return subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=300)
+
+
+def test_auto_takes_onnx_runtime_where_openvino_is_not_and_says_so(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path))
+    lacking = "openvino is not installed (pip install openvino)"
+    done = chosen_without(["openvino"], models["denoiser"], "auto")
+    assert done.stdout.startswith(f"engine: onnxruntime {importlib.metadata.version('onnxruntime')}; converted from")
+    assert done.stdout.strip().endswith(f"; {lacking}")
+    again = chosen_without(["openvino"], models["denoiser"], "auto")
+    assert again.stdout.strip() == f"engine: onnxruntime {importlib.metadata.version('onnxruntime')}; {lacking}"
+    for gone, said in (
+        ("onnxruntime", "onnxruntime is not installed (pip install 'convunext[onnx]')"),
+        ("tf2onnx", "onnxruntime needs tf2onnx, which is not installed (pip install 'convunext[onnx]')"),
+    ):
+        done = chosen_without(["openvino", gone], models["denoiser"], "auto")
+        assert done.stdout.strip() == f"engine: keras; {lacking}; {said}"
+    done = chosen_without(["openvino"], models["denoiser"], "auto", "bfloat16")
+    assert f"`precision` must be float32: {lacking}" in done.stderr
+
+
+def test_engine_is_chosen_once_a_command(models, tmp_path, monkeypatch, capfd):
+    read, digest = [], conversions.file_digest
+    monkeypatch.setattr(conversions, "file_digest", lambda path: read.append(path) or digest(path))
+    write_image(tmp_path / "a.png", Picture((255 * image(30, 20, 1)).astype("uint8")))
+    model, picture = models["denoiser"], str(tmp_path / "a.png")
+    for arguments in (["predict", str(model), picture], ["denoise", picture, "--model", str(model), "--no-inspect"]):
+        choose_engine(model, "auto")  # converted
+        read.clear()
+        assert main([*arguments, "-o", str(tmp_path / f"{arguments[0]}.png")]) == 0
+        assert read.count(model) == 1 and capfd.readouterr().out.count("engine: openvino") == 1
+
+
+def test_denoiser_is_the_one_that_the_images_take(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path / "cache"))
+    for name, channels in (("grey", 1), ("colour", 3)):
+        write_image(tmp_path / f"{name}.png", Picture((255 * image(24, 20, channels)).astype("uint8")))
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    inputs = {name: str(tmp_path / f"{name}.png") for name in ("grey", "colour", "broken")}
+    said = []
+    for names, converted in ((["colour"], 1), (["broken", "grey"], 2), (["grey", "colour"], 2)):
+        output = tmp_path / "-".join(names)
+        status = main(["denoise", *[inputs[name] for name in names], "-o", str(output) + ".tif"])
+        assert status == ("broken" in names)
+        said.append([line for line in capfd.readouterr().out.splitlines() if line.startswith("engine: ")])
+        assert len(list((tmp_path / "cache").iterdir())) == converted
+    assert ["converted from denoise-color" in said[0][0], "converted from denoise-gray" in said[1][0]] == [True, True]
+    assert [len(lines) for lines in said] == [1, 1, 2]
 
 
 def test_auto_falls_back_to_keras_and_says_why(models, tmp_path, monkeypatch):
@@ -205,8 +262,10 @@ def test_auto_falls_back_to_keras_and_says_why(models, tmp_path, monkeypatch):
     assert choice.runtime == "keras" and choice.said.startswith("engine: keras; openvino cannot be used: ")
     with pytest.raises(FileError, match="cannot be converted for openvino: .* Add --engine keras"):
         choose_engine(broken, "openvino")
-    done = chosen_without("openvino", broken, "auto")
-    assert done.stdout.strip() == "engine: keras; openvino is not installed (pip install openvino)"
+    done = chosen_without(["openvino"], broken, "auto")
+    assert done.stdout.startswith(
+        "engine: keras; openvino is not installed (pip install openvino); onnxruntime cannot "
+    )
 
 
 def test_engines_that_do_not_fit_are_refused(models, tmp_path, capfd):
@@ -222,7 +281,7 @@ def test_engines_that_do_not_fit_are_refused(models, tmp_path, capfd):
         load_engine(models["v1"], "openvino", "float16")
     assert main(["predict", str(models["v1"]), "a.png", "-o", "b.png", "--engine", "tensorflow"]) == 2
     assert "Error" in "".join(capfd.readouterr())
-    done = chosen_without("onnxruntime", models["v1"], "onnxruntime")
+    done = chosen_without(["onnxruntime"], models["v1"], "onnxruntime")
     assert "needs the module 'onnxruntime', which is not installed" in done.stderr
     assert "pip install 'convunext[onnx]', or add --engine keras." in done.stderr
 

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -314,13 +313,3 @@ def test_command_exports_whatever_backend_is_set_and_replaces_when_told(sources,
     assert load_engine(tmp_path / "model").function(image(1, 9, 9, 3)).shape == (1, 9, 9, 3)
     assert json.loads((tmp_path / "model" / "card.json").read_text())["certificate"]["holds"]
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
-
-
-def test_commands_and_code_of_the_document_run(tmp_path, monkeypatch):
-    documents = Path(__file__).parents[1] / "docs"
-    text, deploy = ((documents / name).read_text(encoding="utf-8") for name in ("export.md", "deploy.md"))
-    monkeypatch.chdir(tmp_path)
-    command = re.search(r"^convunext (export denoise-gray -o denoise.onnx)", text, flags=re.M)
-    assert command and main(command[1].split()) == 0
-    (block,) = re.findall(r"^```py\n(.*?)^```", deploy, flags=re.M | re.S)
-    exec(compile(block, "docs/deploy.md", "exec"), {})  # noqa: S102

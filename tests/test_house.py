@@ -22,6 +22,7 @@ FLOORS = {
     "metrics": 2,
     "models": 3,
     "inference": 4,
+    "bulk": 5,
     "training": 5,
     "certify": 5,
     "page": 5,

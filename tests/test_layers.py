@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import ops
 
-from dl_techniques.layers.convnext import ConvNeXtBlock, ConvUNextStem, GlobalResponseNormalization, LayerScale
+from dl_techniques.layers.convnext import ConvNeXtBlock, ConvUNextStem, LayerScale
 from dl_techniques.layers.equivariant import (
     RangeReduction,
     RangeRestoration,
     ScaleCarryingLayerNormalization,
     VarianceBatchNormalization,
 )
+from dl_techniques.layers.normalization import GlobalResponseNormalization
 from dl_techniques.layers.pointwise import PointwiseConv, fresh_initializer, gelu
 from dl_techniques.layers.resampling import BilinearUpsampling2x, Downsampling2x, SkipFusion, upsample_bilinear_2x
 from models import image, randomize

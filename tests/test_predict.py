@@ -269,6 +269,30 @@ def test_killed_run_goes_on_where_it_was(segmenter, tmp_path):
     assert not any(result.skipped for result in again)
 
 
+@pytest.mark.parametrize("command", ["predict", "denoise"])
+def test_what_is_misspelt_among_several_is_named_and_the_rest_goes_on(command, preset, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "empty"):
+        Path(name).mkdir()
+    for name in ("a.png", "photos/b.png"):
+        Image.fromarray(samples(16, 16)).save(name)
+    Path("gone.png").symlink_to("nowhere")
+    begin = ["predict", str(preset)] if command == "predict" else ["denoise", "--no-inspect", "--model", str(preset)]
+    misspelt = ["aa.png", "*.tiff", "empty", "gone.png"]
+    assert main([*begin, "aa.png", "a.png", *misspelt[1:], "photos", "-o", "out.png", "--engine", "keras"]) == 1
+    out, err = capfd.readouterr()
+    assert sorted(path.name for path in Path("out.png").iterdir()) == ["a.png", "b.png"]
+    refused = [line for line in out.splitlines() if line.startswith("refused")]
+    reasons = ("does not exist. Check the path.", "matches no file. Check", "holds no image file", "does not exist.")
+    for line, name, reason in zip(refused, misspelt, reasons, strict=True):
+        assert line.startswith(f"refused  {name}: {reason}")
+    assert "4 of 6 images refused" in err
+    assert main([*begin, *misspelt, "-o", "other", "--engine", "keras"]) == 2
+    err = capfd.readouterr().err
+    assert all(f"{name}: " in err for name in misspelt) and "none of the 4 can be read" in err
+    assert not Path("other").exists() and "Traceback" not in err
+
+
 def test_sources_are_never_replaced(segmenter, tmp_path):
     Image.fromarray(samples(16, 16)).save(tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()

@@ -203,6 +203,13 @@ def test_resuming_on_other_files_names_them(own):
     assert resumed(own)[0] == 0
 
 
+def test_a_run_goes_on_from_another_folder_than_it_began_in(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data)
+    train_segmenter(settings(data, tmp_path / "run", images="images", masks="masks", steps=2), QUIET)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", "run"]) == 0
+
+
 def test_run_knows_what_it_was_computed_with_and_keeps_to_its_backend(own, monkeypatch, capfd):
     path = own.output / "config.json"
     stored = json.loads(path.read_text())

@@ -11,16 +11,19 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from rich.console import Console
 
 from dl_techniques.card import card_path, read_card, write_card
 from dl_techniques.cli import main
 from dl_techniques.data.files import Picture, read_image, write_image
+from dl_techniques.data.masks import read_mask
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.export import export_model
 from dl_techniques.inference.denoising import denoise_pixels
 from dl_techniques.inference.engines import Engine, load_engine
+from dl_techniques.inference.predicting import Predictor
 from dl_techniques.inference.settings import ExportOptions
 from models import DENOISER, image, randomize, small_model
 
@@ -96,6 +99,41 @@ def test_artifacts_are_certified_and_evaluated_without_keras(denoisers, tmp_path
                  f"--output={tmp_path}/keras"]) == 0  # fmt: skip
     metrics.append(json.loads((tmp_path / "keras" / "metrics.json").read_text()))
     assert metrics[0]["mean_dice"] == pytest.approx(metrics[1]["mean_dice"], abs=1e-3)
+
+
+SEGMENTER = {
+    "task": "segment",
+    "classes": [{"name": name, "mask_value": value} for value, name in enumerate(("dark", "grey", "bright"))],
+    "ignored_mask_values": [],
+    "every_other_value_is_foreground": False,
+    "channels": 1,
+    "normalization": "standardize",
+}
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+@pytest.mark.parametrize("tiles", [False, True])
+def test_artifacts_segment_without_keras_as_with_it(suffix, tiles, tmp_path):
+    """V2 with the normalization inside, whole; and for tiles, read and written in parts."""
+    model = small_model(input_shape=(None, None, 1), depth=2, initial_filters=4, output_channels=3,
+                        stem_kernel_size=3, block_kernel_size=3, final_activation="softmax")  # fmt: skip
+    randomize(model)
+    model.save(tmp_path / "s.keras")
+    write_card(tmp_path / "s.keras", SEGMENTER)
+    path = tmp_path / f"s{suffix}"
+    export_model(tmp_path / "s.keras", ExportOptions(output=path, tiles=tiles), QUIET)
+    pixels = np.uint8(255 * image(230, 210, 1))
+    write_image(tmp_path / "a.tif", Picture(pixels))
+    flags = ["--max-memory", "4MB", "--probabilities"] if tiles else ["--probabilities", "--overlay"]
+    result = without_keras("predict", path.name, "a.tif", "-o", "out", *flags, cwd=tmp_path)
+    assert result.returncode == 0 and not result.stderr, result.stdout + result.stderr
+    assert ("read and written in parts" in result.stdout) == tiles
+    expected = Predictor(tmp_path / "s.keras")(pixels)
+    probabilities = tifffile.imread(tmp_path / "out" / "a-probabilities.tif")
+    assert np.abs(probabilities - expected.probabilities).max() <= 1e-4
+    mask = read_mask(tmp_path / "out" / ("a.tif" if tiles else "a.png"))
+    assert mask.shape == (230, 210) and np.mean(mask != expected.pixels[..., 0]) <= 1e-4
+    assert len(np.unique(mask)) > 1
 
 
 def test_page_shows_artifacts_without_keras(denoisers, tmp_path):

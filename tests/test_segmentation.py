@@ -122,9 +122,13 @@ def test_interrupted_run_goes_on_from_the_command_line(finished, data, tmp_path,
         patch.setattr(callbacks.StateCheckpoint, "save", die)
         command = ["train", "segment", f"--images={data / 'images'}", f"--masks={data / 'masks'}", *flags]
         assert main(command) == 130
-    assert f"convunext train --resume {output}" in capfd.readouterr().err
+    first = capfd.readouterr()
+    assert f"convunext train --resume {output}" in first.err
+    assert ("faster: --backend tensorflow" in " ".join(first.out.split())) == (keras.backend.backend() != "tensorflow")
     assert main(["train", "--resume", str(output)]) == 0
-    assert capfd.readouterr().out.splitlines()[-1] == str(output / "report.html")
+    told = capfd.readouterr().out
+    assert told.splitlines()[-1] == str(output / "report.html")
+    assert "--backend tensorflow" not in told  # a run stays on the backend that it began on
     one, other = (np.load(list_checkpoints(folder / "checkpoints")[0]) for folder in (config.output, output))
     assert one.files == other.files and all(np.array_equal(one[name], other[name]) for name in one.files)
     assert read_log(output) == read_log(config.output)

@@ -1,4 +1,4 @@
-"""Every Python block of the specification runs as it stands, where the specification is at hand; so do our own."""
+"""Every Python block of the specification runs as it stands, where the specification is at hand."""
 
 import ast
 import inspect
@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import keras
-import pytest
 
 ROOT = Path(__file__).parents[1]
 SPECIFICATION = ROOT.parent / "shared" / "SPECIFICATION.md"
@@ -63,27 +62,3 @@ if SPECIFICATION.exists() and keras.backend.backend() == "tensorflow":  # it nam
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
         result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert result.returncode == 0 and "specification executed" in result.stdout, result.stderr[-3000:]
-
-
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_python_of_our_documents_runs(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    namespace: dict = {}
-    for block in python_blocks(path):
-        exec(compile(block, str(path), "exec"), namespace)  # noqa: S102
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_and_files_of_our_documents_exist(path):
-    text = path.read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
-    assert set(re.findall(r"`?make ([a-z]+)", text)) <= targets
-    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-        assert (path.parent / link).exists(), link
-
-
-def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

@@ -14,6 +14,7 @@ from models import image, randomize, relative_difference, run
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import block  # noqa: E402
 import scaling  # noqa: E402
 import speed  # noqa: E402
 import startup  # noqa: E402
@@ -112,6 +113,17 @@ def test_points_of_a_curve_are_measured_or_say_why_not(tmp_path):
     assert "missing.keras" in missing.error
     scaling.write({"size": points}, tmp_path, None)
     assert (tmp_path / "scaling.svg").read_text().count("<svg") == 1
+
+
+@ONCE
+@pytest.mark.parametrize(
+    "work, names", [("training", ["stock", "both", "remat"]), ("prediction", list(block.PREDICTION))]
+)
+def test_what_a_change_to_a_block_gains_is_measured(work, names):
+    titles = block.TRAINING | block.PREDICTION
+    found = block.compare(work, names, (1, 32, 32, 8), turns=2)
+    assert all(seconds > 0 for seconds, _ in found.values())
+    assert block.table(work, titles, found).count("\n") == len(names) + 1
 
 
 @ONCE

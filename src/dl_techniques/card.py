@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -65,6 +66,43 @@ def write_card(model: Path, card: dict[str, Any]) -> None:
         write_file(model, _with_member(model, content))
     else:
         write_file(card_path(model), content)
+
+
+def artifact_digests(artifact: Path) -> dict[str, str]:
+    """Return the SHA-256 of what an exported model consists of, its card left out.
+
+    Args:
+        artifact: A file, whose weights may lie beside it, or a folder.
+
+    Returns:
+        By suffix of a file, which may be renamed, or by path in a folder.
+    """
+    if artifact.is_dir():
+        inside = (path for path in sorted(artifact.rglob("*")) if path.is_file() and path != card_path(artifact))
+        return {path.relative_to(artifact).as_posix(): file_digest(path) for path in inside}
+    files = [artifact, *([artifact.with_suffix(".bin")] if artifact.suffix == ".xml" else [])]
+    return {path.suffix: file_digest(path) for path in files}
+
+
+def check_artifact(artifact: Path, card: dict[str, Any]) -> None:
+    """Raise `FileError` if an exported model is not what its card tells; a card without digests tells nothing."""
+    export = card.get("export")
+    stated = export.get("sha256") if isinstance(export, dict) else None
+    if stated is None:
+        return
+    try:
+        found = artifact_digests(artifact)
+    except OSError as error:
+        raise FileError(str(artifact), f"cannot be read: {error}.", "Get it again, all of its files.") from error
+    if found != stated:
+        reason = "is damaged, or another than that of its card: the SHA-256 differs."
+        raise FileError(str(artifact), reason, "Get it again, with its card.")
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _with_member(model: Path, content: bytes) -> bytes:

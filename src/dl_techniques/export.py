@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dl_techniques import __version__
-from dl_techniques.card import card_path, read_card, standardizes, write_card
+from dl_techniques.card import artifact_digests, card_path, read_card, standardizes, write_card
 from dl_techniques.certify import Certificate, certify, print_certificate
 from dl_techniques.data.normalization import standardize
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
@@ -132,7 +132,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
             if not loss.holds:
                 remedy = f"Nothing was written. Add --max-loss {math.ceil(1000 * loss.value) / 1000:g} if that is fine."
                 raise ExportError(str(options.output), f"loses too much: {loss}.", remedy)
-        write_card(path, _card(card, artifact, network, options))
+        write_card(path, _card(card, artifact, network, options, path))
         _publish(staging, options)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -266,7 +266,9 @@ def _judge(artifact: Artifact, engine: Engine, console: Console) -> None:
         raise ExportError(str(artifact.path), "does not keep the promise f(a*x) = a*f(x) of its model.", remedy)
 
 
-def _card(card: dict[str, Any], artifact: Artifact, network: ConvUNextModel, options: ExportOptions) -> dict[str, Any]:
+def _card(
+    card: dict[str, Any], artifact: Artifact, network: ConvUNextModel, options: ExportOptions, written: Path
+) -> dict[str, Any]:
     """Return the model's card with what holds for the artifact instead of what held for the model."""
     dropped = ("certificate",) if options.tiles else ("certificate", "normalization")
     kept = {key: value for key, value in card.items() if key not in dropped}
@@ -279,6 +281,7 @@ def _card(card: dict[str, Any], artifact: Artifact, network: ConvUNextModel, opt
         "against_keras": asdict(artifact.comparison),
         **({} if artifact.loss is None else {"int8": asdict(artifact.loss)}),
         "convunext_version": __version__,
+        "sha256": artifact_digests(written),
     }
     certificate = {} if artifact.certificate is None else {"certificate": artifact.certificate.as_dict()}
     return {**kept, "export": export, **certificate}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
@@ -61,7 +60,7 @@ def demo(
 
 @app.command
 def denoise(
-    inputs: Annotated[list[Path], Parameter(consume_multiple=True)],
+    inputs: Annotated[list[str], Parameter(consume_multiple=True)],
     /,
     *,
     options: Annotated[DenoisingOptions, Parameter(name="*")],
@@ -74,15 +73,15 @@ def denoise(
     then 1.
 
     Args:
-        inputs: Image files and folders of them.
+        inputs: Image files, folders of them and quoted patterns.
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    engine = settle_engine(options.model or "denoise-gray", options.engine, options.precision, backend)
-    options = dataclasses.replace(options, engine=engine)
-    from dl_techniques.inference.denoising import denoise_files
+    from dl_techniques.inference.denoising import denoise_files, presets_for
 
-    _report(denoise_files(inputs, options, terminal()))
+    names = [options.model] if options.model else presets_for(inputs)
+    choices = {name: settle_engine(name, options.engine, options.precision, backend) for name in names}
+    _report(denoise_files(inputs, options, terminal(), choices))
 
 
 @app.command
@@ -92,6 +91,7 @@ def predict(
     /,
     *,
     options: Annotated[PredictionOptions, Parameter(name="*")],
+    ray: Annotated[list[str] | None, Parameter(consume_multiple=(0, 1))] = None,
     backend: Backend = None,
 ) -> None:
     """Apply a trained model to images: masks from a segmenter, restored images from a denoiser or restorer.
@@ -102,15 +102,33 @@ def predict(
 
     Args:
         model: A `.keras` file, a run's folder, a preset's name or folder, or an export.
-        inputs: Image files, folders of them and quoted patterns.
+        inputs: Image files, folders of them and quoted patterns; with --ray also addresses such as s3://bucket/folder/.
         options: Settings.
+        ray: Give the images to all cores or GPUs of this machine, or of the Ray cluster at this address (HOST:PORT, or
+            auto), and write what became of each to status.parquet beside the results.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    engine = settle_engine(model, options.engine, options.precision, backend)
-    options = dataclasses.replace(options, engine=engine)
+    if ray is not None:
+        _predict_bulk(model, inputs, options, backend, *ray)
+        return
+    choice = settle_engine(model, options.engine, options.precision, backend)
     from dl_techniques.inference.predicting import predict_files
 
-    _report(predict_files(model, inputs, options, terminal()))
+    _report(predict_files(choice, inputs, options, terminal()))
+
+
+def _predict_bulk(
+    model: str, inputs: list[str], options: PredictionOptions, backend: Backend, address: str | None = None
+) -> None:
+    from dl_techniques.bulk.cluster import require_ray
+
+    require_ray()  # before the model is looked at
+    choice = settle_engine(model, options.engine, options.precision, backend)
+    from dl_techniques.bulk.running import predict_bulk
+
+    outcome = predict_bulk(choice, inputs, options, terminal(), address)
+    if outcome.refused:
+        raise PartialFailure(f"{outcome.refused} of {outcome.total} images refused")
 
 
 def _report(results: Sequence) -> None:
@@ -169,12 +187,12 @@ def evaluate_model(
         engine: What computes: `keras`, `openvino`, `onnxruntime`, or the fastest that is installed.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    settled = settle_engine(model, engine, "float32", backend)
+    choice = settle_engine(model, engine, "float32", backend)
     from dl_techniques.card import read_card
     from dl_techniques.inference.engines import load_engine
     from dl_techniques.training.segmentation_report import evaluate_files
 
-    loaded = load_engine(model, settled)
+    loaded = load_engine(choice)
     console = terminal()
     card = read_card(loaded.path)
     print(evaluate_files(loaded, card, images, masks, output, console, max_memory).resolve())
@@ -218,10 +236,10 @@ def page(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    engines: list[EngineName] = [settle_engine(model, options.engine, "float32", backend) for model in models]
+    choices = [settle_engine(model, options.engine, "float32", backend) for model in models]
     from dl_techniques.page.serving import serve_page
 
-    serve_page(models, options, engines)
+    serve_page(choices, options)
 
 
 app.command(plan)

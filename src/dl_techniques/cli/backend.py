@@ -6,10 +6,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dl_techniques.errors import ConvUNextError
 from dl_techniques.inference.settings import EngineName, Precision
+
+if TYPE_CHECKING:
+    from dl_techniques.inference.choosing import Choice
 
 Backend = Literal["tensorflow", "jax", "torch"] | None
 
@@ -22,7 +25,7 @@ def choose_backend_for(model: str, backend: Backend) -> None:
         choose_backend(backend)
 
 
-def settle_engine(model: str, engine: EngineName, precision: Precision, backend: Backend) -> EngineName:
+def settle_engine(model: str, engine: EngineName, precision: Precision, backend: Backend) -> Choice:
     """Choose what runs a model and say it in a line; import Keras only if that is it.
 
     Args:
@@ -32,7 +35,7 @@ def settle_engine(model: str, engine: EngineName, precision: Precision, backend:
         backend: What Keras runs on.
 
     Returns:
-        The engine, no longer `"auto"` for a model of Keras.
+        What `load_engine` takes in the place of the model, so that nothing is chosen or looked at twice.
 
     Raises:
         ConvUNextError: The engine is not installed or does not fit.
@@ -52,7 +55,7 @@ def settle_engine(model: str, engine: EngineName, precision: Precision, backend:
         print(said, flush=True)
     if choice.runtime in ("keras", "litert", "tensorflow"):
         choose_backend(backend)
-    return choice.engine
+    return choice
 
 
 def choose_backend(backend: str | None) -> None:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from dl_techniques.data.files import find_images
+from dl_techniques.data.pairs import find_files
 from dl_techniques.errors import ConvUNextError, FileError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 LOSSLESS = {".jpg": ".png", ".jpeg": ".png", ".bmp": ".png"}  # what a result is saved as in a folder
+SHOWN = 10  # inputs that are not there
 Report = TypeVar("Report")
 OnTile = Callable[[int, int], object]
 
@@ -47,27 +48,61 @@ def lossless_name(source: Path) -> str:
     return f"{source.stem}{LOSSLESS.get(source.suffix.lower(), source.suffix)}"
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The image files that were named.
+
+    Attributes:
+        files: Those that are there.
+        alone: Whether a single file was named.
+        lost: What was named and is not there.
+    """
+
+    files: list[Path]
+    alone: bool
+    lost: list[FileResult]
+
+
+def find_inputs(sources: Sequence[str]) -> Inputs:
+    """Find the image files of files, folders and patterns.
+
+    Raises:
+        FileError: There is none at all.
+    """
+    files: list[Path] = []
+    lost: list[FileResult] = []
+    for source in sources:
+        try:
+            files += find_files(source)
+        except FileError as error:
+            if len(sources) == 1:
+                raise
+            lost.append(FileResult(Path(source), None, None, str(error), 0.0))
+    if not files:
+        reasons = " ".join(result.error for result in lost[:SHOWN])
+        raise FileError("inputs", f"none of the {len(sources)} can be read: {reasons}", "Name image files or folders.")
+    return Inputs(files, len(files) == 1 and len(sources) == 1 and not Path(sources[0]).is_dir(), lost)
+
+
 def plan_outputs(
-    inputs: Sequence[Path], output: Path, overwrite: bool, name: Callable[[Path], str], resumes: bool = False
+    inputs: Inputs, output: Path, overwrite: bool, name: Callable[[Path], str], resumes: bool = False
 ) -> list[tuple[Path, Path]]:
-    """Find the image files and say where the result of each goes, before anything is computed.
+    """Say where the result of each image file goes, before anything is computed.
 
     Args:
-        inputs: Files and folders.
+        inputs: The files.
         output: A folder; for a single file also a file, whose suffix chooses the format.
         overwrite: Whether results may be replaced.
         name: Of the result of a file, in a folder.
         resumes: Whether results that exist are those of an earlier run, to be left as they are.
 
     Raises:
-        FileError: An input does not exist, two would become one, a result exists or would replace its source, or the
-            folder cannot be written.
+        FileError: Two would become one, a result exists or would replace its source, or the folder cannot be written.
     """
-    sources = find_images(inputs)
-    if len(inputs) == 1 and not Path(inputs[0]).is_dir() and output.suffix and not output.is_dir():
-        pairs, folder = [(sources[0], output)], output.parent
+    if inputs.alone and output.suffix and not output.is_dir():
+        pairs, folder = [(inputs.files[0], output)], output.parent
     else:
-        pairs, folder = [(path, output / name(path)) for path in sources], output
+        pairs, folder = [(path, output / name(path)) for path in inputs.files], output
     taken: dict[Path, Path] = {}
     for source, target in pairs:
         if target in taken:
@@ -93,6 +128,7 @@ def process_files(
     describe: Callable[[Report], Sequence[str]],
     console: Console,
     overwrite: bool,
+    lost: Sequence[FileResult] = (),
 ) -> list[FileResult[Report]]:
     """Do the same for every file; one that is refused is named and the others go on.
 
@@ -102,10 +138,13 @@ def process_files(
         describe: That in words: what ends the file's line, then further lines.
         console: Where to tell what happens.
         overwrite: Whether to do again what is there already.
+        lost: What was named and is not there, the first of the results.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    results: list[FileResult[Report]] = []
+    results: list[FileResult[Report]] = list(lost)
+    for result in lost:
+        console.print(printable(f"refused  {result.error}"), markup=False)
     begin = time.perf_counter()
     columns = (
         TextColumn("{task.description}"),
@@ -125,7 +164,7 @@ def process_files(
             result = _process(source, output, work, on_tile, overwrite)
             results.append(result)
             progress.remove_task(task)
-            done = sum(not result.skipped for result in results)
+            done = sum(not result.skipped for result in results) - len(lost)
             rate = done / (time.perf_counter() - begin)
             progress.update(overall, advance=1, rate=f"{rate:.3g} images/s" if done else "")
             for line in _lines(result, describe):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dl_techniques
+from dl_techniques.card import file_digest
 from dl_techniques.errors import ConvUNextError
 
 Runtime = Literal["openvino", "onnxruntime"]
@@ -129,7 +130,7 @@ def _run(model: Path, runtime: Runtime, folder: Path) -> dict[str, Any]:
         lines = done.stderr.strip().splitlines()
         raise ConversionError(str(model), lines[-1] if lines else f"the conversion ended with {done.returncode}.")
     facts = json.loads((folder / FACTS).read_bytes())
-    facts["sha256"] = {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.name != FACTS}
+    facts["sha256"] = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != FACTS}
     (folder / FACTS).write_text(json.dumps(facts, indent=2))
     return facts
 
@@ -138,7 +139,7 @@ def _read_facts(folder: Path) -> dict[str, Any] | None:
     """Return what is known of a conversion; `None` if it is not there, not whole or damaged."""
     try:
         facts = json.loads((folder / FACTS).read_bytes())
-        if all(_digest(folder / name) == digest for name, digest in facts["sha256"].items()):
+        if all(file_digest(folder / name) == digest for name, digest in facts["sha256"].items()):
             _touch(folder)
             return facts
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -164,7 +165,7 @@ def _key(model: Path, runtime: Runtime) -> str:
     """Return what a conversion depends on, as a name: the model's files, our own code, and the versions."""
     files = [model] if model.is_file() else [model / "config.json", model / "model.weights.safetensors"]
     try:
-        digests = [_digest(path) for path in files]
+        digests = [file_digest(path) for path in files]
         versions = [importlib.metadata.version(name) for name in ("keras", runtime)]
     except OSError as error:
         raise ConversionError(str(model), f"cannot be read: {error.strerror}.") from error
@@ -179,10 +180,5 @@ def _code_digest() -> str:
     """Return the digest of the code that makes graphs: the version alone does not tell a change under development."""
     package = Path(dl_techniques.__file__).parent
     files = [*sorted((package / "layers").glob("*.py")), *sorted((package / "models").rglob("*.py"))]
-    digests = [_digest(path) for path in (*files, package / "inference" / "conversion.py")]
+    digests = [file_digest(path) for path in (*files, package / "inference" / "conversion.py")]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

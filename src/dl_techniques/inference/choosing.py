@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +16,11 @@ from dl_techniques.inference.settings import EngineName, Precision
 
 RUN_MODEL = "model.keras"  # in the folder of a training run
 WITHOUT_KERAS = (".onnx", ".xml")
+# What a Keras model is converted for, the fastest first; what that takes, and the name to install it by.
+FASTEST: tuple[tuple[Runtime, tuple[str, ...], str], ...] = (
+    ("openvino", ("openvino",), "openvino"),
+    ("onnxruntime", ("onnxruntime", "tf2onnx", "tensorflow"), "'convunext[onnx]'"),
+)
 RUNTIMES = {".keras": "keras", ".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}
 
 
@@ -33,19 +38,17 @@ class Choice:
         runtime: What it runs on.
         conversion: The model for that, `None` for Keras and for exports.
         said: What the user is told of it, one line; nothing of exports.
+        precision: What OpenVINO computes in.
     """
 
     path: Path
     runtime: str
     conversion: Conversion | None = None
     said: str = ""
+    precision: Precision = "float32"
 
-    @property
-    def engine(self) -> EngineName:
-        """What to ask `load_engine` for so that it comes out again."""
-        if self.conversion is None:
-            return "keras" if self.runtime == "keras" else "auto"
-        return "openvino" if self.runtime == "openvino" else "onnxruntime"
+
+Model = str | os.PathLike | Choice  # what `load_engine` takes
 
 
 def choose_engine(
@@ -73,12 +76,12 @@ def choose_engine(
     if precision != "float32" and "openvino" not in (own, engine if own == "keras" else own) and engine != "auto":
         raise ArgumentError("precision", "must be float32: only openvino has another", precision, "Add --engine auto.")
     if own != "keras" or engine in (None, "keras"):
-        return Choice(path, own, said="engine: keras" if own == "keras" else "")
+        return Choice(path, own, None, "engine: keras" if own == "keras" else "", precision)
     if engine == "auto":
         return _choose(path, precision)
     _check_installed(engine)
     try:
-        return _converted(path, "openvino" if engine == "openvino" else "onnxruntime")
+        return _converted(path, "openvino" if engine == "openvino" else "onnxruntime", precision)
     except ConversionError as error:
         raise FileError(
             str(path), f"cannot be converted for {engine}: {error.reason}", "Add --engine keras."
@@ -86,29 +89,35 @@ def choose_engine(
 
 
 def _choose(path: Path, precision: Precision) -> Choice:
-    """Return what is taken for the fastest: OpenVINO on a CPU, for less processor time than Keras; Keras on a GPU."""
-    why = ""
-    if importlib.util.find_spec("openvino") is None:
-        why = "openvino is not installed (pip install openvino)"
-    elif shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1"):
-        why = "this machine has a GPU, which openvino does not use"
-    else:
+    """Return what is taken for the fastest: OpenVINO, otherwise ONNX Runtime, on a CPU; Keras on a GPU."""
+    reasons: list[str] = []
+    candidates = FASTEST if precision == "float32" else FASTEST[:1]
+    if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1"):
+        reasons, candidates = ["this machine has a GPU, which only keras uses"], ()
+    for runtime, modules, remedy in candidates:
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        if missing:
+            needed = "is not installed" if missing[0] == runtime else f"needs {missing[0]}, which is not installed"
+            reasons.append(f"{runtime} {needed} (pip install {remedy})")
+            continue
         try:
-            return _converted(path, "openvino")
+            choice = _converted(path, runtime, precision)
         except ConversionError as error:
-            why = f"openvino cannot be used: {error.reason}"
+            reasons.append(f"{runtime} cannot be used: {error.reason}")
+            break  # what one cannot take the other will not either, after a long time
+        return replace(choice, said="; ".join([choice.said, *reasons]))
     if precision != "float32":
-        raise ArgumentError("precision", f"must be float32: {why}", precision)
-    return Choice(path, "keras", said=f"engine: keras; {why}")
+        raise ArgumentError("precision", f"must be float32: {reasons[0]}", precision)
+    return Choice(path, "keras", said="; ".join(["engine: keras", *reasons]))
 
 
-def _converted(path: Path, runtime: Runtime) -> Choice:
+def _converted(path: Path, runtime: Runtime, precision: Precision) -> Choice:
     conversion = convert(path, runtime)
     said = f"engine: {runtime} {importlib.metadata.version(runtime)}"
     if conversion.seconds is not None:
         where = f"kept in {conversion.folder.parent}" if conversion.kept else "not kept: the cache cannot be written"
         said += f"; converted from {path.name} in {conversion.seconds:.1f} s, {where}"
-    return Choice(path, runtime, conversion, said)
+    return Choice(path, runtime, conversion, said, precision)
 
 
 def _check_installed(engine: str) -> None:

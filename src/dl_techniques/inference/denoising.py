@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.files import Picture, read_image, write_image
+from dl_techniques.data.files import Picture, image_shape, read_image, write_image
 from dl_techniques.data.pictures import centre, contact_sheet, to_display
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.inference.batch import FileResult, OnTile, lossless_name, plan_outputs, process_files
+from dl_techniques.inference.batch import FileResult, OnTile, find_inputs, lossless_name, plan_outputs, process_files
+from dl_techniques.inference.choosing import Choice
 from dl_techniques.inference.engines import Engine
 from dl_techniques.inference.network import Network
 from dl_techniques.inference.quality import NoiseReport, inspect_centre
@@ -98,43 +100,77 @@ def known_unit(peak: float, largest: float | None) -> float:
 DenoisingResult = FileResult[NoiseReport | None]
 
 
-def denoise_files(inputs: Sequence[Path], options: DenoisingOptions, console: Console) -> list[DenoisingResult]:
+def presets_for(inputs: Sequence[str]) -> list[str]:
+    """Return the names of the presets that image files take, by their heads; of files that cannot be read, none.
+
+    Raises:
+        FileError: No input is there.
+    """
+    names: list[str] = []
+    for path in find_inputs(inputs).files:
+        try:
+            samples = image_shape(path)[2]
+        except FileError:
+            continue  # said when it is its turn
+        name = _preset_for(samples - (samples % 2 == 0))  # alpha, or the fourth ink
+        names += [] if name in names else [name]
+        if len(names) == 2:
+            break
+    return names
+
+
+def _preset_for(channels: int) -> str:
+    from dl_techniques.models.convunext.presets import shipped_presets
+
+    wanted = "denoise-gray" if channels == 1 else "denoise-color"
+    return wanted if wanted in shipped_presets() else "denoise-gray"
+
+
+def denoise_files(
+    inputs: Sequence[str | os.PathLike],
+    options: DenoisingOptions,
+    console: Console,
+    choices: Mapping[str, Choice] | None = None,
+) -> list[DenoisingResult]:
     """Denoise image files; one that is refused is named and the others go on.
 
     Args:
-        inputs: Files and folders.
+        inputs: Files, folders and patterns.
         options: Settings.
         console: Where to tell what happens.
+        choices: What runs the models of these names, where that is settled already.
 
     Raises:
-        FileError: An input does not exist, an output exists already, or nothing can be written.
+        FileError: No input exists, an output exists already, or nothing can be written.
     """
-    pairs = plan_outputs(inputs, options.output, options.overwrite, lossless_name)
-    engines = _Engines(options)
+    found = find_inputs([os.fspath(path) for path in inputs])
+    engines = _Engines(options, choices or {})
+    pairs = plan_outputs(found, options.output, options.overwrite, lossless_name)
 
     def work(source: Path, output: Path, on_tile: OnTile) -> NoiseReport | None:
         return _denoise_file(source, output, engines, options, on_tile)
 
-    return process_files(pairs, work, _describe, console, options.overwrite)
+    return process_files(pairs, work, _describe, console, options.overwrite, found.lost)
 
 
 class _Engines:
-    """The model for images of one or three channels, loaded when first needed."""
+    """The model for images of one or three channels; what is not named is loaded when first needed."""
 
-    def __init__(self, options: DenoisingOptions) -> None:
-        self.options = options
+    def __init__(self, options: DenoisingOptions, choices: Mapping[str, Choice]) -> None:
+        self.options, self.choices = options, choices
         self.loaded: dict[str, Engine] = {}
+        for name in (options.model,) if options.model else choices:
+            self._load(name)  # what is broken is no fault of an image
 
     def of(self, channels: int) -> Engine:
-        from dl_techniques.inference.engines import load_engine
-        from dl_techniques.models.convunext.presets import shipped_presets
+        return self._load(self.options.model or _preset_for(channels))
 
-        name = self.options.model
-        if name is None:
-            wanted = "denoise-gray" if channels == 1 else "denoise-color"
-            name = wanted if wanted in shipped_presets() else "denoise-gray"
+    def _load(self, name: str) -> Engine:
+        from dl_techniques.inference.engines import load_engine
+
         if name not in self.loaded:
-            self.loaded[name] = load_engine(name, self.options.engine, self.options.precision)
+            model = self.choices.get(name, name)
+            self.loaded[name] = load_engine(model, self.options.engine, self.options.precision)
         return self.loaded[name]
 
 

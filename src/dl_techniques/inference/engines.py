@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 import zipfile
 from dataclasses import dataclass, replace
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dl_techniques.card import read_card
-from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.card import check_artifact, read_card
+from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.inference.cache import Conversion
-from dl_techniques.inference.choosing import choose_engine
+from dl_techniques.inference.choosing import Choice, Model, choose_engine
 from dl_techniques.inference.runtimes import ArraysFunction, ONNXFunction, OpenVINOFunction
 from dl_techniques.inference.settings import EngineName, Precision
 
@@ -95,14 +94,12 @@ class Engine:
             raise ArgumentError("pixels", rule, pixels.shape)
 
 
-def load_engine(
-    source: str | os.PathLike, engine: EngineName | None = None, precision: Precision = "float32"
-) -> Engine:
+def load_engine(source: Model, engine: EngineName | None = None, precision: Precision = "float32") -> Engine:
     """Load a model.
 
     Args:
         source: A `.keras` file, a run's folder, a preset's name or folder, or an exported `.onnx`, `.xml` (OpenVINO),
-            `.tflite` file or SavedModel folder.
+            `.tflite` file or SavedModel folder; or what `choose_engine` made of one, engine and precision settled.
         engine: What runs it. `"openvino"` and `"onnxruntime"` run a Keras model converted, once, in the user's cache;
             `"auto"` takes the fastest that is installed. Keras, and exports in their own runtime, if not given.
         precision: What OpenVINO computes in.
@@ -111,21 +108,23 @@ def load_engine(
         FileError: The file is broken, holds another kind of model or cannot be converted.
         ArgumentError: There is no such file or preset, or engine or precision does not fit.
     """
-    choice = choose_engine(source, engine, precision)
+    choice = source if isinstance(source, Choice) else choose_engine(source, engine, precision)
     path = choice.path
     if choice.conversion is not None:
-        return _load_converted(path, choice.runtime, choice.conversion, precision)
+        return _load_converted(path, choice.runtime, choice.conversion, choice.precision)
+    if choice.runtime != "keras":
+        check_artifact(path, read_card(path))
     if path.is_dir():
         return _load_saved_model(path) if choice.runtime == "tensorflow" else _load_preset(path)
     try:
         if path.suffix == ".xml":
-            return _load_openvino(path, precision)
+            return _load_openvino(path, choice.precision)
         return {".keras": _load_keras, ".onnx": _load_onnx, ".tflite": _load_litert}[path.suffix](path)
     except ModuleNotFoundError as error:
         remedy = f"Install it: pip install {error.name}"
         raise FileError(str(path), f"needs the module {error.name!r}, which is not installed.", remedy) from error
     except (ValueError, OSError, RuntimeError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, FileError | ArgumentError):
+        if isinstance(error, ConvUNextError):
             raise
         raise FileError(str(path), f"cannot be loaded: {_first_words(error)}.", "Get it again.") from error
 
@@ -194,11 +193,13 @@ def _load_keras(path: Path) -> Engine:
     import dl_techniques.models.convunext.model  # noqa: F401 - registers the model
     from dl_techniques.models.convunext.archive import check_archive
 
-    check_archive(path)
+    config = check_archive(path)
     try:
-        model: Any = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model: Any = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
     except ArgumentError as error:
-        raise FileError(str(path), f"cannot be built: {error}", "Get it again.") from error
+        reason = f"cannot be built: `{error.subject}` {error.reason}"
+        raise FileError(str(path), reason, error.remedy or "Get it again.") from error
+    model.load_weights(path)  # looks at them first: Keras leaves what it does not find as it was drawn
     return _keras_engine(model, path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +13,17 @@ from dl_techniques.card import read_card, standardizes
 from dl_techniques.data.files import Picture, count_images, image_shape, is_tiff, read_images, write_images
 from dl_techniques.data.masks import Classes, overlay, write_masks
 from dl_techniques.data.normalization import standardize
-from dl_techniques.data.pairs import find_files
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.inference.batch import FileResult, OnTile, lossless_name, plan_outputs, process_files, summarize
+from dl_techniques.inference.batch import (
+    FileResult,
+    OnTile,
+    find_inputs,
+    lossless_name,
+    plan_outputs,
+    process_files,
+    summarize,
+)
+from dl_techniques.inference.choosing import Model
 from dl_techniques.inference.denoising import restore_pixels
 from dl_techniques.inference.engines import load_engine
 from dl_techniques.inference.memory import array_bytes, check_whole, network_bytes, parse_memory, plan_tile
@@ -53,7 +60,7 @@ class Predictor:
     """A trained model as a function from image to result, whatever its task, in bounded memory.
 
     Args:
-        model: A `.keras` file, a run's folder, a preset's name or folder, or an export.
+        model: As `load_engine` takes it.
         tta: Average over this many symmetries of the square: 1, 2, 4 or 8.
         global_stats: How V2 models are applied to images of several tiles, `"exact"`, `"tile"` or `"auto"`; see
             `Network`.
@@ -72,7 +79,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: str | os.PathLike,
+        model: Model,
         tta: int = 1,
         global_stats: GlobalStats = "auto",
         max_memory: str = "2GB",
@@ -182,7 +189,7 @@ class PredictionReport:
 
 
 def predict_files(
-    model: str | os.PathLike, inputs: Sequence[str], options: PredictionOptions, console: Console
+    model: Model, inputs: Sequence[str], options: PredictionOptions, console: Console
 ) -> list[FileResult[PredictionReport]]:
     """Apply a model to files; one that is refused is named and the others go on, one that is done is left as it is.
 
@@ -193,12 +200,27 @@ def predict_files(
         console: Where to tell what happens.
 
     Raises:
-        FileError: The model or an input does not exist or is broken, two files would become one, or nothing can be
-            written.
+        FileError: The model is broken or no input exists, two files would become one, or nothing can be written.
         ArgumentError: A setting does not fit the model.
     """
-    predictor = Predictor(
-        model,
+    predictor = Predictor(model, *predictor_settings(options))
+    check_options(predictor, options)
+    found = find_inputs(inputs)
+
+    def work(source: Path, output: Path, on_tile: OnTile) -> PredictionReport:
+        return predict_file(predictor, source, output, options, on_tile)
+
+    pairs = plan_outputs(
+        found, options.output, options.overwrite, lambda source: result_name(predictor, source), resumes=True
+    )
+    results = process_files(pairs, work, describe, console, options.overwrite, found.lost)
+    console.print(summarize(results))
+    return results
+
+
+def predictor_settings(options: PredictionOptions) -> tuple:
+    """Return what `Predictor` takes after the model."""
+    return (
         options.tta,
         options.global_stats,
         options.max_memory,
@@ -206,25 +228,18 @@ def predict_files(
         options.engine,
         options.precision,
     )
-    _check_options(predictor, options)
-    files = [path for source in inputs for path in ([Path(source)] if Path(source).is_dir() else find_files(source))]
-
-    def name(source: Path) -> str:
-        if predictor.classes is None:
-            return lossless_name(source)
-        pages = predictor.classes.labels or count_images(source) > 1 or _streams(predictor, source)
-        return f"{source.stem}.tif" if pages else f"{source.stem}.png"
-
-    def work(source: Path, output: Path, on_tile: OnTile) -> PredictionReport:
-        return _predict_file(predictor, source, output, options, on_tile)
-
-    pairs = plan_outputs(files, options.output, options.overwrite, name, resumes=True)
-    results = process_files(pairs, work, _describe, console, options.overwrite)
-    console.print(summarize(results))
-    return results
 
 
-def _check_options(predictor: Predictor, options: PredictionOptions) -> None:
+def result_name(predictor: Predictor, source: Path) -> str:
+    """Return the name of a file's result, in a folder."""
+    if predictor.classes is None:
+        return lossless_name(source)
+    pages = predictor.classes.labels or count_images(source) > 1 or streams(predictor, source)
+    return f"{source.stem}.tif" if pages else f"{source.stem}.png"
+
+
+def check_options(predictor: Predictor, options: PredictionOptions) -> None:
+    """Raise `ArgumentError` for settings that do not fit the model."""
     if options.uncertainty and options.tta == 1:
         raise ArgumentError("uncertainty", "needs --tta 2, 4 or 8, whose disagreement it is", True)
     for flag in ("probabilities", "overlay"):
@@ -232,10 +247,15 @@ def _check_options(predictor: Predictor, options: PredictionOptions) -> None:
             raise ArgumentError(flag, f"needs a segmenter, which {predictor.engine.source} is not", True)
 
 
-def _predict_file(
+def predict_file(
     predictor: Predictor, source: Path, output: Path, options: PredictionOptions, on_tile: OnTile
 ) -> PredictionReport:
-    if _streams(predictor, source):
+    """Write what a model makes of a file, whole or not at all.
+
+    Raises:
+        FileError: It is refused.
+    """
+    if streams(predictor, source):
         return _stream(predictor, source, output, options, on_tile)
     _check_memory(predictor, source)
     pictures, predictions = [], []
@@ -254,7 +274,7 @@ def _predict_file(
     return PredictionReport(notes, predictions[-1].passes)
 
 
-def _streams(predictor: Predictor, source: Path) -> bool:
+def streams(predictor: Predictor, source: Path) -> bool:
     """Return whether a file is read and written in parts, which only TIFF files of one page are."""
     try:
         return not predictor.holds(image_shape(source)) and is_tiff(source) and count_images(source) == 1
@@ -353,7 +373,8 @@ def _beside(output: Path, ending: str) -> Path:
     return output.with_name(f"{output.stem}-{ending}")
 
 
-def _describe(report: PredictionReport) -> list[str]:
+def describe(report: PredictionReport) -> list[str]:
+    """Return what can be said of a file that is done."""
     last = report.passes[-1] if report.passes else None
     said = ""
     if last is not None and last.tiles > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -34,6 +35,12 @@ def silence_openvino() -> None:
         del sys.modules[name]
 
 
+def threads() -> int:
+    """Return how many threads a runtime may compute with: OMP_NUM_THREADS, or 0, all cores, if not set."""
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    return int(named) if named.isdecimal() else 0
+
+
 class OpenVINOFunction:
     """A model on OpenVINO: takes arrays, returns a list of arrays.
 
@@ -59,7 +66,10 @@ class OpenVINOFunction:
             name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
             raise ArgumentError("precision", f"must be float32: {name} has no bfloat16", precision)
         # Without a hint OpenVINO takes bfloat16 where it is.
-        self._hints = {"INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16"}
+        self._hints = {
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
+            "INFERENCE_NUM_THREADS": threads(),
+        }
         self._model = self._core.read_model(str(path))
         self._any_size = any(given.get_partial_shape().is_dynamic for given in self._model.inputs)
         weights = path.with_suffix(".bin")
@@ -116,7 +126,9 @@ class ONNXFunction:
         if _reads_others(path):
             raise ValueError("it keeps weights in other files, which are not read")
         try:
-            self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            settings = onnxruntime.SessionOptions()
+            settings.intra_op_num_threads = threads()
+            self._session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's errors have no class in common
             raise ValueError(error) from error
         self._inputs = [given.name for given in self._session.get_inputs()]

@@ -1,4 +1,4 @@
-"""The ConvNeXt block, V1 and V2, its parts, and the stem."""
+"""The ConvNeXt block, V1 and V2, its layer scale, and the stem."""
 
 from __future__ import annotations
 
@@ -11,66 +11,12 @@ from keras import ops
 from dl_techniques.errors import ArgumentError
 from dl_techniques.layers.equivariant import (
     EQUIVARIANT_BLOCKS,
-    TINY,
     ScaleCarryingLayerNormalization,
     VarianceBatchNormalization,
     ZeroMeanConv2D,
 )
+from dl_techniques.layers.normalization import ChannelNormalization, GlobalResponseNormalization
 from dl_techniques.layers.pointwise import REGISTRY, PointwiseConv, fresh_initializer, gelu
-
-
-@keras.saving.register_keras_serializable(package=REGISTRY)
-class GlobalResponseNormalization(keras.layers.Layer):
-    """Let channels compete: scale each by its share of the response of the whole image.
-
-    `G_c = √Σ_hw x_c²`, `N = G / mean_c(G)`, `y = x + gamma·(x·N) + beta`, gamma and beta starting at zero. The sums
-    run in float32. Epsilon stands inside the root, so that a silent channel has a finite gradient, and is so small
-    that without beta the layer is homogeneous, y(a·x) = a·y(x), to float precision.
-
-    Args:
-        use_bias: Whether the layer has the additive `beta`.
-        epsilon: Added to the sum of squares under the root.
-
-    Call arguments:
-        x: `(batch, height, width, channels)`.
-
-    Returns:
-        A tensor of the input's shape.
-
-    Reference: Woo et al. 2023, ConvNeXt V2, section 3.2, algorithm 1. Ours has epsilon under the root instead of
-    beside the mean.
-    """
-
-    def __init__(self, use_bias: bool = True, epsilon: float = TINY, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.use_bias = use_bias
-        self.epsilon = epsilon
-
-    def build(self, input_shape) -> None:
-        shape = (input_shape[-1],)
-        self.gamma = self.add_weight(shape=shape, initializer="zeros", name="gamma")
-        self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta") if self.use_bias else None
-
-    def energy(self, x, kept=None):
-        """Return the sum of squares of every channel, `(batch, channels)`, over pixels where `kept` is 1 if given."""
-        wide = ops.square(ops.cast(x, keras.backend.result_type(x.dtype, "float32")))
-        return ops.sum(wide if kept is None else wide * ops.cast(kept, wide.dtype), axis=(1, 2))
-
-    def channel_scale(self, energy):
-        """Return the factor `1 + gamma·N` of every channel, `(batch, channels)`."""
-        response = ops.sqrt(energy + self.epsilon)
-        share = response / ops.mean(response, axis=-1, keepdims=True)
-        return ops.cast(1.0 + ops.cast(self.gamma, share.dtype) * share, self.compute_dtype)
-
-    def call(self, x):
-        y = x * ops.expand_dims(ops.expand_dims(self.channel_scale(self.energy(x)), 1), 1)
-        return y if self.beta is None else y + self.beta
-
-    def compute_output_shape(self, input_shape):
-        return tuple(input_shape)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "use_bias": self.use_bias, "epsilon": self.epsilon}
 
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
@@ -110,13 +56,22 @@ class LayerScale(keras.layers.Layer):
 def make_norm(use_bias: bool, equivariant_block: str, dtype) -> Any:
     """Return the norm of a block or stem: layer norm, or that of its bias-free design, `None` where it has none."""
     if use_bias:
-        return keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name="norm")
+        return ChannelNormalization(epsilon=1e-6, dtype=dtype, name="norm")
     if equivariant_block not in EQUIVARIANT_BLOCKS:
         raise ArgumentError("equivariant_block", f"must be one of {sorted(EQUIVARIANT_BLOCKS)}", equivariant_block)
     if equivariant_block == "no_norm":
         return None
     layer = {"scale_layernorm": ScaleCarryingLayerNormalization, "batchnorm": VarianceBatchNormalization}
     return layer[equivariant_block](dtype=dtype, name="norm")
+
+
+def steps_by_hand(block: ConvNeXtBlock, x):
+    """Return depthwise convolution and bottleneck with gradients written by hand, where that pays, else `None`."""
+    if keras.backend.backend() != "tensorflow" or block.pwconv1.activation is not gelu or block.kernel_size % 2 == 0:
+        return None
+    from dl_techniques.layers import tensorflow_cpu
+
+    return tensorflow_cpu.steps(block) if tensorflow_cpu.serves(x) else None
 
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
@@ -247,12 +202,16 @@ class ConvNeXtBlock(keras.layers.Layer):
                 layer.build(shape)
 
     def call(self, x, training=None):
-        recompute = self.remat and training
-        return x + self.branch(x, keras.remat(self._bottleneck) if recompute else self._bottleneck)
+        depthwise, bottleneck = self.dwconv, self._bottleneck
+        if training and (by_hand := steps_by_hand(self, x)):
+            depthwise, bottleneck = by_hand
+        elif training and self.remat:
+            bottleneck = keras.remat(bottleneck)
+        return x + self.branch(x, bottleneck, depthwise)
 
-    def branch(self, x, bottleneck):
-        """Return what is added to the input: depthwise convolution and norm, `bottleneck` of that, dropouts."""
-        y, scale = self.dwconv(x), None
+    def branch(self, x, bottleneck, depthwise=None):
+        """Return what is added to the input: `depthwise` or else `dwconv`, norm, `bottleneck` of that, dropouts."""
+        y, scale = (depthwise or self.dwconv)(x), None
         if self.carries_scale:
             y, scale = self.norm(y)
         elif self.norm is not None:

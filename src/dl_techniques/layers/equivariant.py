@@ -50,6 +50,13 @@ class ScaleCarryingLayerNormalization(keras.layers.Layer):
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma")
 
     def call(self, x):
+        if keras.backend.backend() == "openvino":
+            from dl_techniques.layers import openvino_graph
+
+            return openvino_graph.by_pixel(self._normalize, x)
+        return self._normalize(x)
+
+    def _normalize(self, x):
         wide = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
         axes = (-1,)  # a list of one: OpenVINO takes this for its own normalization, and stumbles over a bare number
         centered = wide - ops.mean(wide, axis=axes, keepdims=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dl_techniques.errors import ArgumentError, ConvUNextError
+from dl_techniques.inference.choosing import Model
 from dl_techniques.inference.predicting import Predictor
-from dl_techniques.inference.settings import EngineName
 from dl_techniques.page.applying import apply_model
 from dl_techniques.page.settings import LOOPBACK, PageOptions
 from dl_techniques.page.showing import describe_model, describe_refusal, describe_result
@@ -35,13 +35,12 @@ STYLE = """
 """
 
 
-def serve_page(models: Sequence[str], options: PageOptions, engines: Sequence[EngineName] = ()) -> None:
+def serve_page(models: Sequence[Model], options: PageOptions) -> None:
     """Load models and show the page until the process is stopped.
 
     Args:
         models: As `Predictor` takes them.
         options: Settings.
-        engines: What computes each model; that of the settings if not given.
 
     Raises:
         FileError: A model is broken, or its card does not tell what it is for.
@@ -51,11 +50,7 @@ def serve_page(models: Sequence[str], options: PageOptions, engines: Sequence[En
         raise ConvUNextError(
             "page", "needs the module 'gradio', which is not installed.", "Install it: pip install gradio"
         )
-    settled: list[EngineName] = list(engines) or [options.engine] * len(models)
-    predictors = [
-        Predictor(model, max_memory=options.max_memory, engine=engine)
-        for model, engine in zip(models, settled, strict=True)
-    ]
+    predictors = [Predictor(model, max_memory=options.max_memory, engine=options.engine) for model in models]
     with running_page(predictors, options) as url:
         print(f"{url} shows {', '.join(p.engine.source for p in predictors)}; Ctrl-C stops it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

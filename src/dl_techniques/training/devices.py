@@ -9,6 +9,7 @@ the run.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import time
@@ -129,6 +130,26 @@ def building() -> Iterator[None]:
     """Build models in this context; TensorFlow needs to be told so."""
     with _group.strategy.scope() if _group.strategy is not None else contextlib.nullcontext():
         yield
+
+
+def faster_backend() -> str | None:
+    """Return what to tell a user whose training on this processor would be much faster on TensorFlow."""
+    import keras
+
+    backend = keras.backend.backend()
+    if _group.processes > 1 or backend == "tensorflow" or importlib.util.find_spec("tensorflow") is None:
+        return None
+    if backend == "jax":
+        import jax
+
+        on_processor = jax.default_backend() == "cpu"
+    else:
+        import torch
+
+        on_processor = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if not on_processor:
+        return None
+    return f"slow: without a GPU {backend} takes several times TensorFlow's time to train; faster: --backend tensorflow"
 
 
 def mirrors() -> int:

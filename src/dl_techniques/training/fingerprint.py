@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import io
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 
 from dl_techniques import __version__
 from dl_techniques.data.files import write_file
+from dl_techniques.data.pairs import Pair
 from dl_techniques.errors import FileError, first_of
 from dl_techniques.training.inspection import Inspection
 
@@ -25,7 +27,7 @@ def write_fingerprints(folder: Path, inspection: Inspection) -> None:
     rows.writerow(COLUMNS)
     for facts in inspection.facts:
         pair = facts.pair
-        rows.writerow([pair.words(pair.image), pair.words(pair.target), facts.digest, facts.target_digest])
+        rows.writerow([_place(pair, pair.image), _place(pair, pair.target), facts.digest, facts.target_digest])
     write_file(folder / FILES, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
@@ -46,8 +48,8 @@ def compare_fingerprints(folder: Path, inspection: Inspection) -> None:
         before |= dict(zip((image, target), digests, strict=True))
     now: dict[str, str] = {}
     for facts in inspection.facts:
-        now[facts.pair.words(facts.pair.image)] = facts.digest
-        now[facts.pair.words(facts.pair.target)] = facts.target_digest
+        now[_place(facts.pair, facts.pair.image)] = facts.digest
+        now[_place(facts.pair, facts.pair.target)] = facts.target_digest
     changes = {
         "replaced": [name for name in before if name in now and before[name] != now[name]],
         "removed": [name for name in before if name not in now],
@@ -57,6 +59,11 @@ def compare_fingerprints(folder: Path, inspection: Inspection) -> None:
     if told:
         reason = f"was begun on other files; since then {'; '.join(told)}."
         raise FileError(str(folder), reason, "Restore the files, or begin a new run.")
+
+
+def _place(pair: Pair, path: Path | None) -> str:
+    """Return where a file is, and which of its pages, from whatever folder the run goes on; nothing for no file."""
+    return os.path.abspath(pair.words(path)) if path else ""
 
 
 def versions() -> dict[str, str]:

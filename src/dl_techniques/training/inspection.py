@@ -355,7 +355,7 @@ def _inspect(pair: Pair, kind: Target, channels: Channels, ignored: tuple[int, .
 
 
 def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _count(target: np.ndarray, kind: Target) -> dict[int, int]:

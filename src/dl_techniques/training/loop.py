@@ -21,10 +21,10 @@ from dl_techniques.training.checkpoint import (
     restore_model_state,
     step_of,
 )
-from dl_techniques.training.devices import building, feed, from_writer, mirrors, writes
+from dl_techniques.training.devices import building, faster_backend, feed, from_writer, mirrors, writes
 from dl_techniques.training.interruption import interruptible
 from dl_techniques.training.progress import TrainingProgress
-from dl_techniques.training.run import LOG, trim_log
+from dl_techniques.training.run import LOG, read_log, trim_log
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,7 +112,8 @@ def fit_stages(
         The model, with the weights of the last step.
     """
     run, last = checkpoints.parent, stages[-1].last
-    unbegun = writes() and resume and not list_checkpoints(checkpoints) and not (run / LOG).exists()
+    # An epoch is logged right before it is saved.
+    unbegun = writes() and resume and not list_checkpoints(checkpoints) and len(read_log(run)) <= 1
     if from_writer(unbegun):
         console.print("stopped before its first checkpoint: starting from the first step")
         resume = False
@@ -130,6 +131,8 @@ def fit_stages(
         f"{model.count_params():,} parameters · Keras {keras.__version__} on {keras.backend.backend()} · "
         f"step {step} of {last}"
     )
+    if not resume and (advice := faster_backend()):
+        console.print(advice)
     progress = TrainingProgress(last // steps_per_epoch, steps_per_epoch, console, done=step)
     save = StateCheckpoint(checkpoints)
     stop = stop or EarlyStop(lambda: False)

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from dl_techniques.errors import FileError
 CONFIG, LOG, LOCK = "config.json", "log.csv", ".lock"
 CHECKPOINTS = "checkpoints"
 UNBEGUN = (LOCK, f".{CONFIG}.tmp", CHECKPOINTS)  # what a run leaves that is killed before its settings are there
+DATA = ("images", "masks", "targets", "val_images", "val_masks", "val_targets")  # settings that say where it is
 PROLONGABLE = ("steps", "cooldown")  # may differ when a run is resumed
 
 Config = TypeVar("Config")
@@ -171,6 +173,9 @@ def write_split(folder: Path, training: Iterable[str], validation: Iterable[str]
 
 def _plain(config: Any) -> dict[str, Any]:
     values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    for name in DATA:  # a run may be resumed from another folder
+        if values.get(name) is not None:
+            values[name] = os.path.abspath(values[name])
     return json.loads(json.dumps(values))
 
 

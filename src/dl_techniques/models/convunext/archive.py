@@ -20,11 +20,14 @@ LARGEST_EXPANSION, NOT_COUNTED = 100, 2**20  # Keras compresses nothing; what ot
 REMEDY = "Take only model files that you trust; one that `convunext train` wrote is accepted."
 
 
-def check_archive(path: Path) -> None:
+def check_archive(path: Path) -> dict[str, Any]:
     """Refuse a `.keras` file that is not a `ConvUNextModel` of plain parts: Keras would build what its config names.
 
     Args:
         path: The file.
+
+    Returns:
+        Its config.
 
     Raises:
         FileError: It holds more than such a model has, expands beyond measure, or its config names other classes than
@@ -50,6 +53,7 @@ def check_archive(path: Path) -> None:
     for part in _parts(root.get("config")):
         if not _is_known(part):
             raise FileError(str(path), f"names {_name(part)} in its {CONFIG}, which is not built.", REMEDY)
+    return root
 
 
 def _parts(value: Any) -> Iterator[dict[str, Any]]:

@@ -148,6 +148,10 @@ class ConvUNextModel(keras.Model):
             "seed": seed,
         }
         check_arguments(arguments)
+        if unknown := sorted(kwargs.keys() - {"name", "trainable"}):  # Keras would take any in silence
+            rule = f"must be one of {', '.join(sorted(arguments))}, dtype, name, trainable"
+            remedy = "Check the spelling, or update convunext."
+            raise ArgumentError(unknown[0], rule, kwargs[unknown[0]], remedy)
         policy = keras.dtype_policies.get(dtype if dtype is not None else keras.config.dtype_policy())
 
         stem, inputs, outputs = build_graph(arguments, policy)
@@ -171,7 +175,7 @@ class ConvUNextModel(keras.Model):
         return super().__call__(inputs, *args, **kwargs)
 
     def load_weights(self, filepath, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        """Load a `.weights.h5` file whose weights are exactly this model's.
+        """Load a `.weights.h5` or `.keras` file whose weights are exactly this model's.
 
         Args:
             filepath: The file.
@@ -182,7 +186,7 @@ class ConvUNextModel(keras.Model):
             WeightsError: The file is broken or holds the weights of another architecture; the message names the first
                 mismatch, and no weight has changed.
         """
-        if str(filepath).endswith(".weights.h5") and not skip_mismatch:
+        if str(filepath).endswith((".weights.h5", ".keras")) and not skip_mismatch:
             check_weights_file(self, filepath)
         super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import h5py
 import keras
@@ -12,9 +15,11 @@ import numpy as np
 
 from dl_techniques.errors import WeightsError
 
+MEMBER = "model.weights.h5"  # of a `.keras` file
+
 
 def check_weights_file(model: keras.Model, path: str | os.PathLike) -> None:
-    """Raise `WeightsError` unless a `.weights.h5` file holds exactly the weights that the model has.
+    """Raise `WeightsError` unless a `.weights.h5` or `.keras` file holds exactly the weights that the model has.
 
     Keras ignores what a file has beyond the model and stops in the middle of assigning at what it lacks.
 
@@ -26,9 +31,9 @@ def check_weights_file(model: keras.Model, path: str | os.PathLike) -> None:
         raise WeightsError(str(path), "does not exist.", "Check the path.")
     try:
         stored = _stored_shapes(path)
-    except OSError as error:
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise WeightsError(
-            str(path), f"is not a whole .weights.h5 file: {error}.", "Save the weights again, or take another copy."
+            str(path), f"is not a whole file of weights: {error}.", "Save the weights again, or take another copy."
         ) from error
     remedy = "Build the model with the arguments that the weights were saved with."
     counts = Counter(stored.values())
@@ -99,6 +104,17 @@ def _stored_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
                 raise OSError(f"{name!r} lies in another file")
             shapes[name] = tuple(item.shape)
 
-    with h5py.File(path, "r") as file:
+    if str(path).endswith(".keras"):
+        with zipfile.ZipFile(path) as archive:
+            content: Any = io.BytesIO(archive.read(MEMBER))
+    else:
+        content = path
+
+    def foreign(name: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> str | None:
+        return None if isinstance(link, h5py.HardLink) else f"{name!r} is a {type(link).__name__}"
+
+    with h5py.File(content, "r") as file:
+        if found := file.visititems_links(foreign):
+            raise OSError(found)
         file.visititems(visit)
     return shapes

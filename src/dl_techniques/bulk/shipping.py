@@ -1,0 +1,67 @@
+"""A model taken to machines that do not have it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dl_techniques.card import card_path
+from dl_techniques.inference.choosing import Choice
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """The files of a model and of its conversion.
+
+    Attributes:
+        files: Path below a folder and content of each.
+        model: Path of the model below it.
+        conversion: Path of the converted model, empty if there is none.
+    """
+
+    files: tuple[tuple[str, bytes], ...]
+    model: str
+    conversion: str
+
+    @classmethod
+    def of(cls, choice: Choice) -> Shipment:
+        """Read the files of a model."""
+        sources = model_files(choice.path)
+        files = [(f"model/{path.relative_to(choice.path.parent)}", path.read_bytes()) for path in sources]
+        folder = choice.conversion.folder if choice.conversion else None
+        if folder is not None:
+            files += [(f"conversion/{path.name}", path.read_bytes()) for path in sorted(folder.iterdir())]
+        return cls(tuple(files), f"model/{choice.path.name}", "conversion" if folder else "")
+
+    def unpack(self, choice: Choice) -> Choice:
+        """Return the model as it lies on this machine, where the first who asks puts it."""
+        digest = hashlib.sha256()
+        for name, content in self.files:
+            digest.update(name.encode() + b"\0" + content)
+        folder = Path(tempfile.gettempdir()) / f"convunext-{os.getuid()}-{digest.hexdigest()[:24]}"
+        if not folder.is_dir():
+            staging = Path(tempfile.mkdtemp(prefix="convunext-"))  # nobody else may write to it
+            for name, content in self.files:
+                path = staging / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            try:
+                staging.rename(folder)
+            except OSError:
+                shutil.rmtree(staging)  # another was first
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{folder} is not ours")
+        conversion = choice.conversion and replace(choice.conversion, folder=folder / self.conversion)
+        return replace(choice, path=folder / self.model, conversion=conversion)
+
+
+def model_files(path: Path) -> list[Path]:
+    """Return the files of a model: its own, those that belong to it, and its card."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
+    return [file for file in (path, card_path(path), *beside) if file.is_file()]

@@ -1,0 +1,230 @@
+"""What a worker does: images in, results and rows out; with the functions of the local command, so with its bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from dl_techniques.bulk.shipping import Shipment
+from dl_techniques.bulk.status import DONE, FAILED, REFUSED, rows
+from dl_techniques.bulk.storage import Folder, StorageError, folder_of, is_address
+from dl_techniques.data.files import image_shape
+from dl_techniques.errors import ConvUNextError, FileError
+from dl_techniques.inference.batch import OnTile, lossless_name
+from dl_techniques.inference.choosing import Choice
+from dl_techniques.inference.predicting import (
+    Prediction,
+    PredictionReport,
+    Predictor,
+    describe,
+    predict_file,
+    predictor_settings,
+    result_name,
+    streams,
+)
+from dl_techniques.inference.settings import PredictionOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+IN, OUT = "in", "out"  # of what is fetched and of what will be stored
+DEATHS = 2  # of processes that computed an image, after which it is left alone
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all workers of a run are told.
+
+    Attributes:
+        choice: The model, and what runs it.
+        options: As of the local command.
+        output: Folder of the results, a path or an address.
+        settings: Digest of all that a result depends on.
+        backend: What Keras runs on; empty if it does not matter.
+        cores: Threads that compute, of each worker.
+        threads: Images that a worker has in hand: while one is computed, others are read and written.
+        shipment: The model's files, where workers may not have them.
+    """
+
+    choice: Choice
+    options: PredictionOptions
+    output: str
+    settings: str
+    backend: str
+    cores: int
+    threads: int
+    shipment: Any = None
+
+
+class Journal:
+    """Knows what was begun and not ended, so what was in hand when a process died."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+
+    def begin(self, key: str) -> int:
+        """Return how often this was begun before and not ended."""
+        self._begun[key] += 1
+        return self._begun[key] - 1
+
+    def end(self, *keys: str) -> None:
+        """Forget what is done."""
+        for key in keys:
+            del self._begun[key]
+
+
+class SharedPredictor(Predictor):
+    """A predictor of several threads: one computes, while others read and write within what the memory leaves."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._turn, self._room = threading.RLock(), threading.Condition()
+        self._taken = 0
+        super().__init__(*arguments)
+
+    def __call__(self, pixels: np.ndarray, on_tile: OnTile = lambda done, total: None) -> Prediction:
+        with self._turn:
+            return super().__call__(pixels, on_tile)
+
+    def fit(self, shape: tuple[int, ...]) -> None:
+        with self._turn:  # sets the tiles of who is computing
+            super().fit(shape)
+
+    @contextlib.contextmanager
+    def room_for(self, source: Path) -> Iterator[None]:
+        """Wait until the arrays of an image fit beside those in hand; one alone always does."""
+        try:
+            needed = min(self._arrays(image_shape(source)), self.memory)
+        except (ConvUNextError, OSError):
+            needed = 0  # it will be refused
+        with self._room:
+            self._room.wait_for(lambda: self._taken + needed <= self.memory)
+            self._taken += needed
+        try:
+            # What is read in parts asks the network itself.
+            with self._turn if streams(self, source) else contextlib.nullcontext():
+                yield
+        finally:
+            with self._room:
+                self._taken -= needed
+                self._room.notify_all()
+
+
+class Worker:
+    """A process with a model.
+
+    Args:
+        job: What to do.
+        journal: Handle of the `Journal`.
+    """
+
+    def __init__(self, job: Job, journal: Any) -> None:
+        threads = {"OMP_NUM_THREADS": job.cores, "TF_NUM_INTRAOP_THREADS": job.cores, "NPROC": job.cores}
+        os.environ.update({name: str(count) for name, count in threads.items()})
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        if job.backend:
+            os.environ["KERAS_BACKEND"] = job.backend
+        import ray
+
+        shipment: Shipment | None = None if job.shipment is None else ray.get(job.shipment)
+        choice = job.choice if shipment is None else shipment.unpack(job.choice)
+        self._job, self._journal, self._ask = job, journal, ray.get
+        self._predictor = SharedPredictor(choice, *predictor_settings(job.options))
+        self._output = Folder(job.output)
+        self._pool = ThreadPoolExecutor(job.threads)
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Predict the images of a batch, `path`, `bytes` and `modified`, and return their rows."""
+        images = batch.to_pylist()
+        key = images[0]["path"]
+        if self._ask(self._journal.begin.remote(f"batch {key}")):
+            made = [self._again(image) for image in images]  # a process died of one of them, or beside it
+        else:
+            made = list(self._pool.map(self._predict, images))
+        self._journal.end.remote(f"batch {key}")
+        return rows(made)
+
+    def _again(self, image: dict[str, Any]) -> dict[str, Any]:
+        """Do an image of a batch that was begun before: not twice, and not for ever."""
+        path = image["path"]
+        _, name = folder_of(path)
+        if not self._job.options.overwrite:
+            for result in possible_names(self._predictor, name):
+                if self._output.look(result).is_file:
+                    return self._row(image, DONE, output=self._output / result)
+        deaths: Any = self._ask(self._journal.begin.remote(path))
+        if deaths >= DEATHS:
+            error = FileError(path, f"ended {deaths} processes that computed it.", "Look at it, or leave it out.")
+            return self._row(image, REFUSED, error=str(error))
+        row = self._predict(image)
+        self._journal.end.remote(path)
+        return row
+
+    def _predict(self, image: dict[str, Any]) -> dict[str, Any]:
+        start = time.perf_counter()
+        known: dict[str, Any] = {}
+        with tempfile.TemporaryDirectory(prefix="convunext-") as scratch:
+            try:
+                known["output"], report = self._apply(image["path"], Path(scratch), known)
+                known |= {"state": DONE, "notes": describe(report)[0]}
+            except StorageError as error:
+                known |= {"state": FAILED, "error": str(error)}
+            except ConvUNextError as error:
+                cause = error.__cause__  # decoders raise without a number
+                passing = isinstance(cause, OSError) and cause.errno is not None
+                known |= {"state": FAILED if passing else REFUSED, "error": self._told(error, image["path"], scratch)}
+            except Exception as error:  # of a library: a row, too, and the others go on
+                reason = FileError(image["path"], f"{type(error).__name__}: {error}")
+                known |= {"state": FAILED, "error": str(reason)}
+        return self._row(image, seconds=time.perf_counter() - start, **known)
+
+    def _apply(self, source: str, scratch: Path, known: dict[str, Any]) -> tuple[str, PredictionReport]:
+        """Predict one image; its height and width are known first."""
+        path, folder = Path(source), Path(self._output.path)
+        if is_address(source):
+            origin, name = folder_of(source)
+            path = scratch / IN / name
+            path.parent.mkdir()
+            origin.fetch(name, path)
+        if self._output.remote:
+            folder = scratch / OUT
+            folder.mkdir()
+        with contextlib.suppress(FileError):
+            known["height"], known["width"], _ = image_shape(path)
+        result = folder / result_name(self._predictor, path)
+        with self._predictor.room_for(path):
+            report = predict_file(self._predictor, path, result, self._job.options, lambda done, total: None)
+        if self._output.remote:
+            beside = sorted(file for file in folder.iterdir() if file != result)
+            for file in (*beside, result):  # where the result lies, nothing is missing
+                self._output.store(file.name, file)
+        return self._output / result.name, report
+
+    def _told(self, error: ConvUNextError, source: str, scratch: str) -> str:
+        """Return what an error says, of the places that the user knows."""
+        folder = str(folder_of(source)[0]) if is_address(source) else ""
+        return str(error).replace(f"{scratch}/{IN}", folder).replace(f"{scratch}/{OUT}", str(self._output))
+
+    def _row(self, image: dict[str, Any], state: str, **known: Any) -> dict[str, Any]:
+        told = {"error": "", "notes": "", "seconds": 0.0, "worker": self._name, "settings": self._job.settings}
+        return {**image, **told, **known, "state": state}
+
+
+def possible_names(predictor: Predictor, name: str) -> Sequence[str]:
+    """Return what the result of an image may be called, before its file is looked at."""
+    path = Path(name)
+    if predictor.classes is None:
+        return [lossless_name(path)]
+    return [f"{path.stem}.tif"] if predictor.classes.labels else [f"{path.stem}.png", f"{path.stem}.tif"]

@@ -1,0 +1,32 @@
+"""What OpenVINO has whole and Keras writes for it as several operations, in shapes that it need not copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+from openvino import opset13
+
+
+def normalize(x, epsilon: float):
+    """Return `(x − mean) / √(variance + epsilon)` over the last axis, of `(pixels, channels)`."""
+    node: Any = opset13.mvn(x.output, opset13.constant([-1], dtype="int32"), True, epsilon, "inside_sqrt")
+    return ops.convert_to_tensor(node.output(0))
+
+
+def energy(x):
+    """Return the sum of squares over height and width, `(batch, channels)`, of `(batch, height, width, channels)`."""
+    node: Any = opset13.reduce_l2(x.output, opset13.constant([1, 2], dtype="int32"), False)
+    return ops.square(ops.convert_to_tensor(node.output(0)))
+
+
+def by_pixel(function, x):
+    """Apply a function of `(pixels, channels)` to every pixel of `(batch, height, width, channels)`.
+
+    With four axes OpenVINO would turn them around for the function and back after it.
+    """
+    batch, height, width, channels = ops.shape(x)
+    results = function(ops.reshape(x, (-1, channels)))
+    if isinstance(results, tuple):
+        return tuple(ops.reshape(result, (batch, height, width, result.shape[-1])) for result in results)
+    return ops.reshape(results, (batch, height, width, channels))

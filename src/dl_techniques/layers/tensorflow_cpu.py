@@ -1,0 +1,257 @@
+"""The costly steps of a block in training on TensorFlow's CPU kernels, with gradients written by hand.
+
+TensorFlow computes each operation as a pass of its own over memory and keeps what the gradient of each needs: of an
+exact GELU three tensors of the block's widest size. Here the gradient needs one, with `remat` none; all that is done
+value by value is compiled into one pass; the gradient of a depthwise convolution is two depthwise convolutions. The
+functions are those of the plain layers; the measured gains stand in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+ROOT_HALF = math.sqrt(0.5)
+NORMAL_PEAK = 1.0 / math.sqrt(2.0 * math.pi)  # density of the standard normal distribution at zero
+TILE = 64  # pixels; of the gradient of a depthwise kernel
+
+
+def serves(x) -> bool:
+    """Return whether these steps are meant for a tensor: float32 of known height and width, and no GPU at hand."""
+    known = None not in x.shape[1:3]
+    return known and x.dtype == tf.float32 and not tf.config.list_physical_devices("GPU")
+
+
+def steps(block):
+    """Return the depthwise convolution and the bottleneck of a `ConvNeXtBlock`, as functions of its tensors."""
+
+    def convolve(x):
+        y = depthwise(x, block.dwconv.kernel)
+        return y if block.dwconv.bias is None else y + block.dwconv.bias
+
+    def mix(x):
+        y = bottleneck(x, block.pwconv1, block.grn, block.pwconv2, block.remat)
+        return y if block.layer_scale is None else block.layer_scale(y)
+
+    return convolve, mix
+
+
+# === Depthwise convolution ===
+
+
+def depthwise(x, kernel):
+    """Convolve each channel with its own window, zeros beyond the edges.
+
+    The gradient by the input is the same convolution of the output's gradient with the window turned by 180°; the
+    gradient by the kernel correlates input and output's gradient, which are cut into tiles that are channels of one
+    depthwise convolution whose windows are the tiles of the output's gradient.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        kernel: Variable `(side, side, channels, 1)`, the side odd.
+
+    Returns:
+        A tensor of x's shape.
+    """
+
+    @tf.custom_gradient
+    def function(x, kernel) -> Any:
+        def gradient(dy):
+            return _convolve(dy, tf.reverse(kernel, [0, 1]), "SAME"), _kernel_gradient(x, dy, kernel.shape[0])
+
+        return _convolve(x, kernel, "SAME"), gradient
+
+    return function(x, tf.convert_to_tensor(kernel))
+
+
+def _convolve(x, kernel, padding: str):
+    return tf.raw_ops.DepthwiseConv2dNative(input=x, filter=kernel, strides=[1, 1, 1, 1], padding=padding)
+
+
+def _kernel_gradient(x, dy, side: int):
+    """Return Σ x[y+i, x+j]·dy[y, x] over images and pixels, `(side, side, channels, 1)`."""
+    height, width, channels = x.shape[1:]
+    reach = side // 2
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    tall, wide = -(-height // rows), -(-width // columns)  # of a tile
+    below, right = rows * tall - height, columns * wide - width
+    dy = tf.pad(dy, [[0, 0], [0, below], [0, right], [0, 0]])
+    dy = tf.reshape(dy, (-1, rows, tall, columns, wide, channels))
+    windows = tf.reshape(tf.transpose(dy, (2, 4, 0, 1, 3, 5)), (tall, wide, -1, 1))
+
+    x = tf.pad(x, [[0, 0], [reach, reach + below], [reach, reach + right], [0, 0]])
+    x = tf.gather(x, _starts_and_reach(rows, tall, side), axis=1)
+    x = tf.gather(x, _starts_and_reach(columns, wide, side), axis=3)  # (batch, rows, tall', columns, wide', channels)
+    x = tf.reshape(tf.transpose(x, (2, 4, 0, 1, 3, 5)), (1, tall + side - 1, wide + side - 1, -1))
+    sums = _convolve(x, windows, "VALID")  # (1, side, side, tiles of all images · channels)
+    return tf.reduce_sum(tf.reshape(sums, (side, side, -1, channels)), axis=2)[:, :, :, None]
+
+
+def _starts_and_reach(count: int, length: int, side: int):
+    """Return the indices that each of so many tiles reads along an axis, `(count, length + side - 1)`."""
+    return tf.range(count)[:, None] * length + tf.range(length + side - 1)[None]
+
+
+# === Bottleneck ===
+
+
+def bottleneck(x, expand, response, project, remat: bool):
+    """Return `project(response(GELU(expand(x))))`, without a layer scale.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        expand: `PointwiseConv` to the wide tensor; its activation is the GELU.
+        response: `GlobalResponseNormalization`, or `None` for a V1 block.
+        project: `PointwiseConv` back, without activation.
+        remat: Whether the wide tensor is computed again for the gradient instead of being kept.
+
+    Returns:
+        `(batch, height, width, filters)`.
+    """
+    height, width, channels = x.shape[1:]
+    weights = [expand.kernel, project.kernel, expand.bias, project.bias]
+    if response is not None:
+        weights += [response.gamma, response.beta]
+    present = [index for index, weight in enumerate(weights) if weight is not None]
+    tensors = [tf.convert_to_tensor(weights[index]) for index in present]
+
+    @tf.custom_gradient
+    def function(x, *tensors) -> Any:
+        parts: list = [None] * len(weights)
+        for index, tensor in zip(present, tensors, strict=True):
+            parts[index] = tensor
+        y, gradients = _bottleneck(x, response, parts, remat)
+
+        def gradient(dy):
+            dx, *others = gradients(dy)
+            return dx, *(others[index] for index in present)
+
+        return y, gradient
+
+    y = function(tf.reshape(x, (-1, height * width, channels)), *tensors)
+    return tf.reshape(y, (-1, height, width, project.filters))
+
+
+def _bottleneck(x, response, parts: list, remat: bool):
+    """Return the projection of `(batch, pixels, channels)` and the function of its gradients, in the order of parts."""
+    kernel_1, kernel_2, bias_1, bias_2, *response_parts = parts
+    gamma, beta = response_parts or (None, None)
+    epsilon = 0.0 if response is None else response.epsilon
+
+    def expanded():
+        wide = _multiply(x, kernel_1)
+        return wide if bias_1 is None else wide + bias_1
+
+    wide = expanded()
+    kept = None if remat else wide
+    active, energy = (_gelu(wide), None) if gamma is None else _gelu_and_energy(wide)
+
+    def projection():
+        """Return the kernel with GRN's factors in it, `(batch, wide channels, channels)`, without GRN as it is."""
+        if gamma is None:
+            return kernel_2
+        return (1.0 + gamma * _share(energy, epsilon)[0])[:, :, None] * kernel_2
+
+    y = _multiply(active, kernel_2) if gamma is None else tf.matmul(active, projection())
+    shift = bias_2
+    if beta is not None:
+        carried = tf.linalg.matvec(kernel_2, beta, transpose_a=True)
+        shift = carried if shift is None else carried + shift
+    if shift is not None:
+        y = y + shift
+
+    def gradients(dy):
+        with tf.control_dependencies([dy]):  # not before: what is computed again would lie in memory meanwhile
+            wide = expanded() if kept is None else tf.identity(kept)
+            active = _gelu(wide)
+        d_bias_2 = tf.reduce_sum(dy, (0, 1))
+        d_gamma = d_beta = None
+        if gamma is None:
+            d_kernel_2 = _outer(active, dy)
+            d_active, d_energy = _multiply(dy, kernel_2, transpose=True), None
+        else:
+            by_sample = tf.matmul(active, dy, transpose_a=True)  # (batch, wide channels, channels)
+            share, share_gradient = _share(energy, epsilon)
+            d_scale = tf.reduce_sum(by_sample * kernel_2, -1)
+            d_gamma = tf.reduce_sum(d_scale * share, 0)
+            d_energy = share_gradient(d_scale * gamma)
+            d_kernel_2 = tf.reduce_sum((1.0 + gamma * share)[:, :, None] * by_sample, 0)
+            if beta is not None:
+                d_kernel_2 += beta[:, None] * d_bias_2
+                d_beta = tf.linalg.matvec(kernel_2, d_bias_2)
+            d_active = tf.matmul(dy, projection(), transpose_b=True)
+        d_wide = _gelu_gradient(wide, d_active) if d_energy is None else _both_gradients(wide, d_active, d_energy)
+        d_bias_1 = None if bias_1 is None else _column_sums(d_wide)
+        dx = _multiply(d_wide, kernel_1, transpose=True)
+        return dx, _outer(x, d_wide), d_kernel_2, d_bias_1, d_bias_2, d_gamma, d_beta
+
+    return y, gradients
+
+
+def _share(energy, epsilon: float):
+    """Return GRN's share of each channel, `r / mean(r)` with `r = √(energy + ε)`, and the function of its gradient."""
+    root = tf.sqrt(energy + epsilon)
+    mean = tf.reduce_mean(root, -1, keepdims=True)
+    share = root / mean
+
+    def gradient(d_share):
+        return (d_share - tf.reduce_mean(d_share * share, -1, keepdims=True)) / mean / (2.0 * root)
+
+    return share, gradient
+
+
+def _multiply(x, kernel, transpose: bool = False):
+    """Return `x @ kernel` of `(batch, pixels, channels)` as one product of matrices."""
+    rows = tf.reshape(x, (-1, x.shape[-1]))
+    return tf.reshape(
+        tf.matmul(rows, kernel, transpose_b=transpose), (-1, x.shape[1], kernel.shape[0 if transpose else 1])
+    )
+
+
+def _outer(x, y):
+    """Return Σ x yᵀ over images and pixels, `(channels of x, channels of y)`."""
+    return tf.matmul(tf.reshape(x, (-1, x.shape[-1])), tf.reshape(y, (-1, y.shape[-1])), transpose_a=True)
+
+
+def _column_sums(x):
+    """Return the sums over images and pixels, as a product of matrices: a third of the time of `reduce_sum`."""
+    rows = tf.reshape(x, (-1, x.shape[-1]))
+    return tf.matmul(tf.ones((1, tf.shape(rows)[0])), rows)[0]
+
+
+# === One pass each, compiled ===
+
+
+def _one_pass(function):
+    return tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
+
+
+def _normal_distribution(x):
+    return 0.5 * (1.0 + tf.math.erf(x * ROOT_HALF))
+
+
+@_one_pass
+def _gelu(x):
+    return x * _normal_distribution(x)
+
+
+@_one_pass
+def _gelu_and_energy(x):
+    """Return the exact GELU and the sum of its squares over pixels, `(batch, channels)`."""
+    y = x * _normal_distribution(x)
+    return y, tf.reduce_sum(tf.square(y), 1)
+
+
+@_one_pass
+def _gelu_gradient(x, dy):
+    return dy * (_normal_distribution(x) + x * NORMAL_PEAK * tf.exp(-0.5 * tf.square(x)))
+
+
+@_one_pass
+def _both_gradients(x, dy, d_energy):
+    """Return the gradient by x of a GELU that has a gradient of its own and one by its sums of squares."""
+    below = _normal_distribution(x)
+    dy += 2.0 * x * below * d_energy[:, None]
+    return dy * (below + x * NORMAL_PEAK * tf.exp(-0.5 * tf.square(x)))

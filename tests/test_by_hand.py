@@ -1,0 +1,127 @@
+"""The steps whose gradients are written by hand are those of the plain layers, and are used where they should be."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from dl_techniques.layers import convnext
+from dl_techniques.layers.convnext import ConvNeXtBlock
+from models import randomize
+
+ONLY_TENSORFLOW = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="other backends take the gradients of the plain layers"
+)
+BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
+BLOCKS = [
+    {},
+    {"remat": True},
+    {"use_bias": False},
+    {"version": "v1", "layer_scale_init_value": 0.5},
+    {"version": "v1", "use_bias": False, "kernel_size": 3},
+    {"drop_path_rate": 0.3, "dropout_rate": 0.2, "seed": 3},
+]
+
+
+def random_array(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def outputs_and_gradients(block, x: np.ndarray, weight: np.ndarray, in_graph: bool = True) -> list[np.ndarray]:
+    """Return the output and the gradients of Σ output·weight by the input and by all kernels."""
+    import tensorflow as tf
+
+    for variable in block.non_trainable_variables:  # counters of the dropouts
+        variable.assign(np.array([1, 2], dtype=variable.dtype))
+
+    def function(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = block(x, training=True)
+            loss = tf.reduce_sum(y * weight)
+        return [y, *tape.gradient(loss, [x, *(w.value for w in block.trainable_weights)])]
+
+    if in_graph:  # as in fit: the number of images is not known
+        function = tf.function(function, input_signature=[tf.TensorSpec((None, *x.shape[1:]), x.dtype)])
+    return [value.numpy() for value in function(tf.constant(x))]
+
+
+@ONLY_TENSORFLOW
+@pytest.mark.parametrize("arguments", BLOCKS, ids=lambda arguments: "-".join(arguments) or "default")
+@pytest.mark.parametrize("shape", [(2, 7, 10, 4), (3, 70, 130, 8), (1, 1, 1, 4)], ids=str)
+def test_by_hand_is_the_plain_block(arguments, shape, monkeypatch):
+    block = ConvNeXtBlock(shape[-1], **arguments)
+    block.build(shape)
+    randomize(block)
+    dtype = "float32" if "seed" in arguments else "float64"  # dropouts draw other numbers in float64
+    exact = ConvNeXtBlock(shape[-1], **arguments, dtype=dtype)
+    exact.build(shape)
+    exact.set_weights(block.get_weights())
+    x, weight = random_array(*shape), random_array(*shape, seed=1)
+    by_hand = outputs_and_gradients(block, x, weight)
+    eagerly = outputs_and_gradients(block, x, weight, in_graph=False)
+    again = outputs_and_gradients(block, x, weight)
+    monkeypatch.setattr(convnext, "steps_by_hand", lambda block, x: None)
+    plain = outputs_and_gradients(exact, x.astype(dtype), weight.astype(dtype))
+    for expected, graph, eager, second in zip(plain, by_hand, eagerly, again, strict=True):
+        scale = np.abs(expected).max() + 1e-6
+        assert np.abs(graph - expected).max() / scale <= 1e-5
+        assert np.abs(eager - expected).max() / scale <= 1e-5
+        np.testing.assert_array_equal(graph, second)  # to the bit: a resumed run must equal an uninterrupted one
+
+
+@ONLY_TENSORFLOW
+def test_a_black_image_has_finite_gradients():
+    block = ConvNeXtBlock(4, use_bias=False)
+    block.build((1, 8, 8, 4))
+    x = np.zeros((1, 8, 8, 4), "float32")
+    assert all(np.isfinite(value).all() for value in outputs_and_gradients(block, x, x + 1))
+
+
+@ONLY_TENSORFLOW
+def test_where_it_does_not_serve_the_plain_layers_do():
+    import tensorflow as tf
+
+    x = tf.zeros((1, 8, 8, 4))
+    assert convnext.steps_by_hand(ConvNeXtBlock(4), x) is not None
+    assert convnext.steps_by_hand(ConvNeXtBlock(4), tf.cast(x, "bfloat16")) is None
+    assert convnext.steps_by_hand(ConvNeXtBlock(4, kernel_size=4), x) is None
+    assert convnext.steps_by_hand(ConvNeXtBlock(4, use_bias=False, equivariant_block="no_norm"), x) is None
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="TensorFlow has them")
+def test_other_backends_take_the_plain_layers():
+    assert convnext.steps_by_hand(ConvNeXtBlock(4), ops.zeros((1, 8, 8, 4))) is None
+
+
+@ONLY_TENSORFLOW
+def test_a_training_step_takes_less_memory():
+    """What a step adds to the resident memory, by hand against plain."""
+    import subprocess
+    import sys
+
+    code = """
+import sys, keras, numpy as np
+sys.path.insert(0, sys.argv[2])
+from worker import peak_resident
+from dl_techniques.layers import convnext
+if sys.argv[1] == "plain":
+    convnext.steps_by_hand = lambda block, x: None
+x = keras.Input((256, 256, 16))
+y = x
+for _ in range(6):
+    y = convnext.ConvNeXtBlock(16)(y)
+model = keras.Model(x, y)
+model.compile("sgd", "mse")
+data = np.zeros((2, 256, 256, 16), "float32")
+before = peak_resident()
+model.train_on_batch(data, data)
+print(peak_resident() - before)
+"""
+    grown = {
+        name: int(subprocess.run([sys.executable, "-c", code, name, BENCHMARKS], capture_output=True, text=True).stdout)
+        for name in ("plain", "by hand")
+    }
+    assert grown["by hand"] < 0.75 * grown["plain"]
