@@ -40,9 +40,8 @@ from dl_techniques.inference.predicting import predict_files
 from dl_techniques.inference.settings import PredictionOptions
 from test_predict import QUIET, save_segmenter
 
-# Asked for by name, `CONVUNEXT_TEST_BULK=1 make test TESTS=tests/test_bulk.py`: they want a machine of their own; on a
-# busy one three failed and one never ended.
-__test__ = keras.backend.backend() == "tensorflow" and os.environ.get("CONVUNEXT_TEST_BULK") == "1"
+# One backend: the others make the same bytes of the same engine, and each test starts processes.
+__test__ = keras.backend.backend() == "tensorflow"
 # Ray warns of its own settings.
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "ResourceWarning")]
 COUNT, BROKEN = 60, (7, 31)

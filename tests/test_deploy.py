@@ -104,7 +104,3 @@ def test_the_document_holds_the_tables_of_the_script():
     text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     milliseconds = float(re.search(r"it is taken to be ([\d.]+) ms", text)[1])
     assert scale_table.tables(milliseconds / 1e3) in text
-
-
-# As in test_bulk.py: asked for by name until seen to hold on a busy machine.
-__test__ = __import__("os").environ.get("CONVUNEXT_TEST_BULK") == "1"
