@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,11 @@ from dl_techniques.data.files import check_writable
 from dl_techniques.data.pipeline import AHEAD
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.training.plan import Estimate, describe_plan, write_plan
+from dl_techniques.training.progress import FEWEST, SECONDS, TIMED, WARMUP, peak_memory
 from dl_techniques.training.supervised import Config, SupervisedTask, plan_of
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-WARMUP = 2
-TIMED = 20  # steps, or as many as go into
-SECONDS = 15.0
-FEWEST = 5
 
 
 def estimate(task: SupervisedTask) -> Estimate:
@@ -49,7 +44,7 @@ def estimate(task: SupervisedTask) -> Estimate:
         waiting=waiting,
         validation_seconds=validation,
         minutes=(task.config.steps * step + epochs * validation) / 60,
-        memory_gb=_peak_memory(),
+        memory_gb=peak_memory(),
     )
 
 
@@ -72,15 +67,6 @@ def time_steps(train: Callable[..., Any], batches: Iterator[tuple]) -> tuple[flo
         computing.append(time.perf_counter() - before)
     passed = time.perf_counter() - start
     return passed / len(computing), max(0.0, 1 - sum(computing) / passed)
-
-
-def _peak_memory() -> float | None:
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def plan_run(
