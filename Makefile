@@ -33,7 +33,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/speed.py --minutes 13 --out docs/img --markdown docs/performance.md
+	$(BIN)/python benchmarks/speed.py --minutes 14 --out docs/img --markdown docs/performance.md
 	$(BIN)/python benchmarks/block.py --markdown docs/performance.md
 	$(BIN)/python benchmarks/startup.py --markdown docs/performance.md
 

@@ -25,6 +25,7 @@ from worker import Worker, WorkerError
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 2, 4, 8)
+VERSIONS = ("v2", "v1")
 VARIANTS = ("tiny", "small", "base")
 CORES = (1, 2)
 SECONDS = 120.0  # after which a point has no further turn
@@ -122,7 +123,11 @@ def curves(job: Job, contestant: str, trainer: str, memory: float) -> dict[str, 
         *(point(trainer, "training", batch=batch) for batch in BATCHES),
     ]
     return {
-        "size": [point(contestant, "inference", size=size, batch=1) for size in SIZES],
+        "size": [
+            point(contestant, "inference", version=version, size=size, batch=1)
+            for version in VERSIONS
+            for size in SIZES
+        ],
         "batch": [point(contestant, "inference", batch=batch) for batch in BATCHES],
         "variant": [point(contestant, "inference", variant=variant, batch=1) for variant in VARIANTS],
         "cores": [
@@ -142,7 +147,8 @@ def table(points: list[Point]) -> str:
     ]
     for point in points:
         job, title = point.job, CONTESTANTS[point.contestant].title
-        head = f"| {point.work} | {title} | {job.variant} | {job.threads or 'all'} | {job.batch} | {job.size} |"
+        head = f"| {point.work} | {title} | {job.variant} {job.version} | {job.threads or 'all'} | {job.batch} |"
+        head += f" {job.size} |"
         if point.error or not point.seconds:
             lines.append(f"{head} {point.error} | | | |")
             continue
@@ -161,12 +167,15 @@ def plot(points: list[Point], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     shown = [point for point in points if point.seconds and not point.error]
-    sides = [point.job.size for point in shown]
     figure, (time_axes, memory_axes) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    time_axes.plot(sides, [point.megapixel_seconds for point in shown], marker="o")
+    for version in dict.fromkeys(point.job.version for point in shown):
+        line = [point for point in shown if point.job.version == version]
+        sides = [point.job.size for point in line]
+        time_axes.plot(sides, [point.megapixel_seconds for point in line], marker="o", label=version)
+        memory_axes.plot(sides, [point.resident / 1e9 for point in line], marker="o", label=version)
     time_axes.set(xlabel="height and width (pixels)", ylabel="seconds for a megapixel", ylim=(0, None))
-    memory_axes.plot(sides, [point.resident / 1e9 for point in shown], marker="o")
     memory_axes.set(xlabel="height and width (pixels)", ylabel="peak memory (GB)", ylim=(0, None))
+    time_axes.legend()
     for axes in (time_axes, memory_axes):
         axes.set_xscale("log", base=2)
     figure.savefig(path)
@@ -206,12 +215,12 @@ def _with_artifact(point: Point, artifacts: dict[str, str], cache: Path) -> Job:
     """Return the job of a point with the file of its variant's network, written once, if it needs one."""
     if point.contestant not in ("openvino", "onnxruntime"):
         return point.job
-    variant = point.job.variant
-    if variant not in artifacts:
-        folder = cache / variant
+    network = f"{point.job.variant}-{point.job.version}"
+    if network not in artifacts:
+        folder = cache / network
         folder.mkdir()
-        artifacts[variant] = save_artifact(point.job, folder).artifact
-    return dataclasses.replace(point.job, artifact=artifacts[variant])
+        artifacts[network] = save_artifact(point.job, folder).artifact
+    return dataclasses.replace(point.job, artifact=artifacts[network])
 
 
 def write(found: dict[str, list[Point]], out: Path | None, markdown: Path | None) -> None:

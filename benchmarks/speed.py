@@ -144,7 +144,7 @@ def _run_heat(
             with _failure_noted(row):
                 worker = stack.enter_context(Worker(row.name, job, cache))
                 _check_same_graph(row.name, worker.facts, reference.facts)
-                worker.run(work, WARM_UP)
+                worker.run(work, WARM_UP - 1)  # the last of them tells how long one takes, below
                 row.facts = worker.facts
                 running.append((worker, row))
         steps = _steps_of_turns([reference, *(worker for worker, _ in running)], work)
@@ -215,8 +215,8 @@ def table(rows: list[Row], limit: dict[str, Any], work: str) -> str:
             continue
         share = f"{limit[work] / row.median:.0%}" if CONTESTANTS[row.name].same_graph else ""
         peak = row.peak.get("device", row.peak.get("resident", 0)) / 1e9
-        note = "" if CONTESTANTS[row.name].same_graph else "another network"
-        if note and "gmac" in row.facts:
+        note = row.facts.get("note", "") if CONTESTANTS[row.name].same_graph else "another network"
+        if not CONTESTANTS[row.name].same_graph and "gmac" in row.facts:
             note += f", {row.facts['gmac']:.1f} GMAC an image"
         lines.append(
             f"| {title} | {row.median:.3g} | {min(row.seconds):.3g}–{max(row.seconds):.3g} | {row.ratio:.2f} | "
@@ -283,7 +283,8 @@ def add_job(parser: argparse.ArgumentParser) -> None:
 
 def job_of(options: argparse.Namespace) -> Job:
     """Return the job that a command line names."""
-    return Job(options.variant, options.batch, options.size, options.dtype, options.device, options.threads)
+    names = ("variant", "batch", "size", "dtype", "device", "threads")
+    return Job(**{name: getattr(options, name) for name in names})
 
 
 def main() -> None:

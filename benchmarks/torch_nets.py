@@ -117,6 +117,13 @@ class DnCNN(nn.Module):
 
 def smp_unet() -> nn.Module:
     """Return the U-Net of segmentation_models_pytorch with a ConvNeXt encoder, random weights, one output channel."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:  # built for another PyTorch than this one; its own operators are not needed, but looked for
+        global _operators
+        _operators = torch.library.Library("torchvision", "DEF")  # they last as long as this object
+        for name in ("nms", "qnms"):
+            _operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import segmentation_models_pytorch  # type: ignore  # of the extra peers
 
     return segmentation_models_pytorch.Unet("tu-convnext_tiny", encoder_weights=None, in_channels=3, classes=1)

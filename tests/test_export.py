@@ -239,7 +239,8 @@ def test_what_the_model_cannot_be_is_refused(sources, tmp_path, monkeypatch):
     monkeypatch.setitem(export.NEEDED, "saved_model", ("no_such_module",))
     assert "needs the module 'no_such_module', which is not installed" in refusal(sources["v1", True])
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    assert "must be tensorflow to export. Received: backend='jax'. Run `convunext export`" in refusal(sigmoid)
+    told = refusal(sigmoid)
+    assert "must be tensorflow to export as saved_model. Received: backend='jax'. Run `convunext export`" in told
     with pytest.raises(ArgumentError, match="`size` must be a height and a width of at least 1"):
         ExportOptions(output=tmp_path / "out", size=(0, 5))
 

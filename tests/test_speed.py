@@ -101,6 +101,16 @@ def test_contestants_train(name, tmp_path):
 
 
 @ONCE
+def test_half_precision_tells_how_far_it_is_off(tmp_path):
+    job = speed.save_artifact(SMALL, tmp_path)
+    try:
+        with Worker("openvino-bfloat16", job, tmp_path) as worker:
+            assert worker.facts["note"].startswith("off by up to 0.") and len(worker.run("inference", 2)) == 2
+    except WorkerError as error:
+        assert "has no bfloat16" in str(error)  # as most processors
+
+
+@ONCE
 def test_points_of_a_curve_are_measured_or_say_why_not(tmp_path):
     job = speed.save_artifact(SMALL, tmp_path)
     points = [

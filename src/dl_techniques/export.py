@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dl_techniques import __version__
+from dl_techniques.artifact import Surroundings, artifact_model, write_openvino_apart
 from dl_techniques.card import artifact_digests, card_path, read_card, standardizes, write_card
 from dl_techniques.certify import Certificate, certify, print_certificate
 from dl_techniques.data.normalization import standardize
@@ -114,9 +115,12 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     try:
         path = staging / options.output.name
         with _named(options.output, f"cannot be made as {options.artifact_format}"):
-            by_statistics = options.tiles and pools_image(network)
-            whole = _for_tiles(network, options) if by_statistics else _from_pixels(network, standard, options)
-            write_artifact(whole, path, options.artifact_format)
+            energies = options.tiles and pools_image(network)
+            around = Surroundings(standard, options.activation, options.size, energies)
+            if options.artifact_format == "openvino":
+                write_openvino_apart(engine.path, around, path)
+            else:
+                write_artifact(artifact_model(network, around), path, options.artifact_format)
         write_card(path, {"export": {"tiling": asdict(_tiling(card, network, options))}})
         with _named(options.output, "does not run"), _full_precision():
             exported = load_engine(path)
@@ -142,9 +146,9 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
 def _check_runtime(form: ArtifactFormat) -> None:
     import keras
 
-    if keras.backend.backend() != "tensorflow":
+    if form != "openvino" and keras.backend.backend() != "tensorflow":
         remedy = "Run `convunext export`, or set KERAS_BACKEND=tensorflow; models of every backend can be exported."
-        raise ArgumentError("backend", "must be tensorflow to export", keras.backend.backend(), remedy)
+        raise ArgumentError("backend", f"must be tensorflow to export as {form}", keras.backend.backend(), remedy)
     for name in NEEDED.get(form, ()):
         if importlib.util.find_spec(name) is None:
             remedy = f"pip install 'convunext[{form}]'"
@@ -170,49 +174,6 @@ def _exportable(engine: Engine, options: ExportOptions) -> ConvUNextModel:
         remedy = "Choose openvino or saved_model."
         raise ArgumentError("format", "must be one that holds 2 GB and more for this model", form, remedy)
     return float32_network(model)
-
-
-def _from_pixels(network: ConvUNextModel, standard: bool, options: ExportOptions):
-    """Put the normalization of the input and the activation of the output around a network."""
-    import keras
-
-    image = keras.Input((*(options.size or (None, None)), network.input_channels), dtype="float32", name="image")
-    y = network(_standardized(image) if standard else image, training=False)
-    return keras.Model(image, _active(y, options))
-
-
-def _for_tiles(network: ConvUNextModel, options: ExportOptions):
-    """Put the activation after a V2 network that takes and returns the statistics of the whole image."""
-    import keras
-
-    from dl_techniques.models.convunext.tiles import tile_network
-
-    tiles = tile_network(network)
-    output, energies = tiles.outputs
-    return keras.Model(tiles.inputs, [_active(output, options), energies])
-
-
-def _active(y, options: ExportOptions):
-    import keras
-
-    if options.activation == "sigmoid":
-        y = keras.ops.sigmoid(y)
-    elif options.activation == "softmax":
-        y = keras.ops.softmax(y, axis=-1)
-    elif options.activation == "argmax":
-        y = keras.ops.top_k(y, 1)[1]  # Keras' argmax looks at bits, for which ONNX has no operation
-    return y
-
-
-def _standardized(image):
-    """Return each image with mean 0 and variance 1, one of a single value as zeros; see `data.normalization`."""
-    from keras import ops
-
-    axes = (1, 2, 3)
-    centred = image - ops.mean(image, axis=axes, keepdims=True)
-    deviation = ops.sqrt(ops.mean(ops.square(centred), axis=axes, keepdims=True))
-    varies = ops.max(image, axis=axes, keepdims=True) > ops.min(image, axis=axes, keepdims=True)
-    return ops.where(varies, centred, 0.0) / ops.where(varies, deviation, 1.0)
 
 
 # === The artifact ===
@@ -309,6 +270,11 @@ def _named(output: Path, what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
     """Keep TensorFlow from rounding factors to ten bits on GPUs that can."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
     import tensorflow as tf
 
     before = tf.config.experimental.tensor_float_32_execution_enabled()

@@ -8,8 +8,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,17 +16,13 @@ from typing import Any, Literal
 
 import dl_techniques
 from dl_techniques.card import file_digest
-from dl_techniques.errors import ConvUNextError
+from dl_techniques.inference.apart import ConversionError, run_apart
 
 Runtime = Literal["openvino", "onnxruntime"]
 NAMES: dict[Runtime, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 SUFFIX: dict[Runtime, str] = {"openvino": ".xml", "onnxruntime": ".onnx"}
 FACTS = "facts.json"
 UNUSED_DAYS = 60  # after which a conversion is removed
-
-
-class ConversionError(ConvUNextError):
-    """Say why a model could not be converted."""
 
 
 @dataclass(frozen=True)
@@ -117,18 +111,9 @@ def _unkept(key: str) -> Path:
 
 def _run(model: Path, runtime: Runtime, folder: Path) -> dict[str, Any]:
     """Convert in another process and return the facts."""
-    package = str(Path(dl_techniques.__file__).parents[1])
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": "openvino" if runtime == "openvino" else "tensorflow",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
-    }
-    command = [sys.executable, "-m", "dl_techniques.inference.conversion", str(model.resolve()), runtime, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise ConversionError(str(model), lines[-1] if lines else f"the conversion ended with {done.returncode}.")
+    backend = "openvino" if runtime == "openvino" else "tensorflow"
+    arguments = [str(model.resolve()), runtime, str(folder)]
+    run_apart("dl_techniques.inference.conversion", arguments, backend, str(model))
     facts = json.loads((folder / FACTS).read_bytes())
     facts["sha256"] = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != FACTS}
     (folder / FACTS).write_text(json.dumps(facts, indent=2))

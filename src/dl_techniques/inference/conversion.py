@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dl_techniques.errors import ConvUNextError
+from dl_techniques.inference.apart import answer, without_tensorflow
 from dl_techniques.inference.cache import FACTS, SUFFIX, Runtime
 from dl_techniques.inference.engines import Tiling, load_engine
 from dl_techniques.inference.memory import model_bytes_per_pixel
@@ -55,7 +55,7 @@ def write_artifact(model, path: Path, form: str) -> None:
     Args:
         model: A functional model.
         path: Where to.
-        form: `"onnx"`, `"openvino"`, `"saved_model"` or `"litert"`.
+        form: `"onnx"`, `"saved_model"` or `"litert"`.
     """
     import keras
     import tensorflow as tf
@@ -64,8 +64,6 @@ def write_artifact(model, path: Path, form: str) -> None:
     signature: list[Any] = specs if len(specs) == 1 else [specs]  # the model is called with one argument, a list
     # Nothing beyond LiteRT's own operations: its runtime alone, without TensorFlow's, must do.
     builtin = {"target_spec": {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}} if form == "litert" else {}
-    if form == "openvino":
-        silence_openvino()
     with warnings.catch_warnings():
         # Keras mends tf2onnx under NumPy 2 and is warned for looking.
         warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
@@ -73,10 +71,14 @@ def write_artifact(model, path: Path, form: str) -> None:
         model.export(str(path), format=name, verbose=False, input_signature=signature, **builtin)
 
 
-def _write_openvino(model, path: Path) -> None:
+def write_openvino(model, path: Path) -> None:
     """Write a Keras model as OpenVINO has it, without TensorFlow: Keras on OpenVINO makes the graph of any size.
 
     Keras' own export there sees images of one pixel and leaves that size in the graph.
+
+    Args:
+        model: A functional model.
+        path: Where to, an `.xml` file; its `.bin` comes beside it.
     """
     import keras
     import numpy as np
@@ -89,8 +91,13 @@ def _write_openvino(model, path: Path) -> None:
     ]
     tensors = [keras.ops.convert_to_tensor(given.output(0)) for given in inputs]
     outputs = keras.tree.flatten(model(tensors[0] if len(tensors) == 1 else tensors, training=False))
+    for given, x in zip(inputs, model.inputs, strict=True):
+        given.output(0).set_names({x.name})
+    results = [opset13.result(output.output) for output in outputs]
+    for name, result in zip(("output", "sums"), results, strict=False):
+        result.output(0).set_names({name})
     make_model: Any = openvino.Model  # its hints are wrong
-    graph = make_model([opset13.result(output.output) for output in outputs], inputs)
+    graph = make_model(results, inputs)
     openvino.save_model(graph, str(path), compress_to_fp16=False)
 
 
@@ -113,7 +120,7 @@ def convert_model(source: str, runtime: Runtime, folder: Path) -> None:
     for name, model in networks.items():
         path = folder / f"{name}{SUFFIX[runtime]}"
         if runtime == "openvino":
-            _write_openvino(model, path)
+            write_openvino(model, path)
         else:
             write_artifact(model, path, "onnx")
     facts = {
@@ -127,20 +134,9 @@ def convert_model(source: str, runtime: Runtime, folder: Path) -> None:
 def main(source: str, runtime: Runtime, folder: str) -> int:
     """Convert, or say in the last line of stderr why not."""
     if runtime == "openvino":
-        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # Keras looks for it, which takes seconds
+        without_tensorflow()
         silence_openvino()
-    try:
-        convert_model(source, runtime, Path(folder))
-    except ConvUNextError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(f"needs the module {error.name!r}, which is not installed.", file=sys.stderr)
-        return 1
-    except Exception as error:  # the errors of converters have no class in common
-        print((str(error).strip() or type(error).__name__).splitlines()[0], file=sys.stderr)
-        return 1
-    return 0
+    return answer(lambda: convert_model(source, runtime, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""Work that Keras does on another backend than this process has, or without one here: in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import dl_techniques
+from dl_techniques.errors import ConvUNextError
+
+
+class ConversionError(ConvUNextError):
+    """Say why a model could not be converted."""
+
+
+def run_apart(module: str, arguments: Sequence[str], backend: str, subject: str) -> None:
+    """Run `python -m module arguments` on a backend of Keras and wait for its end.
+
+    Args:
+        module: Its work is done by `answer`.
+        arguments: Of its command line.
+        backend: Of Keras: `"openvino"`, `"tensorflow"` and so on.
+        subject: What an error is of.
+
+    Raises:
+        ConversionError: The process ended with an error; the last line that it wrote is the reason.
+    """
+    package = str(Path(dl_techniques.__file__).parents[1])
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
+    }
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise ConversionError(subject, lines[-1] if lines else f"the conversion ended with {done.returncode}.")
+
+
+def answer(work: Callable[[], None]) -> int:
+    """Do what `run_apart` asked for; return the exit status, and say in the last line of stderr why it failed."""
+    try:
+        work()
+    except ConvUNextError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"needs the module {error.name!r}, which is not installed.", file=sys.stderr)
+        return 1
+    except Exception as error:  # the errors of converters have no class in common
+        print((str(error).strip() or type(error).__name__).splitlines()[0], file=sys.stderr)
+        return 1
+    return 0
+
+
+def without_tensorflow() -> None:
+    """Keep Keras on OpenVINO from looking for TensorFlow, which takes seconds."""
+    sys.modules["tensorflow"] = None  # type: ignore[assignment]

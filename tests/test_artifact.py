@@ -1,0 +1,50 @@
+"""OpenVINO artifacts are made of its own operations, on every backend; for the other formats one is named."""
+
+import keras
+import numpy as np
+import openvino
+import pytest
+from rich.console import Console
+
+from dl_techniques.card import read_card
+from dl_techniques.data.normalization import standardize
+from dl_techniques.errors import ArgumentError
+from dl_techniques.export import export_model
+from dl_techniques.inference.engines import load_engine
+from dl_techniques.inference.settings import ExportOptions
+from models import image, run, saved
+
+QUIET = Console(quiet=True)
+
+
+def test_openvino_is_written_on_every_backend(tmp_path):
+    card = {"task": "segment", "normalization": "standardize"}
+    source = saved(tmp_path, card, convnext_version="v2", output_channels=3)
+    options = ExportOptions(output=tmp_path / "model.xml", activation="softmax")
+    artifact = export_model(source, options, QUIET)
+    assert artifact.comparison.value <= 1e-4
+    pixels = 200 * image(2, 33, 47, 3)
+    y = run(keras.saving.load_model(source), np.stack([standardize(x) for x in pixels]))[0].astype("float64")
+    expected = np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
+    assert np.abs(load_engine(artifact.path).function(pixels) - expected).max() <= 1e-4
+    assert read_card(artifact.path)["export"]["activation"] == "softmax"
+
+
+def test_openvino_graph_normalizes_by_its_own_operations_and_names_its_ends(tmp_path):
+    source = saved(tmp_path, {"task": "segment"}, convnext_version="v2")
+    for tiles, ends in (False, [{"image"}, {"output"}]), (True, [{"image"}, {"output"}, {"sums"}]):
+        path = tmp_path / f"tiles-{tiles}.xml"
+        export_model(source, ExportOptions(output=path, tiles=tiles), QUIET)
+        graph = openvino.Core().read_model(str(path))
+        kinds = [operation.get_type_name() for operation in graph.get_ops()]
+        assert "MVN" in kinds and "ReduceL2" in kinds and "Erf" not in kinds
+        assert [end.get_names() for end in (graph.inputs[0], *graph.outputs)] == ends
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="makes every format: test_export.py")
+@pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model"])
+def test_other_formats_name_the_backend_that_makes_them(name, tmp_path):
+    source = saved(tmp_path, {"task": "denoise"}, convnext_version="v1", use_bias=False)
+    with pytest.raises(ArgumentError, match="must be tensorflow to export as .*Run `convunext export`, or set"):
+        export_model(source, ExportOptions(output=tmp_path / name), QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
