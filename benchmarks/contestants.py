@@ -119,7 +119,7 @@ def keras_hub_segmenter(job: Job) -> Built:
 
     _set_policy(job)
     encoder = keras_hub.models.MiTBackbone(
-        layerwise_num_layers=[3, 4, 6, 3], num_layers=4, layerwise_num_heads=[1, 2, 5, 8],
+        layerwise_depths=[3, 4, 6, 3], num_layers=4, layerwise_num_heads=[1, 2, 5, 8],
         layerwise_sr_ratios=[8, 4, 2, 1], max_drop_path_rate=0.1, image_shape=(job.size, job.size, 3),
         hidden_dims=[64, 128, 320, 512], layerwise_patch_sizes=[7, 3, 3, 3], layerwise_strides=[4, 2, 2, 2],
     )  # fmt: skip

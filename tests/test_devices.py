@@ -1,5 +1,6 @@
 """A run on several devices or processes is the run of one: its weights, its log, its folder."""
 
+import json
 import os
 import signal
 import socket
@@ -172,37 +173,13 @@ def wait_for(path: Path) -> None:
 
 
 @JAX
-def test_wide_weights_are_split_and_a_step_is_the_same(tmp_path):
-    program = """
-import json, keras, jax, numpy as np
-from dl_techniques.models.convunext.model import ConvUNextModel
-from dl_techniques.training.devices import on_devices, whole
-from dl_techniques.training.settings import DeviceSettings
-from dl_techniques.training.loop import averaged_adamw
-
-rng = np.random.default_rng(0)
-batch = rng.uniform(size=(2, 16, 16, 3)).astype("float32"), rng.uniform(size=(2, 16, 16, 1)).astype("float32")
-
-def step(settings):
-    with on_devices(settings):
-        keras.utils.set_random_seed(0)
-        sizes = {"depth": 2, "initial_filters": 96, "blocks_per_level": 1, "output_channels": 1}
-        model = ConvUNextModel(input_shape=(None, None, 3), enable_deep_supervision=False, **sizes)
-        model.compile(averaged_adamw(1e-3, 0.99), loss="mse")
-        model.optimizer.build(model.trainable_variables)
-        model.train_on_batch(*batch)
-        variables = [*model.variables, *model.optimizer.variables]
-        first = [part.data.nbytes for v in variables for part in v.value.addressable_shards if part.device.id == 0]
-        share = sum(first) / sum(v.value.nbytes for v in variables)
-        return share, np.concatenate([whole(v).ravel().astype("float64") for v in variables])
-
-(share, split), (_, plain) = step(DeviceSettings(devices="all", model_parallel=4)), step(DeviceSettings())
-print(json.dumps([share, np.linalg.norm(split - plain) / np.linalg.norm(plain)]))
-"""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
-    share, difference = map(float, done.stdout.strip().strip("[]").split(","))
-    assert share <= 0.3 and difference <= 1e-4
+def test_wide_weights_are_split_and_a_step_is_the_same():
+    sizes = {"depth": 2, "initial_filters": 96, "blocks_per_level": 1}
+    script = Path(__file__).parents[1] / "benchmarks" / "model_parallel.py"
+    command = [sys.executable, str(script), "--variant=tiny", "--side=16", f"--set={json.dumps(sizes)}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["share_of_a_device"] <= 0.3 and found["difference_after_a_step"] <= 1e-4
 
 
 @pytest.mark.parametrize(
