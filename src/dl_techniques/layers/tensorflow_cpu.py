@@ -139,14 +139,11 @@ def _bottleneck(x, response, parts: list, remat: bool):
     kernel_1, kernel_2, bias_1, bias_2, *response_parts = parts
     gamma, beta = response_parts or (None, None)
     epsilon = 0.0 if response is None else response.epsilon
+    shift_1 = tf.zeros(kernel_1.shape[1]) if bias_1 is None else bias_1  # added on the way, not in a pass of its own
 
-    def expanded():
-        wide = _multiply(x, kernel_1)
-        return wide if bias_1 is None else wide + bias_1
-
-    wide = expanded()
+    wide = _multiply(x, kernel_1)
     kept = None if remat else wide
-    active, energy = (_gelu(wide), None) if gamma is None else _gelu_and_energy(wide)
+    active, energy = (_gelu(wide, shift_1), None) if gamma is None else _gelu_and_energy(wide, shift_1)
 
     def projection():
         """Return the kernel with GRN's factors in it, `(batch, wide channels, channels)`, without GRN as it is."""
@@ -164,8 +161,8 @@ def _bottleneck(x, response, parts: list, remat: bool):
 
     def gradients(dy):
         with tf.control_dependencies([dy]):  # not before: what is computed again would lie in memory meanwhile
-            wide = expanded() if kept is None else tf.identity(kept)
-            active = _gelu(wide)
+            wide = _multiply(x, kernel_1) if kept is None else tf.identity(kept)
+            active = _gelu(wide, shift_1)
         d_bias_2 = tf.reduce_sum(dy, (0, 1))
         d_gamma = d_beta = None
         if gamma is None:
@@ -182,7 +179,10 @@ def _bottleneck(x, response, parts: list, remat: bool):
                 d_kernel_2 += beta[:, None] * d_bias_2
                 d_beta = tf.linalg.matvec(kernel_2, d_bias_2)
             d_active = tf.matmul(dy, projection(), transpose_b=True)
-        d_wide = _gelu_gradient(wide, d_active) if d_energy is None else _both_gradients(wide, d_active, d_energy)
+        if d_energy is None:
+            d_wide = _gelu_gradient(wide, shift_1, d_active)
+        else:
+            d_wide = _both_gradients(wide, shift_1, d_active, d_energy)
         d_bias_1 = None if bias_1 is None else _column_sums(d_wide)
         dx = _multiply(d_wide, kernel_1, transpose=True)
         return dx, _outer(x, d_wide), d_kernel_2, d_bias_1, d_bias_2, d_gamma, d_beta
@@ -233,25 +233,30 @@ def _normal_distribution(x):
 
 
 @_one_pass
-def _gelu(x):
+def _gelu(x, shift):
+    """Return the exact GELU of `x + shift`."""
+    x += shift
     return x * _normal_distribution(x)
 
 
 @_one_pass
-def _gelu_and_energy(x):
+def _gelu_and_energy(x, shift):
     """Return the exact GELU and the sum of its squares over pixels, `(batch, channels)`."""
+    x += shift
     y = x * _normal_distribution(x)
     return y, tf.reduce_sum(tf.square(y), 1)
 
 
 @_one_pass
-def _gelu_gradient(x, dy):
+def _gelu_gradient(x, shift, dy):
+    x += shift
     return dy * (_normal_distribution(x) + x * NORMAL_PEAK * tf.exp(-0.5 * tf.square(x)))
 
 
 @_one_pass
-def _both_gradients(x, dy, d_energy):
+def _both_gradients(x, shift, dy, d_energy):
     """Return the gradient by x of a GELU that has a gradient of its own and one by its sums of squares."""
+    x += shift
     below = _normal_distribution(x)
     dy += 2.0 * x * below * d_energy[:, None]
     return dy * (below + x * NORMAL_PEAK * tf.exp(-0.5 * tf.square(x)))
