@@ -26,9 +26,10 @@ TRAINING = {
     "stock": "layers that Keras has",
     "plain": "plain layers of this package",
     "depthwise": "depthwise convolution by hand",
+    "norm": "layer norm by hand",
     "bottleneck": "bottleneck by hand",
-    "both": "both by hand (what is used)",
-    "remat": "both by hand, `remat`",
+    "all": "all three by hand (what is used)",
+    "remat": "all three by hand, `remat`",
 }
 PREDICTION = {
     "operations": "norms and sums of squares as Keras writes them",
@@ -48,12 +49,13 @@ def training_step(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
     from forward import stock_block
 
     def chosen(block, x):
-        depthwise, bottleneck = tensorflow_cpu.steps(block)
+        depthwise, norm, bottleneck = tensorflow_cpu.steps(block)  # the norm adds the convolution's bias
         return {
             "plain": None,
-            "depthwise": (depthwise, block._bottleneck),
-            "bottleneck": (block.dwconv, bottleneck),
-        }.get(name, (depthwise, bottleneck))
+            "depthwise": (lambda x: depthwise(x) + block.dwconv.bias, block.norm, block._bottleneck),
+            "norm": (lambda x: block.dwconv(x) - block.dwconv.bias, norm, block._bottleneck),
+            "bottleneck": (block.dwconv, block.norm, bottleneck),
+        }.get(name, (depthwise, norm, bottleneck))
 
     convnext.steps_by_hand = chosen
     inputs = keras.Input(shape[1:])

@@ -127,7 +127,7 @@ def test_points_of_a_curve_are_measured_or_say_why_not(tmp_path):
 
 @ONCE
 @pytest.mark.parametrize(
-    "work, names", [("training", ["stock", "both", "remat"]), ("prediction", list(block.PREDICTION))]
+    "work, names", [("training", ["stock", "all", "remat"]), ("prediction", list(block.PREDICTION))]
 )
 def test_what_a_change_to_a_block_gains_is_measured(work, names):
     titles = block.TRAINING | block.PREDICTION

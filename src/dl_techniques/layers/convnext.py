@@ -66,7 +66,7 @@ def make_norm(use_bias: bool, equivariant_block: str, dtype) -> Any:
 
 
 def steps_by_hand(block: ConvNeXtBlock, x):
-    """Return depthwise convolution and bottleneck with gradients written by hand, where that pays, else `None`."""
+    """Return depthwise convolution, norm and bottleneck with gradients by hand, where that pays, else `None`."""
     if keras.backend.backend() != "tensorflow" or block.pwconv1.activation is not gelu or block.kernel_size % 2 == 0:
         return None
     from dl_techniques.layers import tensorflow_cpu
@@ -202,20 +202,21 @@ class ConvNeXtBlock(keras.layers.Layer):
                 layer.build(shape)
 
     def call(self, x, training=None):
-        depthwise, bottleneck = self.dwconv, self._bottleneck
+        depthwise, norm, bottleneck = self.dwconv, self.norm, self._bottleneck
         if training and (by_hand := steps_by_hand(self, x)):
-            depthwise, bottleneck = by_hand
+            depthwise, norm, bottleneck = by_hand
         elif training and self.remat:
             bottleneck = keras.remat(bottleneck)
-        return x + self.branch(x, bottleneck, depthwise)
+        return x + self.branch(x, bottleneck, depthwise, norm)
 
-    def branch(self, x, bottleneck, depthwise=None):
-        """Return what is added to the input: `depthwise` or else `dwconv`, norm, `bottleneck` of that, dropouts."""
+    def branch(self, x, bottleneck, depthwise=None, norm=None):
+        """Return what is added to the input: convolution, norm (its own where not given), bottleneck, dropouts."""
+        norm = norm or self.norm
         y, scale = (depthwise or self.dwconv)(x), None
         if self.carries_scale:
-            y, scale = self.norm(y)
-        elif self.norm is not None:
-            y = self.norm(y)
+            y, scale = norm(y)
+        elif norm is not None:
+            y = norm(y)
         y = bottleneck(y)
         if scale is not None:
             y = y * scale

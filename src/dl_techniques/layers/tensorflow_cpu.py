@@ -13,6 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from dl_techniques.layers.normalization import ChannelNormalization
+
 ROOT_HALF = math.sqrt(0.5)
 NORMAL_PEAK = 1.0 / math.sqrt(2.0 * math.pi)  # density of the standard normal distribution at zero
 TILE = 64  # pixels; of the gradient of a depthwise kernel
@@ -25,17 +27,24 @@ def serves(x) -> bool:
 
 
 def steps(block):
-    """Return the depthwise convolution and the bottleneck of a `ConvNeXtBlock`, as functions of its tensors."""
+    """Return depthwise convolution, norm and bottleneck of a `ConvNeXtBlock`, as functions of its tensors.
+
+    The convolution's bias is left to a layer norm, which adds it on its way; other norms are those of the block.
+    """
+    by_hand = isinstance(block.norm, ChannelNormalization)
 
     def convolve(x):
         y = depthwise(x, block.dwconv.kernel)
-        return y if block.dwconv.bias is None else y + block.dwconv.bias
+        return y if by_hand or block.dwconv.bias is None else y + block.dwconv.bias
+
+    def normalize(x):
+        return layer_norm(x, block.dwconv.bias, block.norm.gamma, block.norm.beta, block.norm.epsilon)
 
     def mix(x):
         y = bottleneck(x, block.pwconv1, block.grn, block.pwconv2, block.remat)
         return y if block.layer_scale is None else block.layer_scale(y)
 
-    return convolve, mix
+    return convolve, normalize if by_hand else block.norm, mix
 
 
 # === Depthwise convolution ===
@@ -92,6 +101,26 @@ def _kernel_gradient(x, dy, side: int):
 def _starts_and_reach(count: int, length: int, side: int):
     """Return the indices that each of so many tiles reads along an axis, `(count, length + side - 1)`."""
     return tf.range(count)[:, None] * length + tf.range(length + side - 1)[None]
+
+
+# === Layer norm ===
+
+
+def layer_norm(x, shift, gamma, beta, epsilon: float):
+    """Return the layer norm of `x + shift` over the last axis, keeping for the gradient x alone."""
+    channels = x.shape[-1]
+    tensors = [tf.zeros(channels) if shift is None else shift, gamma, beta]
+
+    @tf.custom_gradient
+    def function(x, shift, gamma, beta) -> Any:
+        def gradient(dy):
+            dx, weighted = _normalization_gradient(x, shift, gamma, dy, epsilon)
+            return dx, _column_sums(dx), _column_sums(weighted), _column_sums(dy)
+
+        return _normalize(x, shift, gamma, beta, epsilon), gradient
+
+    y = function(tf.reshape(x, (-1, channels)), *map(tf.convert_to_tensor, tensors))
+    return tf.reshape(y, tf.shape(x))
 
 
 # === Bottleneck ===
@@ -260,3 +289,24 @@ def _both_gradients(x, shift, dy, d_energy):
     below = _normal_distribution(x)
     dy += 2.0 * x * below * d_energy[:, None]
     return dy * (below + x * NORMAL_PEAK * tf.exp(-0.5 * tf.square(x)))
+
+
+def _standardized(x, epsilon: float):
+    """Return each row with mean 0 and variance 1, and what it was divided by, inverted."""
+    x -= tf.reduce_mean(x, -1, keepdims=True)
+    scale = tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon)
+    return x * scale, scale
+
+
+@_one_pass
+def _normalize(x, shift, gamma, beta, epsilon: float):
+    return _standardized(x + shift, epsilon)[0] * gamma + beta
+
+
+@_one_pass
+def _normalization_gradient(x, shift, gamma, dy, epsilon: float):
+    """Return the gradient by x, and the terms of that by gamma."""
+    y, scale = _standardized(x + shift, epsilon)
+    weighted, dy = dy * y, dy * gamma
+    across = tf.reduce_mean(dy, -1, keepdims=True) + y * tf.reduce_mean(dy * y, -1, keepdims=True)
+    return scale * (dy - across), weighted
