@@ -118,7 +118,7 @@ class DnCNN(nn.Module):
 def smp_unet() -> nn.Module:
     """Return the U-Net of segmentation_models_pytorch with a ConvNeXt encoder, random weights, one output channel."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision  # type: ignore  # noqa: F401
     except RuntimeError:  # built for another PyTorch than this one; its own operators are not needed, but looked for
         global _operators
         _operators = torch.library.Library("torchvision", "DEF")  # they last as long as this object
