@@ -26,6 +26,7 @@ FLOORS = {
     "training": 5,
     "certify": 5,
     "page": 5,
+    "artifact": 5,
     "quantize": 5,
     "export": 6,
     "cli": 7,
