@@ -40,7 +40,8 @@ def make_images(folder: Path, count: int, side: int, broken: int = 0) -> None:
 def run(*arguments: object, samples: list[tuple[float, float]] | None = None) -> float:
     """Run a prediction and return its seconds; take samples of seconds and resident MB of its process alone."""
     start = time.perf_counter()
-    with subprocess.Popen([*PREDICT, *map(str, arguments)], stdout=subprocess.PIPE, text=True) as process:
+    told = tempfile.TemporaryFile("w+")  # a pipe that nobody reads fills up
+    with told, subprocess.Popen([*PREDICT, *map(str, arguments)], stdout=told, text=True) as process:
         watched = psutil.Process(process.pid)
         while process.poll() is None:
             try:
@@ -50,7 +51,8 @@ def run(*arguments: object, samples: list[tuple[float, float]] | None = None) ->
             except (subprocess.TimeoutExpired, psutil.NoSuchProcess):
                 continue
         seconds = time.perf_counter() - start
-        print(f"{seconds:7.1f} s  {process.communicate()[0].strip().splitlines()[-2:]}", flush=True)
+        told.seek(0)
+        print(f"{seconds:7.1f} s  {told.read().strip().splitlines()[-2:]}", flush=True)
     return seconds
 
 
