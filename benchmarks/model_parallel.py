@@ -35,7 +35,8 @@ def step(settings: DeviceSettings, batch: tuple[np.ndarray, np.ndarray], **model
         first = [part.data.nbytes for v in variables for part in v.value.addressable_shards if part.device.id == 0]
         share = sum(first) / sum(v.value.nbytes for v in variables)
         moments = [v for v in network.optimizer.variables if "momentum" in v.path or "velocity" in v.path]
-        return share, *([np.array(whole(v)) for v in kept] for kept in (network.trainable_variables, moments))
+        weights, moments = ([np.array(whole(v)) for v in kept] for kept in (network.trainable_variables, moments))
+        return share, weights, moments
 
 
 def difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:
