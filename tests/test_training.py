@@ -149,3 +149,17 @@ def test_first_signal_waits_for_the_end_of_the_step_and_a_second_does_not():
 def test_signal_after_the_last_step_is_not_lost():
     with pytest.raises(KeyboardInterrupt), interruptible():
         signal.raise_signal(signal.SIGINT)
+
+
+def test_signal_that_comes_while_processes_agree_waits_for_all_of_them(monkeypatch):
+    def agree(number: int) -> int:
+        if not number:
+            signal.raise_signal(signal.SIGINT)  # after this process has told the others that none came
+        return number
+
+    with interruptible() as interruption:
+        monkeypatch.setattr("dl_techniques.training.interruption.agreed_signal", agree)
+        interruption.on_train_batch_end(0)
+        with pytest.raises(KeyboardInterrupt):
+            interruption.on_train_batch_end(1)
+        monkeypatch.undo()

@@ -91,7 +91,9 @@ def on_devices(settings: DeviceSettings, resume: str = "") -> Iterator[None]:
         raise
     finally:
         if watch is not None:
-            watch.end(whole)
+            if watch.agreed and not writes():
+                watch.wait()  # for the writer to save
+            watch.end(whole or watch.agreed)
         keras.distribution.set_distribution(None)
         _group = _Group()
 
@@ -239,7 +241,7 @@ def agreed_signal(number: int) -> int:
     """Return the highest number of a signal that came in any process, 0 if in none; all stop after the same step."""
     number = highest(number)
     if number and _group.watch is not None:
-        _group.watch.end(whole=True)
+        _group.watch.agreed = True
     return number
 
 
@@ -310,6 +312,8 @@ def _connect(settings: DeviceSettings, resume: str) -> Watch:
     import jax
     from jax.experimental import multihost_utils
 
+    with contextlib.suppress(AttributeError):  # of versions without it
+        jax.config.update("jax_enable_preemption_service", False)  # catches SIGTERM, and waits to be asked for it
     try:
         jax.distributed.initialize(
             settings.coordinator,

@@ -34,20 +34,23 @@ class Interruption(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None) -> None:
         if batch + 1 == (self.params or {}).get("steps"):
             return  # after the last batch the epoch's own end comes first: its validation and its line in the log
-        self._agree()
-        if self.pending is not None:
+        if self.agreed():
             self.before()
             self.handle_pending()
 
     def on_epoch_end(self, epoch, logs=None) -> None:
-        self._agree()
-        self.handle_pending()
+        if self.agreed():
+            self.handle_pending()
 
-    def _agree(self) -> None:
-        """Take up a signal that came in another process of the run."""
+    def agreed(self) -> bool:
+        """Return whether a signal is to be handled now; one that came in another process of the run is taken up.
+
+        One that comes here while the processes agree waits for the next time: alone, this process would leave the rest.
+        """
         number = agreed_signal(self.pending[1] if self.pending is not None else 0)
         if number and self.pending is None:
-            self.pending = (self.kept[number], number)
+            self.pending = (self.kept.get(number, signal.default_int_handler), number)  # may be ignored here alone
+        return number != 0
 
 
 @contextmanager
@@ -79,4 +82,5 @@ def interruptible(before: Callable[[], object] = lambda: None) -> Iterator[Inter
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-    callback.handle_pending()
+    if callback.agreed():
+        callback.handle_pending()

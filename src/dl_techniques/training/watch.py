@@ -52,10 +52,13 @@ class Watch:
     Args:
         member: This process.
         lost: Called with what happened, once, on the thread.
+
+    Attributes:
+        agreed: Set when all have agreed to end before the run does.
     """
 
     def __init__(self, member: Member, lost: Callable[[str], object]) -> None:
-        self.member, self.lost = member, lost
+        self.member, self.lost, self.agreed = member, lost, False
         self._ended = threading.Event()
         self._sending = threading.Lock()
         self._connections: list[Connection] = []
