@@ -1,7 +1,8 @@
 """Tiles against the whole image: how far off in each pass, what it does to Dice, how much memory it takes.
 
 Run: `python benchmarks/tiling.py passes --model run/ --images images/`, the same with `dice` and `--masks masks/`, or
-`python benchmarks/tiling.py memory --model run/ --side 8192 --max-memory 2GB`.
+`python benchmarks/tiling.py memory --model run/ --side 8192 --max-memory 2GB`; `pixels --model run/ --engine openvino`
+prints what a runtime takes for each pixel and what is reckoned.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dl_techniques.data.files import find_images, read_image
 from dl_techniques.data.masks import read_mask
 from dl_techniques.data.pairs import find_pairs
 from dl_techniques.data.raster import BandWriter
+from dl_techniques.inference.engines import load_engine
+from dl_techniques.inference.memory import bytes_per_pixel
 from dl_techniques.inference.network import Network
 from dl_techniques.inference.predicting import Predictor
 from dl_techniques.inference.tiling import Tile
@@ -110,6 +113,37 @@ def memory(arguments: argparse.Namespace) -> None:
         print(f"above the runtime's own {peaks['small']:.0f} MB: {peaks['large'] - peaks['small']:.0f} MB")
 
 
+def pixels(arguments: argparse.Namespace) -> None:
+    """Print the bytes that a network takes for each pixel, in one piece and as a tile, and those reckoned."""
+    engine = load_engine(arguments.model, arguments.engine)
+    network, rng = Network(engine), np.random.default_rng(0)
+
+    def tile(side: int) -> None:
+        statistics = np.full(sum(engine.tiling.energies if engine.tiling else ()), -1, "float32")
+        image = rng.random((side, side, engine.channels), dtype="float32")
+        if engine.tile_function:
+            engine.tile_function(image, np.ones((side, side), "float32"), statistics)
+
+    def whole(side: int) -> None:
+        engine.function(rng.random((1, side, side, engine.channels), dtype="float32"))
+
+    for name, call in {"in one piece": whole, **({"tiles": tile} if engine.tile_function else {})}.items():
+        call(64)
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        for _ in range(2):  # for sizes that come once and for one that comes again, which some runtimes compile for
+            call(arguments.side)
+        each = (resident("VmHWM") - before) / arguments.side**2
+        reckoned = bytes_per_pixel(network, whole=call is whole)
+        print(f"{engine.source} on {engine.runtime}, {name}: {each:.0f} bytes a pixel, {reckoned} reckoned")
+
+
+def resident(what: str) -> int:
+    """Return the resident memory of this process, `VmRSS`, or its peak, `VmHWM`, in bytes (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{what}:")[1].split()[0])
+
+
 def peak_of_children() -> float:
     """Return the largest resident memory that any child process had, in bytes; the small one runs first."""
     return 1024.0 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
@@ -127,7 +161,7 @@ def write_noise(path: Path, side: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["passes", "dice", "memory"])
+    parser.add_argument("what", choices=["passes", "dice", "memory", "pixels"])
     parser.add_argument("--model", required=True)
     parser.add_argument("--images")
     parser.add_argument("--masks")
@@ -137,9 +171,10 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=16384)
     parser.add_argument("--max-memory", default="2GB")
     parser.add_argument("--global-stats", default="auto")
+    parser.add_argument("--engine", default="openvino", help="what `pixels` looks at")
     parser.add_argument("--scratch", help="folder for large files; the system's if not given")
     arguments = parser.parse_args()
-    {"passes": passes, "dice": dice, "memory": memory}[arguments.what](arguments)
+    {"passes": passes, "dice": dice, "memory": memory, "pixels": pixels}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_openvino_graph_normalizes_by_its_own_operations_and_names_its_ends(tmp_
         export_model(source, ExportOptions(output=path, tiles=tiles), QUIET)
         graph = openvino.Core().read_model(str(path))
         kinds = [operation.get_type_name() for operation in graph.get_ops()]
-        assert "MVN" in kinds and "ReduceL2" in kinds and "Erf" not in kinds
+        assert "MVN" in kinds and ("ReduceL2" in kinds) != tiles and "Erf" not in kinds
         assert [end.get_names() for end in (graph.inputs[0], *graph.outputs)] == ends
 
 

@@ -104,7 +104,9 @@ def test_artifact_matches_keras_at_every_size(case, sources, tmp_path):
     whole = version == "v2" or bias or fixed is not None  # they pool over the whole image, or are of one size
     outputs = 1 if activation == "argmax" else model.output_channels
     energies = tuple(energy_sizes(model)) if version == "v2" else ()
-    tiling = Tiling(receptive_radius(model), 4, model_bytes_per_pixel(model), outputs, whole, energies)
+    runtime = {"onnx": "onnxruntime", "openvino": "openvino"}.get(form, "keras")
+    memory = model_bytes_per_pixel(model, runtime)
+    tiling = Tiling(receptive_radius(model), 4, memory, outputs, whole, energies, memory)
     assert load_engine(path).tiling == tiling
     assert card["export"]["format"] == form and card["export"]["size"] == (list(fixed) if fixed else "any")
     if bias:

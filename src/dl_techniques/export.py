@@ -37,6 +37,7 @@ BATCHES = (1, 2)
 ALPHAS = (0.013, 0.37, 1.7, 73.0)  # no powers of two: floats scale by those exactly
 LIMIT = 1e-4  # of the output's range, of the pixels of masks, and of f(a·x) = a·f(x)
 NEEDED = {"onnx": ("onnx", "onnxruntime", "tf2onnx"), "openvino": ("openvino",)}
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # what memory is reckoned for; else as of Keras
 LARGEST = {"onnx": 2**31, "litert": 2**31}  # bytes; both are one message of a serializer that counts to there
 
 
@@ -252,7 +253,8 @@ def _tiling(card: dict[str, Any], network: ConvUNextModel, options: ExportOption
     # What pools over the whole image, the normalization too, gives another result for each crop.
     pools = card.get("normalization", "none") != "none" or pools_image(network)
     whole = options.size is not None or (pools and not options.tiles)
-    return tiling_of(network, 1 if options.activation == "argmax" else network.output_channels, whole)
+    outputs = 1 if options.activation == "argmax" else network.output_channels
+    return tiling_of(network, outputs, RUNTIMES.get(options.artifact_format, "keras"), whole)
 
 
 @contextlib.contextmanager

@@ -33,20 +33,22 @@ def float32_network(model: ConvUNextModel) -> ConvUNextModel:
     )
 
 
-def tiling_of(network: ConvUNextModel, outputs: int, whole: bool = False) -> Tiling:
+def tiling_of(network: ConvUNextModel, outputs: int, runtime: str, whole: bool = False) -> Tiling:
     """Return what a model's graph tells of its application to parts of images.
 
     Args:
         network: The model.
         outputs: Channels of the output of what is made of it.
+        runtime: What computes it: `"keras"`, `"onnxruntime"` or `"openvino"`.
         whole: Whether that takes whole images only.
     """
     from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
     from dl_techniques.models.convunext.tiles import energy_sizes
 
     energies = tuple(energy_sizes(network)) if pools_image(network) else ()
-    memory = model_bytes_per_pixel(network)
-    return Tiling(receptive_radius(network), 2**network.depth, memory, outputs, whole, energies)
+    part = model_bytes_per_pixel(network, runtime, sums=bool(energies) and not whole)
+    piece = model_bytes_per_pixel(network, runtime)
+    return Tiling(receptive_radius(network), 2**network.depth, part, outputs, whole, energies, piece)
 
 
 def write_artifact(model, path: Path, form: str) -> None:
@@ -74,7 +76,8 @@ def write_artifact(model, path: Path, form: str) -> None:
 def write_openvino(model, path: Path) -> None:
     """Write a Keras model as OpenVINO has it, without TensorFlow: Keras on OpenVINO makes the graph of any size.
 
-    Keras' own export there sees images of one pixel and leaves that size in the graph.
+    Keras' own export there sees images of one pixel and leaves that size in the graph. A graph with sums over the image
+    takes one image at a time.
 
     Args:
         model: A functional model.
@@ -85,8 +88,9 @@ def write_openvino(model, path: Path) -> None:
     import openvino
     from openvino import opset13
 
+    batch = -1 if len(model.inputs) == 1 else 1
     inputs = [
-        opset13.parameter([-1 if size is None else size for size in x.shape], np.float32, name=x.name)
+        opset13.parameter([batch, *(-1 if size is None else size for size in x.shape[1:])], np.float32, name=x.name)
         for x in model.inputs
     ]
     tensors = [keras.ops.convert_to_tensor(given.output(0)) for given in inputs]
@@ -126,7 +130,7 @@ def convert_model(source: str, runtime: Runtime, folder: Path) -> None:
     facts = {
         "channels": network.input_channels,
         "use_bias": network.use_bias,
-        "tiling": asdict(tiling_of(network, network.output_channels)),
+        "tiling": asdict(tiling_of(network, network.output_channels, runtime)),
     }
     (folder / FACTS).write_text(json.dumps(facts))
 

@@ -33,10 +33,11 @@ class Tiling:
     Attributes:
         halo: Pixels that an output depends on to each side.
         multiple: Parts that shall give what the whole image gives begin at multiples of this many pixels.
-        bytes_per_pixel: Memory for each pixel that is computed at once, without the weights.
+        bytes_per_pixel: Memory for each pixel of a part, without the weights.
         outputs: Channels of the output.
         whole: Whether an artifact takes whole images only all the same: it is of one size, or pools over the image.
         energies: Channels of every response normalization over the whole image, of a V2 model.
+        whole_bytes_per_pixel: Memory for each pixel of an image in one piece, if that takes another amount.
     """
 
     halo: int
@@ -45,6 +46,7 @@ class Tiling:
     outputs: int
     whole: bool = False
     energies: tuple[int, ...] = ()
+    whole_bytes_per_pixel: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "energies", tuple(self.energies))  # a list, where it comes from a card
@@ -228,8 +230,8 @@ def _engine_of_arrays(network: ONNXFunction | OpenVINOFunction, path: Path, runt
 
     def call(batch: np.ndarray) -> np.ndarray:
         """Compute whole images: all pixels count, and nothing is known from outside."""
-        kept = np.ones((*batch.shape[:3], 1), "float32")
-        return network(batch, kept, np.full((len(batch), count), -1, "float32"))[0]
+        kept, unknown = np.ones((1, *batch.shape[1:3], 1), "float32"), np.full((1, count), -1, "float32")
+        return np.concatenate([network(image[None], kept, unknown)[0] for image in batch])
 
     return replace(engine, function=call, tile_function=_tile_function(network))
 
@@ -280,7 +282,7 @@ def _stated(export: Any, path: Path) -> tuple[Tiling | None, float | None]:
         tiling = None if stated is None else Tiling(**stated)
         largest = None if integers is None else integers["largest"]
         counts = () if tiling is None else (tiling.halo + 1, tiling.multiple, tiling.bytes_per_pixel, tiling.outputs)
-        counts += () if tiling is None else tiling.energies
+        counts += () if tiling is None else (*tiling.energies, tiling.whole_bytes_per_pixel or 1)
         if all(isinstance(count, int) and count >= 1 for count in counts) and (largest is None or largest > 0):
             return tiling, largest
     except (KeyError, TypeError):

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 # Copies of the finest level's widest tensor that are alive at once, counted by the peak of the resident memory
-# (`benchmarks/tiling.py memory`).
-WIDE_COPIES = 6.5
+# (`benchmarks/tiling.py pixels`, `memory`). OpenVINO's are fewer where no sums over the image go in and out.
+WIDE_COPIES = {"keras": 6.5, "onnxruntime": 5.0, "openvino": 4.0}
+OPENVINO_NO_NORM, OPENVINO_SUMS = 5.5, 8.0
 WHOLE_REMEDY = "Raise --max-memory, or export the model again with --tiles."
 LARGEST_TILE = 2048  # beyond, what tiles overlap is little already
 
@@ -32,19 +33,36 @@ def parse_memory(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2] or ""])
 
 
-def bytes_per_pixel(network: Network) -> int:
-    """Return how many bytes a network takes for each pixel that is computed at once; 0 where that is not known."""
+def bytes_per_pixel(network: Network, whole: bool = False) -> int:
+    """Return how many bytes a network takes for each pixel that is computed at once; 0 where that is not known.
+
+    Args:
+        network: The model.
+        whole: Of an image in one piece, not of tiles.
+    """
     engine = network.engine
     if engine.model is not None:
         return model_bytes_per_pixel(engine.model)
-    return 0 if engine.tiling is None else engine.tiling.bytes_per_pixel
+    if engine.tiling is None:
+        return 0
+    return (whole and engine.tiling.whole_bytes_per_pixel) or engine.tiling.bytes_per_pixel
 
 
-def model_bytes_per_pixel(model: ConvUNextModel) -> int:
-    """Return how many bytes a model takes for each pixel that is computed at once, without its weights."""
+def model_bytes_per_pixel(model: ConvUNextModel, runtime: str = "keras", sums: bool = False) -> int:
+    """Return how many bytes a model takes for each pixel that is computed at once, without its weights.
+
+    Args:
+        model: The model.
+        runtime: What computes: `"keras"`, `"onnxruntime"` or `"openvino"`.
+        sums: Whether the sums that response normalization takes over the whole image go in and out.
+    """
     sizes, depth = model.filter_sizes, model.depth
-    wide = WIDE_COPIES * 4 * sizes[0]  # the expansion of a block of the finest level
-    outputs = 2 * model.blocks_per_level + 2  # of a level's layers, which Keras keeps until the network is done
+    copies = WIDE_COPIES[runtime]
+    if runtime == "openvino" and (sums or (not model.use_bias and model.equivariant_block == "no_norm")):
+        copies = OPENVINO_SUMS if sums else OPENVINO_NO_NORM
+    wide = copies * 4 * sizes[0]  # the expansion of a block of the finest level
+    # Outputs of a level's layers: Keras keeps all until the network is done, others those that are still needed.
+    outputs = 2 * model.blocks_per_level + 2 if runtime == "keras" else 1
     kept = sum(outputs * size / 4**level for level, size in enumerate(sizes[:depth]))
     return math.ceil(4 * (wide + kept + 2 * sizes[0] + model.input_channels + model.output_channels))
 
@@ -64,8 +82,8 @@ def array_bytes(network: Network, size: tuple[int, int], tta: int, planes: int =
 
 def network_bytes(network: Network, size: tuple[int, int]) -> int:
     """Return how many bytes a network takes, at least, for an image of this height and width; 0 if not known."""
-    smallest, each = network.smallest_tile, bytes_per_pixel(network)
-    return each * (size[0] * size[1] if smallest is None else min(smallest, max(size)) ** 2)
+    smallest, whole = network.smallest_tile, bytes_per_pixel(network, whole=True) * size[0] * size[1]
+    return whole if smallest is None else min(whole, bytes_per_pixel(network) * smallest**2)
 
 
 def check_whole(network: Network, memory: int, size: tuple[int, int]) -> None:
@@ -86,7 +104,7 @@ def check_whole(network: Network, memory: int, size: tuple[int, int]) -> None:
 
 
 def plan_tile(network: Network, memory: int, extent: int = LARGEST_TILE) -> int:
-    """Return the height and width of the largest tile that stays within an amount of memory.
+    """Return the height and width of the largest tile that stays within an amount of memory; of the image if it does.
 
     Args:
         network: The model.
@@ -99,6 +117,8 @@ def plan_tile(network: Network, memory: int, extent: int = LARGEST_TILE) -> int:
     smallest, needed = network.smallest_tile, bytes_per_pixel(network)
     if smallest is None:
         return LARGEST_TILE
+    if not network.tiled_by_patch and extent <= math.isqrt(memory // bytes_per_pixel(network, whole=True)):
+        return max(-(-extent // network.multiple) * network.multiple, smallest)
     side = math.isqrt(memory // needed) // network.multiple * network.multiple
     if side < min(smallest, extent):
         least = math.ceil(smallest**2 * needed / 1e6)

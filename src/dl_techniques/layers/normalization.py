@@ -57,7 +57,7 @@ class GlobalResponseNormalization(keras.layers.Layer):
         if keras.backend.backend() == "openvino":
             from dl_techniques.layers import openvino_graph
 
-            return openvino_graph.energy(x if kept is None else x * kept)
+            return openvino_graph.energy(x, kept)
         wide = ops.square(ops.cast(x, keras.backend.result_type(x.dtype, "float32")))
         return ops.sum(wide if kept is None else wide * ops.cast(kept, wide.dtype), axis=(1, 2))
 
