@@ -69,6 +69,8 @@ class OpenVINOFunction:
         self._hints = {
             "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
             "INFERENCE_NUM_THREADS": threads(),
+            # Processes that share the cores would all bind their threads to the first of them.
+            "ENABLE_CPU_PINNING": threads() == 0,
         }
         self._model = self._core.read_model(str(path))
         self._any_size = any(given.get_partial_shape().is_dynamic for given in self._model.inputs)
