@@ -18,7 +18,7 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "M
 WIDE_COPIES = {"keras": 6.5, "onnxruntime": 5.0, "openvino": 4.0}
 OPENVINO_NO_NORM, OPENVINO_SUMS = 5.5, 8.0
 WHOLE_REMEDY = "Raise --max-memory, or export the model again with --tiles."
-LARGEST_TILE = 2048  # beyond, what tiles overlap is little already
+LARGEST_TILE = 4096  # beyond, what tiles overlap is little already
 
 
 def parse_memory(text: str) -> int:
