@@ -14,8 +14,10 @@ from dl_techniques.cli import main
 from dl_techniques.data.files import Picture, read_image, write_image
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.inference import cache as conversions
+from dl_techniques.inference import runtimes
 from dl_techniques.inference.choosing import choose_engine
 from dl_techniques.inference.engines import load_engine
+from dl_techniques.inference.memory import plan_tile, tile_bytes
 from dl_techniques.inference.network import Network
 from dl_techniques.inference.predicting import Predictor
 from models import DENOISER, image, saved
@@ -69,6 +71,40 @@ def test_openvino_gives_the_numbers_of_keras(models, kind):
             x = image(batch, *size, engine.channels)
             y = engine.function(x)
             assert y.dtype == np.float32 and off(y, reference.function(x)) <= limit
+
+
+def test_openvino_is_compiled_for_large_sizes_and_for_small_ones_that_come_again(models, monkeypatch):
+    monkeypatch.setattr(runtimes, "SIZED", 30 * 40)
+    monkeypatch.setattr(runtimes, "COMPILED", 3)
+    made, make = [], runtimes.OpenVINOFunction._compile
+    monkeypatch.setattr(
+        runtimes.OpenVINOFunction, "_compile", lambda self, shapes: made.append(shapes) or make(self, shapes)
+    )
+    network = runtimes.OpenVINOFunction(conversions.convert(models["denoiser"], "openvino").folder / "network.xml")
+
+    def compiled(height: int, width: int) -> list[tuple]:
+        made.clear()
+        network(image(1, height, width, 1))
+        return [shapes[0][1:3] if shapes else () for shapes in made]
+
+    assert compiled(20, 20) == [(20, 20)]  # the first
+    assert compiled(30, 40) == [(30, 40)]  # large
+    assert compiled(20, 24) == [()] and compiled(20, 28) == []  # small, and came once
+    assert compiled(20, 24) == [(20, 24)] and compiled(20, 20) == []
+    assert compiled(40, 40) == [(40, 40)]  # instead of the one that was not used for longest
+    assert compiled(20, 20) == [] and compiled(30, 40) == [(30, 40)]
+
+
+def test_tiles_stay_within_what_is_reckoned_for_any_size(models):
+    for kind in ("v2", "denoiser"):
+        network = Network(load_engine(models[kind], "openvino"))
+        least, sides = tile_bytes(network, network.smallest_tile), []
+        for memory in np.geomspace(least, 1e9, 30).astype(int):
+            sides.append(plan_tile(network, int(memory), 10**6))
+            assert tile_bytes(network, sides[-1]) <= memory
+        assert sides == sorted(sides) and sides[-1] > 512
+        with pytest.raises(ArgumentError, match="must leave"):
+            plan_tile(network, least // 2, 10**6)
 
 
 def test_openvino_has_norms_as_operations_of_its_own(models):

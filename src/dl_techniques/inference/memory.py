@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dl_techniques.errors import ArgumentError
+from dl_techniques.inference.runtimes import SIZED
 
 if TYPE_CHECKING:
     from dl_techniques.inference.network import Network
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 # Copies of the finest level's widest tensor that are alive at once, counted by the peak of the resident memory
-# (`benchmarks/tiling.py pixels`, `memory`). OpenVINO's are fewer where no sums over the image go in and out.
-WIDE_COPIES = {"keras": 6.5, "onnxruntime": 5.0, "openvino": 4.0}
-OPENVINO_NO_NORM, OPENVINO_SUMS = 5.5, 8.0
+# (`benchmarks/tiling.py pixels`, `memory`). OpenVINO's are those of sizes that it is compiled for.
+WIDE_COPIES = {"keras": 6.5, "onnxruntime": 5.0, "openvino": 1.4}
+OPENVINO_SUMS = 2.3  # where sums over the image go in and out
+ANY_SIZE = 2.5  # times as much for images of fewer than SIZED pixels, which OpenVINO may not be compiled for
 WHOLE_REMEDY = "Raise --max-memory, or export the model again with --tiles."
 LARGEST_TILE = 4096  # beyond, what tiles overlap is little already
 
@@ -48,6 +50,22 @@ def bytes_per_pixel(network: Network, whole: bool = False) -> int:
     return (whole and engine.tiling.whole_bytes_per_pixel) or engine.tiling.bytes_per_pixel
 
 
+def tile_bytes(network: Network, side: int) -> int:
+    """Return how many bytes a network takes for tiles of this height and width, at most."""
+    return _bytes(network, bytes_per_pixel(network), side * side)
+
+
+def _bytes(network: Network, each: int, pixels: int) -> int:
+    small = ANY_SIZE * min(pixels, SIZED) if network.engine.runtime == "openvino" else 0
+    return math.ceil(each * max(pixels, small))
+
+
+def _side(network: Network, each: int, memory: int) -> int:
+    """Return the largest height and width of tiles within an amount of memory."""
+    side = math.isqrt(memory // each)
+    return side if _bytes(network, each, side * side) <= memory else math.isqrt(int(memory / (ANY_SIZE * each)))
+
+
 def model_bytes_per_pixel(model: ConvUNextModel, runtime: str = "keras", sums: bool = False) -> int:
     """Return how many bytes a model takes for each pixel that is computed at once, without its weights.
 
@@ -57,9 +75,7 @@ def model_bytes_per_pixel(model: ConvUNextModel, runtime: str = "keras", sums: b
         sums: Whether the sums that response normalization takes over the whole image go in and out.
     """
     sizes, depth = model.filter_sizes, model.depth
-    copies = WIDE_COPIES[runtime]
-    if runtime == "openvino" and (sums or (not model.use_bias and model.equivariant_block == "no_norm")):
-        copies = OPENVINO_SUMS if sums else OPENVINO_NO_NORM
+    copies = OPENVINO_SUMS if runtime == "openvino" and sums else WIDE_COPIES[runtime]
     wide = copies * 4 * sizes[0]  # the expansion of a block of the finest level
     # Outputs of a level's layers: Keras keeps all until the network is done, others those that are still needed.
     outputs = 2 * model.blocks_per_level + 2 if runtime == "keras" else 1
@@ -82,8 +98,9 @@ def array_bytes(network: Network, size: tuple[int, int], tta: int, planes: int =
 
 def network_bytes(network: Network, size: tuple[int, int]) -> int:
     """Return how many bytes a network takes, at least, for an image of this height and width; 0 if not known."""
-    smallest, whole = network.smallest_tile, bytes_per_pixel(network, whole=True) * size[0] * size[1]
-    return whole if smallest is None else min(whole, bytes_per_pixel(network) * smallest**2)
+    smallest = network.smallest_tile
+    whole = _bytes(network, bytes_per_pixel(network, whole=True), size[0] * size[1])
+    return whole if smallest is None else min(whole, tile_bytes(network, smallest))
 
 
 def check_whole(network: Network, memory: int, size: tuple[int, int]) -> None:
@@ -114,14 +131,14 @@ def plan_tile(network: Network, memory: int, extent: int = LARGEST_TILE) -> int:
     Raises:
         ArgumentError: Not even the smallest tile does.
     """
-    smallest, needed = network.smallest_tile, bytes_per_pixel(network)
+    smallest = network.smallest_tile
     if smallest is None:
         return LARGEST_TILE
-    if not network.tiled_by_patch and extent <= math.isqrt(memory // bytes_per_pixel(network, whole=True)):
+    if not network.tiled_by_patch and extent <= _side(network, bytes_per_pixel(network, whole=True), memory):
         return max(-(-extent // network.multiple) * network.multiple, smallest)
-    side = math.isqrt(memory // needed) // network.multiple * network.multiple
+    side = _side(network, bytes_per_pixel(network), memory) // network.multiple * network.multiple
     if side < min(smallest, extent):
-        least = math.ceil(smallest**2 * needed / 1e6)
+        least = math.ceil(tile_bytes(network, smallest) / 1e6)
         rule = (
             f"must leave {least} MB for a tile of {smallest}x{smallest} pixels, the network looking {network.halo} far"
         )

@@ -15,7 +15,7 @@ from dl_techniques.data.raster import BLOCK, BandWriter, TiffRaster
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.inference.batch import OnTile
 from dl_techniques.inference.denoising import known_unit
-from dl_techniques.inference.memory import WHOLE_REMEDY, bytes_per_pixel
+from dl_techniques.inference.memory import WHOLE_REMEDY, tile_bytes
 from dl_techniques.inference.network import Network, Pass
 from dl_techniques.inference.tiling import Tile
 
@@ -149,7 +149,7 @@ def plan_streaming(network: Network, raster_size: tuple[int, int], sample_bytes:
     def needed(tile: int) -> float:
         kept = tile - 2 * network.halo  # rows; the reader keeps two bands, the writers three
         bands = raster_size[1] * (2 * tile * sample_bytes + 3 * kept * (1 + 4 * network.outputs))
-        return bytes_per_pixel(network) * tile**2 + bands
+        return tile_bytes(network, tile) + bands
 
     tile = smallest
     if needed(tile) > memory:
