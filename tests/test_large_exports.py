@@ -18,6 +18,7 @@ from dl_techniques.errors import ArgumentError
 from dl_techniques.export import export_model
 from dl_techniques.inference.bounded import bounded_function
 from dl_techniques.inference.engines import load_engine
+from dl_techniques.inference.memory import network_bytes
 from dl_techniques.inference.network import Network
 from dl_techniques.inference.predicting import Predictor
 from dl_techniques.inference.settings import ExportOptions
@@ -94,7 +95,7 @@ def test_exports_that_take_images_whole_never_exceed_the_memory(
 ):
     path = exported(version, suffix, False)
     engine = load_engine(path)
-    needed = engine.tiling.bytes_per_pixel * PIXELS.shape[0] * PIXELS.shape[1]
+    needed = network_bytes(Network(engine), PIXELS.shape[:2])
     assert engine.tiling.whole and engine.tiling.outputs == 3
     for name in ("a.png", "a.tif"):
         write_image(tmp_path / name, Picture(PIXELS))
