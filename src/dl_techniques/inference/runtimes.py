@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from dl_techniques.errors import ArgumentError
+from dl_techniques.inference.memory import SIZED
 from dl_techniques.inference.settings import Precision
 
 Shape = list[int | None]
 ArraysFunction = Callable[..., list[np.ndarray]]
 COMPILED, COMPILED_BYTES = 8, 2**28  # sizes compiled for, at most, and the weights of all of them
-SIZED = 2**17  # pixels: from here on OpenVINO saves more than it takes to compile for a size
 # A string `location` in the first field of a message, in any encoding: where a tensor of an ONNX file lies elsewhere.
 ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 SAMPLE = (1, 128, 160)  # image on which the deviation of half precision is measured
