@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dl_techniques.errors import ArgumentError
+from dl_techniques.inference.settings import SIZED
 
 if TYPE_CHECKING:
     from dl_techniques.inference.network import Network
@@ -17,7 +18,6 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "M
 # (`benchmarks/tiling.py pixels`, `memory`). OpenVINO's are those of sizes that it is compiled for.
 WIDE_COPIES = {"keras": 6.5, "onnxruntime": 5.0, "openvino": 1.4}
 OPENVINO_SUMS = 2.3  # where sums over the image go in and out
-SIZED = 2**17  # pixels: from here on OpenVINO saves more than it takes to compile for a size
 ANY_SIZE = 2.5  # times as much for images of fewer than SIZED pixels, which OpenVINO may not be compiled for
 WHOLE_REMEDY = "Raise --max-memory, or export the model again with --tiles."
 LARGEST_TILE = 4096  # beyond, what tiles overlap is little already

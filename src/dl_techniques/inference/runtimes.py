@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from dl_techniques.errors import ArgumentError
-from dl_techniques.inference.memory import SIZED
-from dl_techniques.inference.settings import Precision
+from dl_techniques.inference.settings import SIZED, Precision
 
 Shape = list[int | None]
 ArraysFunction = Callable[..., list[np.ndarray]]

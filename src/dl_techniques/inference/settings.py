@@ -21,6 +21,7 @@ ARTIFACT_SUFFIXES: dict[str, ArtifactFormat] = {
     "": "saved_model",  # a folder
     ".tflite": "litert",
 }
+SIZED = 2**17  # pixels: from here on OpenVINO saves more than it takes to compile for a size
 
 
 @dataclass(frozen=True, kw_only=True)
