@@ -293,9 +293,12 @@ def _runtime(job: Job, name: str) -> Built:
 
 
 def save_network(job: Job) -> Built:
-    """Write our network to `job.artifact`, for the runtimes; then there is nothing to do."""
+    """Write our network to `job.artifact`, the same in every run, for the runtimes; then there is nothing to do."""
+    import keras
+
     from dl_techniques.models.convunext.model import create_convunext_variant
 
+    keras.utils.set_random_seed(0)
     changes = {"convnext_version": job.version, "drop_path_rate": 0.0}
     model = create_convunext_variant(job.variant, input_shape=(None, None, 3), output_channels=1, **changes)
     model.save(Path(job.artifact))
