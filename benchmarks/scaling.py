@@ -2,7 +2,8 @@
 
 Run: `python benchmarks/scaling.py --markdown docs/performance.md` (extras openvino and bench). Every point is a process
 of its own; points of a curve take turns, as many as memory holds. Inference keeps to `--memory`, by default what
-`convunext predict` may take: images that would need more are computed in exact tiles.
+`convunext predict` may take: images that would need more are computed in exact tiles. Where `--out`
+holds an earlier run, `--curves` measured again replace those of that run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -23,6 +25,7 @@ from speed import PIXEL_BYTES, PROCESS_BYTES, add_job, job_of, save_artifact
 from tables import replace_section
 from worker import Worker, WorkerError
 
+CURVES = ("size", "batch", "variant", "cores", "training")
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 2, 4, 8)
 VERSIONS = ("v2", "v1")
@@ -190,7 +193,7 @@ def main() -> None:
     parser.add_argument("--contestant", default="openvino", choices=infer, help="what infers")
     parser.add_argument("--trainer", default="ours-tensorflow", choices=train, help="what trains")
     parser.add_argument("--memory", type=int, default=INFERENCE_MEMORY, help="bytes that inference may take")
-    parser.add_argument("--curves", nargs="+", choices=("size", "batch", "variant", "cores", "training"))
+    parser.add_argument("--curves", nargs="+", choices=CURVES, help="default: all")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="leave larger images out, in pixels")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder for scaling.json and scaling.svg")
@@ -223,11 +226,28 @@ def _with_artifact(point: Point, artifacts: dict[str, str], cache: Path) -> Job:
     return dataclasses.replace(point.job, artifact=artifacts[network])
 
 
+def _as_written(point: Point) -> dict[str, Any]:
+    """Return a point for JSON, without the file that its network was in for the time being."""
+    return dataclasses.asdict(dataclasses.replace(point, job=dataclasses.replace(point.job, artifact="")))
+
+
+def _earlier(path: Path) -> dict[str, list[Point]]:
+    """Return the points of each curve that an earlier run wrote."""
+    if not path.exists():
+        return {}
+    written = json.loads(path.read_text())
+    return {
+        name: [Point(**(point | {"job": Job(**point["job"])})) for point in points] for name, points in written.items()
+    }
+
+
 def write(found: dict[str, list[Point]], out: Path | None, markdown: Path | None) -> None:
-    """Write JSON, a plot of the curve `size`, and tables."""
+    """Write JSON, a plot of the curve `size`, and tables; curves that were not measured stay as the JSON has them."""
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        points = {name: [dataclasses.asdict(point) for point in points] for name, points in found.items()}
+        found = _earlier(out / "scaling.json") | found
+        found = {name: found[name] for name in CURVES if name in found}
+        points = {name: [_as_written(point) for point in points] for name, points in found.items()}
         (out / "scaling.json").write_text(json.dumps(points, indent=1))
         if "size" in found:
             plot(found["size"], out / "scaling.svg")

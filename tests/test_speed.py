@@ -124,6 +124,10 @@ def test_points_of_a_curve_are_measured_or_say_why_not(tmp_path):
     assert len(bounded.seconds) == 2 and bounded.resident > 1e8 and not bounded.error
     assert "missing.keras" in missing.error
     scaling.write({"size": points}, tmp_path, None)
+    scaling.write({"batch": [bounded]}, tmp_path, None)
+    written = json.loads((tmp_path / "scaling.json").read_text())
+    assert list(written) == ["size", "batch"] and written["size"][0]["seconds"] == bounded.seconds
+    assert str(tmp_path) not in json.dumps(written)
     assert (tmp_path / "scaling.svg").read_text().count("<svg") == 1
 
 
