@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import psutil
 import pytest
 
 from dl_techniques.cli import main
@@ -93,6 +94,19 @@ def test_openvino_is_compiled_for_large_sizes_and_for_small_ones_that_come_again
     assert compiled(20, 24) == [(20, 24)] and compiled(20, 20) == []
     assert compiled(40, 40) == [(40, 40)]  # instead of the one that was not used for longest
     assert compiled(20, 20) == [] and compiled(30, 40) == [(30, 40)]
+
+
+def test_openvino_keeps_memory_for_the_last_size_alone(models):
+    network = runtimes.OpenVINOFunction(conversions.convert(models["v2"], "openvino").folder / "network.xml")
+
+    def resident(*size: int) -> int:
+        network(np.zeros((1, *size, 1), "float32"))
+        return psutil.Process().memory_info().rss
+
+    few = resident(20, 20)
+    kept = resident(2048, 2048) - few
+    assert kept > 3e8  # not taken anew for each image
+    assert resident(20, 20) - few < 0.6 * kept
 
 
 def test_tiles_stay_within_what_is_reckoned_for_any_size(models):

@@ -80,6 +80,7 @@ class OpenVINOFunction:
         self._most = min(COMPILED, max(room, 1))
         self._compiled: dict[tuple, Any] = {}  # by the shapes of the inputs, used last at the end; () for any
         self._seen: set[tuple] = set()  # small ones that came once
+        self._last: tuple[tuple, Any] | None = None  # the shapes of the inputs, and what keeps its memory for them
         if not self._any_size:
             self._compile(())
 
@@ -89,11 +90,13 @@ class OpenVINOFunction:
         return [size.get_length() if size.is_static else None for size in self._model.inputs[0].get_partial_shape()]
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        compiled = self._compiled_for(tuple(array.shape for array in arrays))
+        shapes = tuple(array.shape for array in arrays)
+        if self._last and self._last[0] != shapes:
+            self._last[1].release_memory()  # or each size would keep what it needed
+        compiled = self._compiled_for(shapes)
+        self._last = shapes, compiled
         results = compiled(list(arrays))
-        outputs = [np.array(results[index]) for index in range(len(compiled.outputs))]
-        compiled.release_memory()  # or each size would keep what it needed
-        return outputs
+        return [np.array(results[index]) for index in range(len(compiled.outputs))]
 
     def _compiled_for(self, shapes: tuple) -> Any:
         if not self._any_size:
