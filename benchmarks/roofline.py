@@ -149,7 +149,8 @@ def _fastest_product(side: int, threads: int | None) -> Callable[[], Any]:
     import openvino
 
     given = openvino.opset13.parameter([side, side], np.float32)
-    model = openvino.Model([openvino.opset13.matmul(given, openvino.opset13.constant(b), False, False)], [given])
+    make_model: Any = openvino.Model  # its hints are wrong
+    model = make_model([openvino.opset13.matmul(given, openvino.opset13.constant(b), False, False)], [given])
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or 0}
     request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
     request.set_input_tensor(openvino.Tensor(a))
