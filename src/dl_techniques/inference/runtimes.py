@@ -7,7 +7,7 @@ import mmap
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dl_techniques.inference.settings import SIZED, Precision
 Shape = list[int | None]
 ArraysFunction = Callable[..., list[np.ndarray]]
 COMPILED, COMPILED_BYTES = 8, 2**28  # sizes compiled for, at most, and the weights of all of them
+ALONE = 2**14  # pixels of an image from which on OpenVINO computes those of a batch one by one
 # A string `location` in the first field of a message, in any encoding: where a tensor of an ONNX file lies elsewhere.
 ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 SAMPLE = (1, 128, 160)  # image on which the deviation of half precision is measured
@@ -49,6 +50,9 @@ class OpenVINOFunction:
     some tenths of a second. So the first size is compiled for, every large one, and small ones that come again; what
     is small and comes once shares one that takes any.
 
+    Images of a batch go through one by one, small ones excepted: their tensors stay in the processor's cache (up to a
+    fifth less time) and take the memory of one image.
+
     Args:
         path: The `.xml` file, its `.bin` beside it.
         precision: What is computed in. `"bfloat16"` only where the processor has it: elsewhere it would gain nothing.
@@ -75,6 +79,8 @@ class OpenVINOFunction:
         }
         self._model = self._core.read_model(str(path))
         self._any_size = any(given.get_partial_shape().is_dynamic for given in self._model.inputs)
+        ends = [end.get_partial_shape() for end in (*self._model.inputs, *self._model.outputs)]
+        self._any_batch = all(shape.rank.is_static and len(shape) and shape[0].is_dynamic for shape in ends)
         weights = path.with_suffix(".bin")
         room = COMPILED_BYTES // max(weights.stat().st_size, 1) if weights.is_file() else COMPILED
         self._most = min(COMPILED, max(room, 1))
@@ -90,21 +96,25 @@ class OpenVINOFunction:
         return [size.get_length() if size.is_static else None for size in self._model.inputs[0].get_partial_shape()]
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        shapes = tuple(array.shape for array in arrays)
+        batch, *size = arrays[0].shape[:3]
+        alone = self._any_batch and batch > 1 and math.prod(size) >= ALONE
+        shapes = tuple((1, *array.shape[1:]) if alone else array.shape for array in arrays)
         if self._last and self._last[0] != shapes:
             self._last[1].release_memory()  # or each size would keep what it needed
-        compiled = self._compiled_for(shapes)
+        compiled = self._compiled_for(shapes, batch * math.prod(size))
         self._last = shapes, compiled
-        results = compiled(list(arrays))
-        return [np.array(results[index]) for index in range(len(compiled.outputs))]
+        if not alone:
+            return _outputs(compiled, arrays)
+        images = [_outputs(compiled, [array[i : i + 1] for array in arrays]) for i in range(batch)]
+        return [np.concatenate(output) for output in zip(*images, strict=True)]
 
-    def _compiled_for(self, shapes: tuple) -> Any:
+    def _compiled_for(self, shapes: tuple, pixels: int) -> Any:
         if not self._any_size:
             return self._compiled[()]
         if shapes in self._compiled:
             self._compiled[shapes] = self._compiled.pop(shapes)  # used last
             return self._compiled[shapes]
-        if math.prod(shapes[0][:3]) < SIZED and shapes not in self._seen and self._compiled:
+        if pixels < SIZED and shapes not in self._seen and self._compiled:
             self._seen.add(shapes)
             return self._compiled[()] if () in self._compiled else self._compile(())
         sized = [kept for kept in self._compiled if kept]
@@ -119,6 +129,11 @@ class OpenVINOFunction:
             model.reshape({given: list(shape) for given, shape in zip(model.inputs, shapes, strict=True)})
         self._compiled[shapes] = self._core.compile_model(model, "CPU", self._hints)
         return self._compiled[shapes]
+
+
+def _outputs(compiled: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    results = compiled(list(arrays))
+    return [np.array(results[index]) for index in range(len(compiled.outputs))]
 
 
 class ONNXFunction:
