@@ -18,7 +18,8 @@ from dl_techniques.layers.equivariant import (
 )
 from dl_techniques.layers.normalization import GlobalResponseNormalization
 from dl_techniques.layers.pointwise import PointwiseConv, fresh_initializer, gelu
-from dl_techniques.layers.resampling import BilinearUpsampling2x, Downsampling2x, SkipFusion, upsample_bilinear_2x
+from dl_techniques.layers.resampling import Downsampling2x, SkipFusion
+from dl_techniques.layers.upsampling import BilinearUpsampling2x, upsample_bilinear_2x
 from models import image, randomize
 
 # layer, its arguments, the channels of each input, how many times smaller the first input is than the second

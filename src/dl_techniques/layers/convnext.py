@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from dl_techniques.errors import ArgumentError
+from dl_techniques.layers.by_hand import by_hand
 from dl_techniques.layers.equivariant import (
     EQUIVARIANT_BLOCKS,
     ScaleCarryingLayerNormalization,
@@ -67,11 +68,8 @@ def make_norm(use_bias: bool, equivariant_block: str, dtype) -> Any:
 
 def steps_by_hand(block: ConvNeXtBlock, x):
     """Return depthwise convolution, norm and bottleneck with gradients by hand, where that pays, else `None`."""
-    if keras.backend.backend() != "tensorflow" or block.pwconv1.activation is not gelu or block.kernel_size % 2 == 0:
-        return None
-    from dl_techniques.layers import tensorflow_cpu
-
-    return tensorflow_cpu.steps(block) if tensorflow_cpu.serves(x) else None
+    steps = by_hand(x) if block.kernel_size % 2 else None
+    return steps and steps.steps(block)
 
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
@@ -203,8 +201,8 @@ class ConvNeXtBlock(keras.layers.Layer):
 
     def call(self, x, training=None):
         depthwise, norm, bottleneck = self.dwconv, self.norm, self._bottleneck
-        if training and (by_hand := steps_by_hand(self, x)):
-            depthwise, norm, bottleneck = by_hand
+        if training and (steps := steps_by_hand(self, x)):
+            depthwise, norm, bottleneck = steps
         elif training and self.remat:
             bottleneck = keras.remat(bottleneck)
         return x + self.branch(x, bottleneck, depthwise, norm)
@@ -275,6 +273,7 @@ class ConvUNextStem(keras.layers.Layer):
 
     Call arguments:
         x: `(batch, height, width, channels)`, intensities in any unit.
+        training: Whether gradients will be asked for.
 
     Returns:
         `(batch, height, width, filters)`.
@@ -319,11 +318,13 @@ class ConvUNextStem(keras.layers.Layer):
         if self.norm is not None:
             self.norm.build(self.compute_output_shape(input_shape))
 
-    def call(self, x):
+    def call(self, x, training=None):
         x = self.conv(x)
         if isinstance(self.norm, ScaleCarryingLayerNormalization):
             x, scale = self.norm(x)
             x = x * scale
+        elif training and isinstance(self.norm, ChannelNormalization) and (steps := by_hand(x)):
+            x = steps.layer_norm(x, None, self.norm.gamma, self.norm.beta, self.norm.epsilon)
         elif self.norm is not None:
             x = self.norm(x)
         return ops.cast(x, self.compute_dtype)

@@ -1,4 +1,4 @@
-"""Down- and upsampling by two for images of any size, with sizes that may be unknown when the graph is made."""
+"""Between the levels of a U-Net: halving, and doubling with a skip connection, for images of any size."""
 
 from __future__ import annotations
 
@@ -6,46 +6,9 @@ import keras
 from keras import ops
 
 from dl_techniques.errors import ArgumentError
+from dl_techniques.layers.by_hand import by_hand
 from dl_techniques.layers.pointwise import REGISTRY, PointwiseConv
-
-
-def upsample_bilinear_2x(x):
-    """Double height and width by bilinear interpolation between pixel centres, edges repeated.
-
-    Output pixel 2i is `¼ x[i−1] + ¾ x[i]`, pixel 2i+1 is `¾ x[i] + ¼ x[i+1]`: the same numbers as a bilinear resize
-    with half-pixel centres, from slices and sums that every backend and export knows at unknown sizes.
-
-    Args:
-        x: `(batch, height, width, channels)`.
-
-    Returns:
-        `(batch, 2·height, 2·width, channels)`.
-    """
-    batch, height, width, channels = ops.shape(x)
-    near, far = 0.75 * x, 0.25 * x
-    above = ops.concatenate([far[:, :1], far[:, :-1]], axis=1)
-    below = ops.concatenate([far[:, 1:], far[:, -1:]], axis=1)
-    # Rows 2i and 2i+1 side by side along the width, then as rows.
-    rows = ops.concatenate([near + above, near + below], axis=2)  # (batch, height, 2 width, channels)
-    x = ops.reshape(rows, (batch, 2 * height, width, channels))
-
-    near, far = 0.75 * x, 0.25 * x
-    left = ops.concatenate([far[:, :, :1], far[:, :, :-1]], axis=2)
-    right = ops.concatenate([far[:, :, 1:], far[:, :, -1:]], axis=2)
-    # Columns 2j and 2j+1 side by side along the channels, then as columns.
-    columns = ops.concatenate([near + left, near + right], axis=3)  # (batch, 2 height, width, 2 channels)
-    return ops.reshape(columns, (batch, 2 * height, 2 * width, channels))
-
-
-@keras.saving.register_keras_serializable(package=REGISTRY)
-class BilinearUpsampling2x(keras.layers.Layer):
-    """Double height and width by bilinear interpolation; see `upsample_bilinear_2x`."""
-
-    def call(self, x):
-        return upsample_bilinear_2x(x)
-
-    def compute_output_shape(self, input_shape):
-        return _doubled(input_shape)
+from dl_techniques.layers.upsampling import upsample_bilinear_2x
 
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
@@ -65,6 +28,7 @@ class SkipFusion(keras.layers.Layer):
     Call arguments:
         x: `(batch, ⌈height/2⌉, ⌈width/2⌉, channels)`, the coarser features.
         skip: `(batch, height, width, skip channels)`, the encoder's features.
+        training: Whether gradients will be asked for.
 
     Returns:
         `(batch, height, width, filters)`.
@@ -97,7 +61,7 @@ class SkipFusion(keras.layers.Layer):
         if self.use_bias:
             self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
 
-    def call(self, x, skip):
+    def call(self, x, skip, training=None):
         batch, height, width, skip_channels = ops.shape(skip)
         # Every size is used, the coarse batch too: OpenVINO makes an output of a size that leads nowhere.
         coarse_batch, coarse_height, coarse_width, channels = ops.shape(x)
@@ -107,6 +71,8 @@ class SkipFusion(keras.layers.Layer):
         if self.bias is not None:
             fine = ops.add(fine, self.bias)
         fine = ops.reshape(fine, (batch, height, width, self.filters))
+        if training and (steps := by_hand(fine)):
+            return steps.upsample_and_add(coarse, fine)
         return upsample_bilinear_2x(coarse)[:, :height, :width] + fine
 
     def compute_output_shape(self, x_shape, skip_shape):
@@ -197,8 +163,3 @@ class Downsampling2x(keras.layers.Layer):
 
 def _halved(size: int | None) -> int | None:
     return None if size is None else -(-size // 2)
-
-
-def _doubled(shape):
-    batch, height, width, channels = shape
-    return batch, height and 2 * height, width and 2 * width, channels

@@ -11,13 +11,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from dl_techniques.layers.normalization import ChannelNormalization
+from dl_techniques.layers.pointwise import gelu
+from dl_techniques.layers.upsampling import upsample_bilinear_2x
 
 ROOT_HALF = math.sqrt(0.5)
 NORMAL_PEAK = 1.0 / math.sqrt(2.0 * math.pi)  # density of the standard normal distribution at zero
-TILE = 64  # pixels; of the gradient of a depthwise kernel
+CHUNK = 32  # pixels whose squares are added up in one loop
+FAST_COLUMNS = 3  # of a window: the gradient of a wider one is computed by oneDNN as if all channels were mixed
 
 
 def serves(x) -> bool:
@@ -29,13 +33,14 @@ def serves(x) -> bool:
 def steps(block):
     """Return depthwise convolution, norm and bottleneck of a `ConvNeXtBlock`, as functions of its tensors.
 
-    The convolution's bias is left to a layer norm, which adds it on its way; other norms are those of the block.
+    The convolution's bias is left to a layer norm, which adds it on its way; other norms are those of the block, and so
+    is a bottleneck without GELU.
     """
-    by_hand = isinstance(block.norm, ChannelNormalization)
+    layer_normed = isinstance(block.norm, ChannelNormalization)
 
     def convolve(x):
         y = depthwise(x, block.dwconv.kernel)
-        return y if by_hand or block.dwconv.bias is None else y + block.dwconv.bias
+        return y if layer_normed or block.dwconv.bias is None else y + block.dwconv.bias
 
     def normalize(x):
         return layer_norm(x, block.dwconv.bias, block.norm.gamma, block.norm.beta, block.norm.epsilon)
@@ -44,7 +49,9 @@ def steps(block):
         y = bottleneck(x, block.pwconv1, block.grn, block.pwconv2, block.remat)
         return y if block.layer_scale is None else block.layer_scale(y)
 
-    return convolve, normalize if by_hand else block.norm, mix
+    if block.pwconv1.activation is not gelu:
+        mix = keras.remat(block._bottleneck) if block.remat else block._bottleneck
+    return convolve, normalize if layer_normed else block.norm, mix
 
 
 # === Depthwise convolution ===
@@ -53,9 +60,8 @@ def steps(block):
 def depthwise(x, kernel):
     """Convolve each channel with its own window, zeros beyond the edges.
 
-    The gradient by the input is the same convolution of the output's gradient with the window turned by 180°; the
-    gradient by the kernel correlates input and output's gradient, which are cut into tiles that are channels of one
-    depthwise convolution whose windows are the tiles of the output's gradient.
+    The gradient by the input is the same convolution of the output's gradient with the window turned by 180°. That by
+    the kernel is computed for up to `FAST_COLUMNS` columns of the window at a time.
 
     Args:
         x: `(batch, height, width, channels)`.
@@ -81,26 +87,21 @@ def _convolve(x, kernel, padding: str):
 
 def _kernel_gradient(x, dy, side: int):
     """Return Σ x[y+i, x+j]·dy[y, x] over images and pixels, `(side, side, channels, 1)`."""
-    height, width, channels = x.shape[1:]
-    reach = side // 2
-    rows, columns = -(-height // TILE), -(-width // TILE)
-    tall, wide = -(-height // rows), -(-width // columns)  # of a tile
-    below, right = rows * tall - height, columns * wide - width
-    dy = tf.pad(dy, [[0, 0], [0, below], [0, right], [0, 0]])
-    dy = tf.reshape(dy, (-1, rows, tall, columns, wide, channels))
-    windows = tf.reshape(tf.transpose(dy, (2, 4, 0, 1, 3, 5)), (tall, wide, -1, 1))
-
-    x = tf.pad(x, [[0, 0], [reach, reach + below], [reach, reach + right], [0, 0]])
-    x = tf.gather(x, _starts_and_reach(rows, tall, side), axis=1)
-    x = tf.gather(x, _starts_and_reach(columns, wide, side), axis=3)  # (batch, rows, tall', columns, wide', channels)
-    x = tf.reshape(tf.transpose(x, (2, 4, 0, 1, 3, 5)), (1, tall + side - 1, wide + side - 1, -1))
-    sums = _convolve(x, windows, "VALID")  # (1, side, side, tiles of all images · channels)
-    return tf.reduce_sum(tf.reshape(sums, (side, side, -1, channels)), axis=2)[:, :, :, None]
+    reach, half = side // 2, FAST_COLUMNS // 2
+    middle = (max(reach - half, 0), min(reach + half + 1, side))
+    left = [(max(end - FAST_COLUMNS, 0), end) for end in range(middle[0], 0, -FAST_COLUMNS)]
+    others = tuple(left + [(side - end, side - begin) for begin, end in left])
+    sums = {middle: _correlate(x, dy, (side, middle[1] - middle[0]), "SAME")}  # zeros beyond the edges, without a copy
+    for columns, part in zip(others, _padded_parts(x, reach, others) if others else (), strict=True):
+        sums[columns] = _correlate(part, dy, (side, columns[1] - columns[0]), "VALID")
+    return tf.concat([sums[columns] for columns in sorted(sums)], axis=1)
 
 
-def _starts_and_reach(count: int, length: int, side: int):
-    """Return the indices that each of so many tiles reads along an axis, `(count, length + side - 1)`."""
-    return tf.range(count)[:, None] * length + tf.range(length + side - 1)[None]
+def _correlate(x, dy, window: tuple[int, int], padding: str):
+    sizes = [*window, x.shape[-1], 1]
+    return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+        input=x, filter_sizes=sizes, out_backprop=dy, strides=[1, 1, 1, 1], padding=padding
+    )
 
 
 # === Layer norm ===
@@ -172,7 +173,9 @@ def _bottleneck(x, response, parts: list, remat: bool):
 
     wide = _multiply(x, kernel_1)
     kept = None if remat else wide
-    active, energy = (_gelu(wide, shift_1), None) if gamma is None else _gelu_and_energy(wide, shift_1)
+    active = _gelu(wide, shift_1)
+    # Over all pixels at once it would be compiled into windows of windows, thrice as long.
+    energy = None if gamma is None else tf.reduce_sum(_partial_energies(active), 1)
 
     def projection():
         """Return the kernel with GRN's factors in it, `(batch, wide channels, channels)`, without GRN as it is."""
@@ -192,7 +195,7 @@ def _bottleneck(x, response, parts: list, remat: bool):
         with tf.control_dependencies([dy]):  # not before: what is computed again would lie in memory meanwhile
             wide = _multiply(x, kernel_1) if kept is None else tf.identity(kept)
             active = _gelu(wide, shift_1)
-        d_bias_2 = tf.reduce_sum(dy, (0, 1))
+        d_bias_2 = _column_sums(dy)
         d_gamma = d_beta = None
         if gamma is None:
             d_kernel_2 = _outer(active, dy)
@@ -250,11 +253,58 @@ def _column_sums(x):
     return tf.matmul(tf.ones((1, tf.shape(rows)[0])), rows)[0]
 
 
+# === Upsampling ===
+
+
+def upsample_and_add(coarse, fine):
+    """Return the coarse features upsampled by two, cropped to the fine ones and added to them.
+
+    Args:
+        coarse: `(batch, ⌈height/2⌉, ⌈width/2⌉, channels)`.
+        fine: `(batch, height, width, channels)`.
+    """
+
+    @tf.custom_gradient
+    def function(coarse, fine) -> Any:
+        return _upsample_and_add(coarse, fine), lambda dy: (_upsampling_gradient(dy), dy)
+
+    return function(coarse, fine)
+
+
 # === One pass each, compiled ===
 
 
 def _one_pass(function):
-    return tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+@_one_pass
+def _padded_parts(x, reach: int, groups: tuple[tuple[int, int], ...]):
+    """Return what each group of a window's columns, first and behind the last, looks at; zeros beyond the edges."""
+    width = x.shape[2]
+    x = tf.pad(x, [[0, 0], [reach, reach], [reach, reach], [0, 0]])
+    return [x[:, :, first : behind - 1 + width] for first, behind in groups]
+
+
+@_one_pass
+def _upsample_and_add(coarse, fine):
+    return upsample_bilinear_2x(coarse)[:, : fine.shape[1], : fine.shape[2]] + fine
+
+
+@_one_pass
+def _upsampling_gradient(dy):
+    """Return the gradient by a tensor of which pixel i gave ¾ to 2i and 2i+1, ¼ to 2i−1 and 2i+2, at an edge to itself."""
+    for axis in (1, 2):
+        count = -(-dy.shape[axis] // 2)
+        cropped = [2 * count - dy.shape[axis] if each == axis else 0 for each in range(4)]
+        dy = tf.pad(dy, [[0, more] for more in cropped])
+        pairs = tf.reshape(dy, (-1, *dy.shape[1:axis], count, 2, *dy.shape[axis + 1 :]))
+        even, odd = tf.unstack(pairs, axis=axis + 1)
+        first, later = tf.split(even, [1, count - 1], axis)
+        earlier, last = tf.split(odd, [count - 1, 1], axis)
+        beyond = tf.concat([first, earlier], axis) + tf.concat([later, last], axis)
+        dy = 0.75 * (even + odd) + 0.25 * beyond
+    return dy
 
 
 def _normal_distribution(x):
@@ -269,11 +319,11 @@ def _gelu(x, shift):
 
 
 @_one_pass
-def _gelu_and_energy(x, shift):
-    """Return the exact GELU and the sum of its squares over pixels, `(batch, channels)`."""
-    x += shift
-    y = x * _normal_distribution(x)
-    return y, tf.reduce_sum(tf.square(y), 1)
+def _partial_energies(x):
+    """Return the sums of squares over every `CHUNK` pixels, `(batch, chunks, channels)`."""
+    pixels, channels = x.shape[1:]
+    x = tf.pad(x, [[0, 0], [0, -pixels % CHUNK], [0, 0]])
+    return tf.reduce_sum(tf.square(tf.reshape(x, (-1, -(-pixels // CHUNK), CHUNK, channels))), 2)
 
 
 @_one_pass
@@ -291,10 +341,15 @@ def _both_gradients(x, shift, dy, d_energy):
     return dy * (below + x * NORMAL_PEAK * tf.exp(-0.5 * tf.square(x)))
 
 
+def _means(x):
+    """Return the mean of each row, as a product of matrices: up to half of the time of `reduce_mean`."""
+    return tf.matmul(x, tf.fill((x.shape[-1], 1), 1.0 / x.shape[-1]))
+
+
 def _standardized(x, epsilon: float):
     """Return each row with mean 0 and variance 1, and what it was divided by, inverted."""
-    x -= tf.reduce_mean(x, -1, keepdims=True)
-    scale = tf.math.rsqrt(tf.reduce_mean(tf.square(x), -1, keepdims=True) + epsilon)
+    x -= _means(x)
+    scale = tf.math.rsqrt(_means(tf.square(x)) + epsilon)
     return x * scale, scale
 
 
@@ -308,5 +363,5 @@ def _normalization_gradient(x, shift, gamma, dy, epsilon: float):
     """Return the gradient by x, and the terms of that by gamma."""
     y, scale = _standardized(x + shift, epsilon)
     weighted, dy = dy * y, dy * gamma
-    across = tf.reduce_mean(dy, -1, keepdims=True) + y * tf.reduce_mean(dy * y, -1, keepdims=True)
+    across = _means(dy) + y * _means(dy * y)
     return scale * (dy - across), weighted

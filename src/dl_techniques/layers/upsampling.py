@@ -1,0 +1,48 @@
+"""Upsampling by two, with sizes that may be unknown when the graph is made."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from dl_techniques.layers.pointwise import REGISTRY
+
+
+def upsample_bilinear_2x(x):
+    """Double height and width by bilinear interpolation between pixel centres, edges repeated.
+
+    Output pixel 2i is `¼ x[i−1] + ¾ x[i]`, pixel 2i+1 is `¾ x[i] + ¼ x[i+1]`: the same numbers as a bilinear resize
+    with half-pixel centres, from slices and sums that every backend and export knows at unknown sizes.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+
+    Returns:
+        `(batch, 2·height, 2·width, channels)`.
+    """
+    batch, height, width, channels = ops.shape(x)
+    near, far = 0.75 * x, 0.25 * x
+    above = ops.concatenate([far[:, :1], far[:, :-1]], axis=1)
+    below = ops.concatenate([far[:, 1:], far[:, -1:]], axis=1)
+    # Rows 2i and 2i+1 side by side along the width, then as rows.
+    rows = ops.concatenate([near + above, near + below], axis=2)  # (batch, height, 2 width, channels)
+    x = ops.reshape(rows, (batch, 2 * height, width, channels))
+
+    near, far = 0.75 * x, 0.25 * x
+    left = ops.concatenate([far[:, :, :1], far[:, :, :-1]], axis=2)
+    right = ops.concatenate([far[:, :, 1:], far[:, :, -1:]], axis=2)
+    # Columns 2j and 2j+1 side by side along the channels, then as columns.
+    columns = ops.concatenate([near + left, near + right], axis=3)  # (batch, 2 height, width, 2 channels)
+    return ops.reshape(columns, (batch, 2 * height, 2 * width, channels))
+
+
+@keras.saving.register_keras_serializable(package=REGISTRY)
+class BilinearUpsampling2x(keras.layers.Layer):
+    """Double height and width by bilinear interpolation; see `upsample_bilinear_2x`."""
+
+    def call(self, x):
+        return upsample_bilinear_2x(x)
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        return batch, height and 2 * height, width and 2 * width, channels
