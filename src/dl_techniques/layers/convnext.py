@@ -10,6 +10,7 @@ from keras import ops
 
 from dl_techniques.errors import ArgumentError
 from dl_techniques.layers.by_hand import by_hand
+from dl_techniques.layers.convolution import Convolution, DepthwiseConvolution
 from dl_techniques.layers.equivariant import (
     EQUIVARIANT_BLOCKS,
     ScaleCarryingLayerNormalization,
@@ -142,7 +143,7 @@ class ConvNeXtBlock(keras.layers.Layer):
         self.seed = seed
 
         self.carries_scale = not use_bias and equivariant_block == "scale_layernorm"
-        self.dwconv = keras.layers.DepthwiseConv2D(
+        self.dwconv = DepthwiseConvolution(
             kernel_size,
             padding="same",
             data_format="channels_last",
@@ -300,7 +301,7 @@ class ConvUNextStem(keras.layers.Layer):
         self.zero_mean = zero_mean
 
         inner_dtype = "float32" if self.compute_dtype == "float16" else self.dtype_policy
-        self.conv = (ZeroMeanConv2D if zero_mean else keras.layers.Conv2D)(
+        self.conv = (ZeroMeanConv2D if zero_mean else Convolution)(
             filters,
             kernel_size,
             padding="same",
@@ -327,6 +328,10 @@ class ConvUNextStem(keras.layers.Layer):
             x = steps.layer_norm(x, None, self.norm.gamma, self.norm.beta, self.norm.epsilon)
         elif self.norm is not None:
             x = self.norm(x)
+        elif keras.backend.backend() == "openvino":
+            from dl_techniques.layers.openvino_graph import hold
+
+            x = hold(x)
         return ops.cast(x, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):

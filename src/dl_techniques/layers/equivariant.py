@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+from dl_techniques.layers.convolution import Convolution
 from dl_techniques.layers.pointwise import REGISTRY
 
 # Added to a mean of squares, in float32, only so that the root of zero has a gradient. Small enough to vanish
@@ -111,7 +112,12 @@ class VarianceBatchNormalization(keras.layers.Layer):
             if self.trainable:
                 past = self.moving_variance * self.momentum
                 self.moving_variance.assign(past + ops.stop_gradient(variance) * (1.0 - self.momentum))
-        return x * ops.cast(ops.rsqrt(variance + self.epsilon), self.compute_dtype) * self.gamma
+        scale = ops.cast(ops.rsqrt(variance + self.epsilon), self.compute_dtype) * self.gamma
+        if keras.backend.backend() == "openvino":
+            from dl_techniques.layers.openvino_graph import by_pixel
+
+            return by_pixel(lambda x: x * scale, x)
+        return x * scale
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
@@ -121,7 +127,7 @@ class VarianceBatchNormalization(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
-class ZeroMeanConv2D(keras.layers.Conv2D):
+class ZeroMeanConv2D(Convolution):
     """Convolve with kernels whose mean over the window is taken off, for each input channel.
 
     Away from the image's borders, where zeros are padded, the output does not change when a constant is added to a
@@ -132,8 +138,8 @@ class ZeroMeanConv2D(keras.layers.Conv2D):
     constants; ours remove them, and the sum with the input keeps them.
     """
 
-    def convolution_op(self, inputs, kernel):
-        return super().convolution_op(inputs, kernel - ops.mean(kernel, axis=(0, 1), keepdims=True))
+    def prepared(self, kernel):
+        return kernel - ops.mean(kernel, axis=(0, 1), keepdims=True)
 
 
 @keras.saving.register_keras_serializable(package=REGISTRY)

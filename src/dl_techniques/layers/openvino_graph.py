@@ -7,6 +7,55 @@ from typing import Any
 from keras import ops
 from openvino import opset13
 
+SAME = ([0, 0], [0, 0], [1, 1], "same_upper")  # pads at both ends, dilations, and what the pads are taken from
+
+
+def convolve(x, kernel, bias, strides):
+    """Return the convolution of `(batch, height, width, channels)`, zeros beyond the edges.
+
+    OpenVINO convolves with channels first. Where a tensor that was turned back is read as four axes, it may keep it in
+    an order of its own, and turn it, slowly, for all that follows; so the bias is added before, and what reads the
+    result should read it pixel by pixel: see `by_pixel` and `hold`.
+    """
+    turned = opset13.transpose(ops.convert_to_tensor(kernel).output, _integers(3, 2, 0, 1))
+    return _channels_last(opset13.convolution(_channels_first(x), turned, [*strides], *SAME), bias)
+
+
+def convolve_depthwise(x, kernel, bias):
+    """Return the convolution of each channel of `(batch, height, width, channels)` with its own window."""
+    height, width, channels, _ = kernel.shape
+    turned = opset13.transpose(ops.convert_to_tensor(kernel).output, _integers(2, 3, 0, 1))
+    windows = opset13.reshape(turned, _integers(channels, 1, 1, height, width), False)
+    return _channels_last(opset13.group_convolution(_channels_first(x), windows, [1, 1], *SAME), bias)
+
+
+def hold(x):
+    """Return the same values, `(batch, height, width, channels)`, in memory as that says.
+
+    A PReLU of slope 1 pixel by pixel: no operation that does nothing is left in a graph.
+    """
+
+    def same(pixels):
+        node: Any = opset13.prelu(pixels.output, opset13.constant([1.0], dtype="float32"))
+        return ops.convert_to_tensor(node.output(0))
+
+    return by_pixel(same, x)
+
+
+def _channels_first(x):
+    return opset13.transpose(x.output, _integers(0, 3, 1, 2))
+
+
+def _channels_last(y: Any, bias):
+    if bias is not None:
+        y = opset13.add(y, opset13.reshape(ops.convert_to_tensor(bias).output, _integers(1, -1, 1, 1), False))
+    node: Any = opset13.transpose(y, _integers(0, 2, 3, 1))
+    return ops.convert_to_tensor(node.output(0))
+
+
+def _integers(*values: int):
+    return opset13.constant(list(values), dtype="int64")
+
 
 def normalize(x, epsilon: float):
     """Return `(x − mean) / √(variance + epsilon)` over the last axis, of `(pixels, channels)`."""

@@ -7,6 +7,7 @@ from keras import ops
 
 from dl_techniques.errors import ArgumentError
 from dl_techniques.layers.by_hand import by_hand
+from dl_techniques.layers.convolution import Convolution
 from dl_techniques.layers.pointwise import REGISTRY, PointwiseConv
 from dl_techniques.layers.upsampling import upsample_bilinear_2x
 
@@ -138,7 +139,7 @@ class Downsampling2x(keras.layers.Layer):
             self.pool = keras.layers.MaxPooling2D(2, dtype=self.dtype_policy, name="pool", **layout)
             self.conv = PointwiseConv(filters, name="conv", **shared)
         else:
-            self.conv = keras.layers.Conv2D(filters, 2, strides=2, name="conv", **layout, **shared)
+            self.conv = Convolution(filters, 2, strides=2, name="conv", **layout, **shared)
 
     def build(self, input_shape) -> None:
         self.conv.build(input_shape)

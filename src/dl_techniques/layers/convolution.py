@@ -1,0 +1,34 @@
+"""Keras' convolutions, on OpenVINO in shapes that it need not copy."""
+
+from __future__ import annotations
+
+import keras
+
+
+class Convolution(keras.layers.Conv2D):
+    """Convolve over all channels, with padding "same" and channels last."""
+
+    def prepared(self, kernel):
+        """Return what is convolved with, made of the kernel, `(height, width, channels, filters)`."""
+        return kernel
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, self.prepared(kernel))
+
+    def call(self, inputs):
+        if keras.backend.backend() != "openvino":
+            return super().call(inputs)
+        from dl_techniques.layers.openvino_graph import convolve
+
+        return convolve(inputs, self.prepared(self.kernel), self.bias, self.strides)
+
+
+class DepthwiseConvolution(keras.layers.DepthwiseConv2D):
+    """Convolve each channel with its own window, with padding "same" and channels last."""
+
+    def call(self, inputs):
+        if keras.backend.backend() != "openvino":
+            return super().call(inputs)
+        from dl_techniques.layers.openvino_graph import convolve_depthwise
+
+        return convolve_depthwise(inputs, self.kernel, self.bias)
