@@ -106,7 +106,7 @@ def test_artifact_matches_keras_at_every_size(case, sources, tmp_path):
     energies = tuple(energy_sizes(model)) if version == "v2" else ()
     runtime = {"onnx": "onnxruntime", "openvino": "openvino"}.get(form, "keras")
     memory = model_bytes_per_pixel(model, runtime)
-    tiling = Tiling(receptive_radius(model), 4, memory, outputs, whole, energies, memory)
+    tiling = Tiling(receptive_radius(model), 4, memory, outputs, whole, energies)
     assert load_engine(path).tiling == tiling
     assert card["export"]["format"] == form and card["export"]["size"] == (list(fixed) if fixed else "any")
     if bias:

@@ -83,7 +83,7 @@ def test_runs_validate_large_images_in_tiles_with_the_figures_of_the_whole(tmp_p
     assert np.abs(whole.confusion.counts - result.evaluation.confusion.counts).max() <= 2
     with pytest.raises(ArgumentError, match="`max_memory` must leave"):
         train_segmenter(replace(config, output=tmp_path / "other", max_memory="1MB"), QUIET)
-    with pytest.raises(ArgumentError, match="must be an amount of memory"):
+    with pytest.raises(ArgumentError, match="must be auto or an amount of memory"):
         replace(config, max_memory="much")
 
 

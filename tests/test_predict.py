@@ -22,7 +22,7 @@ from dl_techniques.data.normalization import standardize
 from dl_techniques.data.raster import TiffRaster
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.inference.engines import Engine, load_engine
-from dl_techniques.inference.memory import bytes_per_pixel, parse_memory, plan_tile
+from dl_techniques.inference.memory import AUTO_SHARE, bytes_per_pixel, free_memory, parse_memory, plan_tile
 from dl_techniques.inference.network import Network, min_tile
 from dl_techniques.inference.predicting import Predictor, predict_files
 from dl_techniques.inference.settings import PredictionOptions
@@ -208,6 +208,25 @@ def test_amounts_of_memory(text, expected):
     assert parse_memory(text) == expected
 
 
+def test_auto_is_most_of_what_is_free_or_what_a_container_leaves(tmp_path):
+    free = free_memory()
+    assert 0.5 * AUTO_SHARE * free < parse_memory("auto") < 2 * AUTO_SHARE * free
+    for name, text in (
+        ("memory.max", "700000000"), ("memory.current", "500000000"), ("memory.stat", "anon 1\ninactive_file 100000000")
+    ):  # fmt: skip
+        (tmp_path / name).write_text(text)
+    assert free_memory(tmp_path) == 300_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(tmp_path) > 300_000_000
+    old = tmp_path / "old" / "memory"
+    old.mkdir(parents=True)
+    for name, text in (
+        ("limit_in_bytes", "400000000"), ("usage_in_bytes", "500000000"), ("stat", "total_inactive_file 0")
+    ):  # fmt: skip
+        (old / f"memory.{name}").write_text(text)
+    assert free_memory(tmp_path / "old") == 0
+
+
 def test_tiles_fit_the_memory_or_are_refused():
     network = Network(engine_of("v2"))
     for memory in (10**7, 10**8, 10**9):
@@ -217,7 +236,7 @@ def test_tiles_fit_the_memory_or_are_refused():
     with pytest.raises(ArgumentError, match="`max_memory` must leave .* MB for a tile of .* Raise --max-memory"):
         plan_tile(network, 10**5)
     for text in ("lots", "0GB", "-1"):
-        with pytest.raises(ArgumentError, match="must be an amount of memory such as 2GB"):
+        with pytest.raises(ArgumentError, match="must be auto or an amount of memory such as 2GB"):
             parse_memory(text)
 
 
@@ -404,7 +423,7 @@ def test_what_cannot_be_streamed_is_refused_and_leaves_nothing(segmenter, tmp_pa
     (tmp_path / "torn.tif").write_bytes(content[: len(content) // 2])
     inputs = [str(tmp_path / name) for name in ("a.png", "nan.tif", "torn.tif")]
     assert main(["predict", str(segmenter), *inputs, "-o", str(tmp_path / "out"), "--max-memory", "1MB"]) == 2
-    assert main(["predict", str(segmenter), *inputs, "-o", str(tmp_path / "out"), "--max-memory", "6MB"]) == 1
+    assert main(["predict", str(segmenter), *inputs, "-o", str(tmp_path / "out"), "--max-memory", "5MB"]) == 1
     out = capfd.readouterr().out
     for word in ("must hold arrays of", "84000 samples that are NaN", "torn.tif: cannot be read", "3 refused"):
         assert word in out, word

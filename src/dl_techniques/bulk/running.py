@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,12 @@ from dl_techniques.data.formats import SUFFIXES
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError, printable
 from dl_techniques.inference.choosing import Choice
 from dl_techniques.inference.predicting import Predictor, check_options, predictor_settings
-from dl_techniques.inference.settings import PredictionOptions
+from dl_techniques.inference.settings import AUTO, PredictionOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+WORKER_MEMORY = "2GB"  # of each worker, if not given
 BATCH = 16  # images of a task, at most
 SHOWN = 20  # refusals that are printed
 EVERY = 30.0  # seconds between lines where there is no terminal
@@ -104,6 +105,8 @@ def predict_bulk(
         ConvUNextError: There is no such cluster, or its workers cannot work.
     """
     output = _output_folder(options.output)
+    if options.max_memory == AUTO:  # what is free is shared by workers, whose number depends on this
+        options = replace(options, max_memory=WORKER_MEMORY)
     with _without_gpus():
         predictor = Predictor(choice, *predictor_settings(options))
     check_options(predictor, options)

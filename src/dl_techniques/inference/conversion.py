@@ -46,9 +46,8 @@ def tiling_of(network: ConvUNextModel, outputs: int, runtime: str, whole: bool =
     from dl_techniques.models.convunext.tiles import energy_sizes
 
     energies = tuple(energy_sizes(network)) if pools_image(network) else ()
-    part = model_bytes_per_pixel(network, runtime, sums=bool(energies) and not whole)
-    piece = model_bytes_per_pixel(network, runtime)
-    return Tiling(receptive_radius(network), 2**network.depth, part, outputs, whole, energies, piece)
+    each = model_bytes_per_pixel(network, runtime)
+    return Tiling(receptive_radius(network), 2**network.depth, each, outputs, whole, energies)
 
 
 def write_artifact(model, path: Path, form: str) -> None:

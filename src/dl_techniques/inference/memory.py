@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dl_techniques.errors import ArgumentError
-from dl_techniques.inference.settings import SIZED
+from dl_techniques.inference.settings import AUTO, SIZED
 
 if TYPE_CHECKING:
     from dl_techniques.inference.network import Network
@@ -16,23 +17,49 @@ if TYPE_CHECKING:
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 # Copies of the finest level's widest tensor that are alive at once, counted by the peak of the resident memory
 # (`benchmarks/tiling.py pixels`, `memory`). OpenVINO's are those of sizes that it is compiled for.
-WIDE_COPIES = {"keras": 6.5, "onnxruntime": 5.0, "openvino": 1.4}
-OPENVINO_SUMS = 2.3  # where sums over the image go in and out
+WIDE_COPIES = {"keras": 6.5, "onnxruntime": 5.0, "openvino": 1.45}
 ANY_SIZE = 2.5  # times as much for images of fewer than SIZED pixels, which OpenVINO may not be compiled for
 WHOLE_REMEDY = "Raise --max-memory, or export the model again with --tiles."
 LARGEST_TILE = 4096  # beyond, what tiles overlap is little already
+AUTO_SHARE = 0.8  # of what is free; the rest is for the runtime and for what others begin meanwhile
+# Where Linux tells a container what it may take, takes, and takes for files that it would give back; versions 2 and 1.
+CONTAINER = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
 
 
 def parse_memory(text: str) -> int:
-    """Return a number of bytes: "2GB" is 2·10⁹, "2GiB" 2·2³⁰, "2000000" as it stands.
+    """Return a number of bytes: "2GB" is 2·10⁹, "2GiB" 2·2³⁰, "2000000" as it stands, "auto" most of what is free.
 
     Raises:
         ArgumentError: It is no amount of memory.
     """
+    if text.strip().lower() == AUTO:
+        return int(AUTO_SHARE * free_memory())
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]I?)?B?\s*", text.upper())
     if found is None or float(found[1]) == 0:
-        raise ArgumentError("max_memory", "must be an amount of memory such as 2GB or 500MB", text)
+        raise ArgumentError("max_memory", "must be auto or an amount of memory such as 2GB or 500MB", text)
     return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def free_memory(container: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes of main memory that are free, of a container those that it may still take.
+
+    Args:
+        container: Where Linux tells what a container may take.
+    """
+    import psutil
+
+    free = psutil.virtual_memory().available
+    for limit, taken, statistics, files in CONTAINER:
+        try:
+            figures = dict(line.split() for line in (container / statistics).read_text().splitlines())
+            used = int((container / taken).read_text()) - int(figures.get(files, 0))
+            free = min(free, max(int((container / limit).read_text()) - used, 0))
+        except (OSError, ValueError):
+            continue  # not there, or "max"
+    return free
 
 
 def bytes_per_pixel(network: Network, whole: bool = False) -> int:
@@ -66,17 +93,15 @@ def _side(network: Network, each: int, memory: int) -> int:
     return side if _bytes(network, each, side * side) <= memory else math.isqrt(int(memory / (ANY_SIZE * each)))
 
 
-def model_bytes_per_pixel(model: ConvUNextModel, runtime: str = "keras", sums: bool = False) -> int:
+def model_bytes_per_pixel(model: ConvUNextModel, runtime: str = "keras") -> int:
     """Return how many bytes a model takes for each pixel that is computed at once, without its weights.
 
     Args:
         model: The model.
         runtime: What computes: `"keras"`, `"onnxruntime"` or `"openvino"`.
-        sums: Whether the sums that response normalization takes over the whole image go in and out.
     """
     sizes, depth = model.filter_sizes, model.depth
-    copies = OPENVINO_SUMS if runtime == "openvino" and sums else WIDE_COPIES[runtime]
-    wide = copies * 4 * sizes[0]  # the expansion of a block of the finest level
+    wide = WIDE_COPIES[runtime] * 4 * sizes[0]  # the expansion of a block of the finest level
     # Outputs of a level's layers: Keras keeps all until the network is done, others those that are still needed.
     outputs = 2 * model.blocks_per_level + 2 if runtime == "keras" else 1
     kept = sum(outputs * size / 4**level for level, size in enumerate(sizes[:depth]))

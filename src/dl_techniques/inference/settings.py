@@ -21,6 +21,7 @@ ARTIFACT_SUFFIXES: dict[str, ArtifactFormat] = {
     "": "saved_model",  # a folder
     ".tflite": "litert",
 }
+AUTO = "auto"  # of max_memory: most of what is free
 SIZED = 2**17  # pixels: from here on OpenVINO saves more than it takes to compile for a size
 
 
@@ -70,7 +71,8 @@ class PredictionOptions:
         uncertainty: Save how far the symmetries disagree, their standard deviation, float32 TIFF.
         global_stats: How a V2 model, whose normalization looks at the whole image, is applied to images of several
             tiles: `exact` adds the statistics up in several passes, `tile` normalizes each tile by itself.
-        max_memory: What arrays and network may take beside the runtime; larger images are computed in tiles.
+        max_memory: What arrays and network may take beside the runtime, such as `2GB`; `auto` is four fifths of what is
+            free, with `--ray` 2GB for each worker. Larger images are computed in tiles.
         tile: Height and width of the tiles, in pixels; by the memory if not given.
         overwrite: Do again what is there already.
         max_pixels: Refuse larger images before they are decoded.
@@ -85,7 +87,7 @@ class PredictionOptions:
     tta: Literal[1, 2, 4, 8] = 1
     uncertainty: bool = False
     global_stats: GlobalStats = "auto"
-    max_memory: str = "2GB"
+    max_memory: str = AUTO
     tile: int | None = None
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS

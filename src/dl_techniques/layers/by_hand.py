@@ -1,4 +1,4 @@
-"""Steps of the layers whose gradients are written by hand, where they serve: in training on TensorFlow without a GPU."""
+"""Steps of the layers whose gradients are written by hand, where they serve: training on TensorFlow without a GPU."""
 
 from __future__ import annotations
 

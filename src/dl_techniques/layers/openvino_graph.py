@@ -7,6 +7,7 @@ from typing import Any
 from keras import ops
 from openvino import opset13
 
+BANDS = 8  # of a tensor whose squares are made, added up and given up in parts
 SAME = ([0, 0], [0, 0], [1, 1], "same_upper")  # pads at both ends, dilations, and what the pads are taken from
 
 
@@ -67,14 +68,24 @@ def energy(x, kept=None):
     """Return the sum of squares over height and width, `(batch, channels)`, of `(batch, height, width, channels)`.
 
     Row by row, then over the rows: both axes at once take up to a third more time. Where only some pixels of an image
-    are `kept`, 1 among zeros, `(1, height, width, 1)`, it is a matrix product: a masked copy of the tensor takes half
-    as much memory again. Of several images it would be their sum.
+    are `kept`, 1 among zeros, `(1, height, width, 1)`, it is a matrix product for each of `BANDS` parts, or the squares
+    would take as much memory again as the tensor. Of several images it would be their sum.
     """
     if kept is None:
         batch, height, width, channels = ops.shape(x)
         rows = ops.reshape(_norm(ops.reshape(x, (-1, width, channels))), (batch, height, channels))
         return ops.square(_norm(rows))
-    return ops.matmul(ops.reshape(kept, (1, -1)), ops.square(ops.reshape(x, (-1, ops.shape(x)[-1]))))
+    parts = zip(_bands(ops.reshape(kept, (-1, 1))), _bands(ops.reshape(x, (-1, ops.shape(x)[-1]))), strict=True)
+    return sum(ops.matmul(ops.reshape(part, (1, -1)), ops.square(pixels)) for part, pixels in parts)
+
+
+def _bands(x):
+    """Return `(pixels, channels)` in `BANDS` parts, one after the other."""
+    pixels = opset13.gather(opset13.shape_of(x.output), _integers(0), _integers(0))
+    each = opset13.divide(pixels, _integers(BANDS))
+    lengths = opset13.concat([*[each] * (BANDS - 1), _integers(-1)], 0)
+    node: Any = opset13.variadic_split(x.output, opset13.constant(0, dtype="int64"), lengths)
+    return [ops.convert_to_tensor(node.output(part)) for part in range(BANDS)]
 
 
 def _norm(x):

@@ -293,7 +293,7 @@ def _upsample_and_add(coarse, fine):
 
 @_one_pass
 def _upsampling_gradient(dy):
-    """Return the gradient by a tensor of which pixel i gave ¾ to 2i and 2i+1, ¼ to 2i−1 and 2i+2, at an edge to itself."""
+    """Return the gradient by a tensor whose pixel i gave ¾ to 2i and 2i+1, ¼ to 2i−1 and 2i+2 or, at edges, itself."""
     for axis in (1, 2):
         count = -(-dy.shape[axis] // 2)
         cropped = [2 * count - dy.shape[axis] if each == axis else 0 for each in range(4)]
