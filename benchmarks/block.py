@@ -32,8 +32,9 @@ TRAINING = {
     "remat": "all three by hand, `remat`",
 }
 PREDICTION = {
-    "operations": "norms and sums of squares as Keras writes them",
-    "whole": "as OpenVINO's own, pixel by pixel (what is used)",
+    "operations": "convolution, norm and sums of squares as Keras writes them",
+    "norms": "norm and sums as OpenVINO's own, pixel by pixel",
+    "all": "the convolution, too, its result read pixel by pixel (what is used)",
 }
 
 
@@ -83,9 +84,11 @@ def prediction(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
     import openvino
     from openvino import opset13
 
-    from dl_techniques.layers import normalization
+    from dl_techniques.layers import convolution, normalization
     from dl_techniques.layers.convnext import ConvNeXtBlock
 
+    if name != "all":
+        convolution.DepthwiseConvolution.call = keras.layers.DepthwiseConv2D.call
     if name == "operations":
         normalization.ChannelNormalization.call = keras.layers.LayerNormalization.call
         normalization.GlobalResponseNormalization.energy = lambda self, x, kept=None: keras.ops.sum(
