@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from contestants import as_trained
 from tables import replace_section
 from worker import peak_resident
 
@@ -96,6 +97,7 @@ def prediction(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
         )
     block = ConvNeXtBlock(shape[-1])
     block.build(shape)
+    as_trained(block)
     given = opset13.parameter(list(shape), np.float32, name="image")
     output = block(keras.ops.convert_to_tensor(given.output(0)))
     make_model: Any = openvino.Model  # its hints are wrong
