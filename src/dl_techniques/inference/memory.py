@@ -21,7 +21,7 @@ WIDE_COPIES = {"keras": 6.5, "onnxruntime": 5.0, "openvino": 1.45}
 ANY_SIZE = 2.5  # times as much for images of fewer than SIZED pixels, which OpenVINO may not be compiled for
 WHOLE_REMEDY = "Raise --max-memory, or export the model again with --tiles."
 LARGEST_TILE = 4096  # beyond, what tiles overlap is little already
-AUTO_SHARE = 0.8  # of what is free; the rest is for the runtime and for what others begin meanwhile
+AUTO_SHARE = 0.75  # of what is free; the rest is for the runtime and for what others begin meanwhile
 # Where Linux tells a container what it may take, takes, and takes for files that it would give back; versions 2 and 1.
 CONTAINER = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),

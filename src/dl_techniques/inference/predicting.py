@@ -64,7 +64,7 @@ class Predictor:
         tta: Average over this many symmetries of the square: 1, 2, 4 or 8.
         global_stats: How V2 models are applied to images of several tiles, `"exact"`, `"tile"` or `"auto"`; see
             `Network`.
-        max_memory: What arrays and network may take beside the runtime, such as `"2GB"`; `"auto"` is four fifths of
+        max_memory: What arrays and network may take beside the runtime, such as `"2GB"`; `"auto"` is three quarters of
             what is free.
         tile: Largest height and width that are computed at once, in pixels; by the memory if `None`.
         engine: What computes, as `load_engine` takes it.

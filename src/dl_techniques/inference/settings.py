@@ -71,8 +71,8 @@ class PredictionOptions:
         uncertainty: Save how far the symmetries disagree, their standard deviation, float32 TIFF.
         global_stats: How a V2 model, whose normalization looks at the whole image, is applied to images of several
             tiles: `exact` adds the statistics up in several passes, `tile` normalizes each tile by itself.
-        max_memory: What arrays and network may take beside the runtime, such as `2GB`; `auto` is four fifths of what is
-            free, with `--ray` 2GB for each worker. Larger images are computed in tiles.
+        max_memory: What arrays and network may take beside the runtime, such as `2GB`; `auto` is three quarters of what
+            is free, with `--ray` 2GB for each worker. Larger images are computed in tiles.
         tile: Height and width of the tiles, in pixels; by the memory if not given.
         overwrite: Do again what is there already.
         max_pixels: Refuse larger images before they are decoded.

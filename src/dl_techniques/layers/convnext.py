@@ -328,10 +328,6 @@ class ConvUNextStem(keras.layers.Layer):
             x = steps.layer_norm(x, None, self.norm.gamma, self.norm.beta, self.norm.epsilon)
         elif self.norm is not None:
             x = self.norm(x)
-        elif keras.backend.backend() == "openvino":
-            from dl_techniques.layers.openvino_graph import hold
-
-            x = hold(x)
         return ops.cast(x, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):

@@ -14,27 +14,27 @@ SAME = ([0, 0], [0, 0], [1, 1], "same_upper")  # pads at both ends, dilations, a
 def convolve(x, kernel, bias, strides):
     """Return the convolution of `(batch, height, width, channels)`, zeros beyond the edges.
 
-    OpenVINO convolves with channels first. Where a tensor that was turned back is read as four axes, it may keep it in
-    an order of its own, and turn it, slowly, for all that follows; so the bias is added before, and what reads the
-    result should read it pixel by pixel: see `by_pixel` and `hold`.
+    OpenVINO convolves with channels first. Where a tensor that was turned back is read as four axes, by a sum or by the
+    next convolution, it may keep it in an order of its own, and turn it, slowly, for all that follows. So the bias is
+    added before, and the result is read pixel by pixel at once.
     """
     turned = opset13.transpose(ops.convert_to_tensor(kernel).output, _integers(3, 2, 0, 1))
-    return _channels_last(opset13.convolution(_channels_first(x), turned, [*strides], *SAME), bias)
+    return _hold(_channels_last(opset13.convolution(_channels_first(x), turned, [*strides], *SAME), bias))
 
 
 def convolve_depthwise(x, kernel, bias):
-    """Return the convolution of each channel of `(batch, height, width, channels)` with its own window."""
+    """Return the convolution of each channel of `(batch, height, width, channels)` with its own window.
+
+    What comes after it in a block, norm or product of matrices, reads it pixel by pixel.
+    """
     height, width, channels, _ = kernel.shape
     turned = opset13.transpose(ops.convert_to_tensor(kernel).output, _integers(2, 3, 0, 1))
     windows = opset13.reshape(turned, _integers(channels, 1, 1, height, width), False)
     return _channels_last(opset13.group_convolution(_channels_first(x), windows, [1, 1], *SAME), bias)
 
 
-def hold(x):
-    """Return the same values, `(batch, height, width, channels)`, in memory as that says.
-
-    A PReLU of slope 1 pixel by pixel: no operation that does nothing is left in a graph.
-    """
+def _hold(x):
+    """Return the same values, read pixel by pixel by a PReLU of slope 1: what does nothing is not left in a graph."""
 
     def same(pixels):
         node: Any = opset13.prelu(pixels.output, opset13.constant([1.0], dtype="float32"))
