@@ -176,11 +176,12 @@ def plot(points: list[Point], path: Path) -> None:
         sides = [point.job.size for point in line]
         time_axes.plot(sides, [point.megapixel_seconds for point in line], marker="o", label=version)
         memory_axes.plot(sides, [point.resident / 1e9 for point in line], marker="o", label=version)
-    time_axes.set(xlabel="height and width (pixels)", ylabel="seconds for a megapixel", ylim=(0, None))
-    memory_axes.set(xlabel="height and width (pixels)", ylabel="peak memory (GB)", ylim=(0, None))
+    time_axes.set(xlabel="height and width (pixels)", ylabel="seconds for a megapixel")
+    memory_axes.set(xlabel="height and width (pixels)", ylabel="peak memory (GB)")
     time_axes.legend()
     for axes in (time_axes, memory_axes):
         axes.set_xscale("log", base=2)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     figure.savefig(path)
     plt.close(figure)
 

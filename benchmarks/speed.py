@@ -253,7 +253,7 @@ def plot(rows: list[Row], limit: dict[str, Any], work: str, path: Path) -> None:
     axes.barh(titles, medians, xerr=spread, color=colours, ecolor="black", capsize=2)
     axes.axvline(limit[work], color="tab:red", linestyle="--", label="limit of the machine")
     axes.set_xlabel(f"seconds of one step, {work}")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     figure.savefig(path)
     plt.close(figure)
 
