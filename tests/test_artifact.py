@@ -73,9 +73,9 @@ def test_openvino_turns_hardly_any_tensor_around(settings, tmp_path):
     request = core.compile_model(graph, "CPU", hints).create_infer_request()
     for _ in range(3):
         request.infer([image(1, 256, 256, 3)])
-    seconds = {"all": 0.0, "turning": 0.0}
-    for step in request.get_profiling_info():
-        seconds["all"] += step.real_time.total_seconds()
-        if step.node_type in ("Transpose", "Reorder"):
-            seconds["turning"] += step.real_time.total_seconds()
-    assert seconds["turning"] <= 0.1 * seconds["all"]
+    steps = request.get_profiling_info()
+    if not any("avx512" in step.exec_type for step in steps):
+        pytest.skip("the orders in memory are those of processors with AVX-512")
+    turning = [step for step in steps if step.node_type in ("Transpose", "Reorder")]
+    whole, turned = (sum(step.real_time.total_seconds() for step in some) for some in (steps, turning))
+    assert turned <= 0.1 * whole
