@@ -74,6 +74,14 @@ def test_exports_for_tiles_give_in_tiles_what_keras_gives_of_the_whole(version, 
     assert np.abs(found.probabilities - expected.probabilities).max() <= 1e-4
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4), (9, 1)], ids=str)
+def test_exports_for_tiles_take_the_smallest_images(size, exported, segmenters):
+    """Fewer pixels than the bands whose sums are added up, at the coarsest level."""
+    pixels = PIXELS[: size[0], : size[1]]
+    found, expected = (Predictor(model)(pixels) for model in (exported("v2", ".xml", True), segmenters["v2"]))
+    assert np.abs(found.probabilities - expected.probabilities).max() <= 1e-4
+
+
 @pytest.mark.parametrize("version, suffix", CASES)
 def test_exports_for_tiles_take_large_files_in_parts(version, suffix, exported, segmenters, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", PIXELS[..., 0], rowsperstrip=16)
