@@ -31,7 +31,7 @@ from models import DENOISER, image, randomize, small_model
 __test__ = keras.backend.backend() == "tensorflow"
 
 ROOT = Path(__file__).parents[1]
-PROVIDED = {"cyclopts", "imagecodecs", "numpy", "pillow", "rich", "tifffile", "onnxruntime", "openvino"}
+PROVIDED = {"cyclopts", "imagecodecs", "numpy", "pillow", "psutil", "rich", "tifffile", "onnxruntime", "openvino"}
 TRAINS = ("keras", "tensorflow", "jax", "torch", "grain", "safetensors", "filelock", "platformdirs", "tomli_w",
           "tf2onnx", "onnx")  # fmt: skip
 QUIET = Console(quiet=True)
