@@ -142,6 +142,8 @@ def test_where_it_does_not_serve_the_plain_layers_do():
     assert convnext.steps_by_hand(ConvNeXtBlock(4), x) is not None
     assert convnext.steps_by_hand(ConvNeXtBlock(4), tf.cast(x, "bfloat16")) is None
     assert convnext.steps_by_hand(ConvNeXtBlock(4, kernel_size=4), x) is None
+    relu = ConvNeXtBlock(4, use_bias=False, equivariant_block="no_norm")
+    assert convnext.steps_by_hand(relu, x)[2] == relu._bottleneck  # the convolution alone
 
 
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="TensorFlow has them")
