@@ -82,9 +82,8 @@ def training_step(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
 def prediction(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
     """Return a prediction of one block on OpenVINO."""
     import keras
-    import openvino
-    from openvino import opset13
 
+    from dl_techniques.inference.runtimes import import_openvino
     from dl_techniques.layers import convolution, normalization
     from dl_techniques.layers.convnext import ConvNeXtBlock
 
@@ -95,6 +94,8 @@ def prediction(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
         normalization.GlobalResponseNormalization.energy = lambda self, x, kept=None: keras.ops.sum(
             keras.ops.square(x), axis=(1, 2)
         )
+    openvino = import_openvino()
+    opset13 = openvino.opset13
     block = ConvNeXtBlock(shape[-1])
     block.build(shape)
     as_trained(block)

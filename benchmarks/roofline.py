@@ -146,11 +146,11 @@ def _fastest_product(side: int, threads: int | None) -> Callable[[], Any]:
     a, b = np.random.default_rng(0).uniform(size=(2, side, side)).astype("float32")
     if importlib.util.find_spec("openvino") is None:
         return lambda: a @ b
-    import openvino
+    from dl_techniques.inference.runtimes import import_openvino
 
+    openvino = import_openvino()
     given = openvino.opset13.parameter([side, side], np.float32)
-    make_model: Any = openvino.Model  # its hints are wrong
-    model = make_model([openvino.opset13.matmul(given, openvino.opset13.constant(b), False, False)], [given])
+    model = openvino.Model([openvino.opset13.matmul(given, openvino.opset13.constant(b), False, False)], [given])
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or 0}
     request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
     request.set_input_tensor(openvino.Tensor(a))

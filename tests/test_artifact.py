@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-import openvino
 import pytest
 from rich.console import Console
 
@@ -11,9 +10,11 @@ from dl_techniques.data.normalization import standardize
 from dl_techniques.errors import ArgumentError
 from dl_techniques.export import export_model
 from dl_techniques.inference.engines import load_engine
+from dl_techniques.inference.runtimes import import_openvino
 from dl_techniques.inference.settings import ExportOptions
 from models import image, run, saved
 
+openvino = import_openvino()
 QUIET = Console(quiet=True)
 
 

@@ -24,6 +24,7 @@ from dl_techniques.cli.terminal import terminal
 from dl_techniques.data.files import find_images
 from dl_techniques.errors import ConvUNextError, FileError, WeightsError, printable
 from dl_techniques.inference.engines import load_engine
+from dl_techniques.inference.runtimes import import_openvino
 from models import DENOISER, image, randomize, run, saved, small_model
 
 # === Files that may not be read ===
@@ -386,9 +387,8 @@ def test_onnx_with_a_custom_op_is_refused_and_an_own_one_runs(tmp_path, monkeypa
 
 @pytest.mark.parametrize("damage", ["custom op", "weights beyond the end", "no weights"])
 def test_openvino_with_a_custom_op_or_without_its_weights_is_refused(damage, tmp_path, monkeypatch, capfd):
-    import openvino
-    from openvino import opset13
-
+    openvino = import_openvino()
+    opset13 = openvino.opset13
     given = opset13.parameter([-1, -1, -1, 1], np.float32, name="image")
     kernel = opset13.constant(np.full((1, 1, 1, 1), 2, "float32"))
     path = tmp_path / "bad.xml"

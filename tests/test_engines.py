@@ -21,6 +21,7 @@ from dl_techniques.inference.engines import load_engine
 from dl_techniques.inference.memory import plan_tile, tile_bytes
 from dl_techniques.inference.network import Network
 from dl_techniques.inference.predicting import Predictor
+from dl_techniques.inference.runtimes import import_openvino
 from models import DENOISER, image, saved
 
 # The other engines are the same on every backend of Keras.
@@ -136,8 +137,7 @@ def test_tiles_stay_within_what_is_reckoned_for_any_size(models):
 
 
 def test_openvino_has_norms_as_operations_of_its_own(models):
-    import openvino
-
+    openvino = import_openvino()
     folder = conversions.convert(models["v2"], "openvino").folder
     kinds = [operation.get_type_name() for operation in openvino.Core().read_model(folder / "network.xml").get_ops()]
     blocks = kinds.count("GroupConvolution")
@@ -360,9 +360,7 @@ def test_keras_is_what_it_was(models, tmp_path, capfd):
 
 
 def has_bfloat16() -> bool:
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def test_bfloat16_is_refused_where_there_is_none_and_told_where_there_is(models, tmp_path, capfd):

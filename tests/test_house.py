@@ -82,6 +82,21 @@ def test_files_stay_readable(path):
     assert path.stem not in ("utils", "helpers", "common", "misc")
 
 
+KERAS_HAS_IT = SOURCE / "layers" / "openvino_graph.py"  # imported by the layers alone, where Keras runs on OpenVINO
+
+
+def test_openvino_is_imported_in_one_way():
+    """A plain `import openvino` reports to a web service, from a fork of the process, unless `CI` is set."""
+    root = SOURCE.parents[1]
+    files = [*FILES, *root.glob("tests/*.py"), *root.glob("benchmarks/*.py"), *root.glob("recipes/*.py")]
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            plain = any(name.split(".")[0] == "openvino" for name in names)
+            assert not plain or path == KERAS_HAS_IT, f"{path} imports openvino, not import_openvino()"
+
+
 def seconds(*command: str) -> float:
     """Return the least processor time of several runs of Python: what it takes, however busy the machine."""
     times = []

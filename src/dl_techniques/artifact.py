@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dl_techniques.inference.apart import answer, run_apart, without_tensorflow
-from dl_techniques.inference.runtimes import silence_openvino
+from dl_techniques.inference.runtimes import import_openvino
 
 if TYPE_CHECKING:
     from dl_techniques.models.convunext.model import ConvUNextModel
@@ -95,6 +95,6 @@ def _write(source: str, around: Surroundings, path: Path) -> None:
 
 if __name__ == "__main__":
     without_tensorflow()
-    silence_openvino()
+    import_openvino()  # before Keras imports it
     _, named, given, output = sys.argv
     sys.exit(answer(lambda: _write(named, Surroundings(**json.loads(given)), Path(output))))

@@ -13,7 +13,7 @@ from dl_techniques.inference.apart import answer, without_tensorflow
 from dl_techniques.inference.cache import FACTS, SUFFIX, Runtime
 from dl_techniques.inference.engines import Tiling, load_engine
 from dl_techniques.inference.memory import model_bytes_per_pixel
-from dl_techniques.inference.runtimes import silence_openvino
+from dl_techniques.inference.runtimes import import_openvino
 
 if TYPE_CHECKING:
     from dl_techniques.models.convunext.model import ConvUNextModel
@@ -84,8 +84,9 @@ def write_openvino(model, path: Path) -> None:
     """
     import keras
     import numpy as np
-    import openvino
-    from openvino import opset13
+
+    openvino = import_openvino()
+    opset13 = openvino.opset13
 
     batch = -1 if len(model.inputs) == 1 else 1
     inputs = [
@@ -99,8 +100,7 @@ def write_openvino(model, path: Path) -> None:
     results = [opset13.result(output.output) for output in outputs]
     for name, result in zip(("output", "sums"), results, strict=False):
         result.output(0).set_names({name})
-    make_model: Any = openvino.Model  # its hints are wrong
-    graph = make_model(results, inputs)
+    graph = openvino.Model(results, inputs)
     openvino.save_model(graph, str(path), compress_to_fp16=False)
 
 
@@ -138,7 +138,7 @@ def main(source: str, runtime: Runtime, folder: str) -> int:
     """Convert, or say in the last line of stderr why not."""
     if runtime == "openvino":
         without_tensorflow()
-        silence_openvino()
+        import_openvino()  # before Keras imports it
     return answer(lambda: convert_model(source, runtime, Path(folder)))
 
 

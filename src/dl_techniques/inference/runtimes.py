@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import mmap
 import os
@@ -25,14 +26,14 @@ ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 SAMPLE = (1, 128, 160)  # image on which the deviation of half precision is measured
 
 
-def silence_openvino() -> None:
-    """Import OpenVINO without its telemetry: it reports every import to a web service, from a fork of this process."""
+def import_openvino() -> Any:
+    """Return OpenVINO, imported without its telemetry, which reports to a web service from a fork of this process."""
     name = "openvino_telemetry"
     if "openvino" in sys.modules or name in sys.modules:
-        return
+        return importlib.import_module("openvino")
     sys.modules[name] = None  # type: ignore[assignment]  # OpenVINO takes a stub of its own where there is none
     try:
-        import openvino  # noqa: F401
+        return importlib.import_module("openvino")
     finally:
         del sys.modules[name]
 
@@ -63,10 +64,7 @@ class OpenVINOFunction:
     """
 
     def __init__(self, path: Path, precision: Precision = "float32") -> None:
-        silence_openvino()
-        import openvino
-
-        self._core = openvino.Core()
+        self._core = import_openvino().Core()
         if precision == "bfloat16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
             raise ArgumentError("precision", f"must be float32: {name} has no bfloat16", precision)
