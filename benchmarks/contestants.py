@@ -256,8 +256,8 @@ def openvino(job: Job) -> Built:
 
 def openvino_bfloat16(job: Job) -> Built:
     """Return the same, computed in bfloat16 where the processor has it, and how far that is off."""
-    from dl_techniques.inference.choosing import choose_engine
-    from dl_techniques.inference.runtimes import deviation
+    from dl_techniques.engines.runtimes import deviation
+    from dl_techniques.engines.selection import choose_engine
 
     built = _runtime(dataclasses.replace(job, dtype="bfloat16"), "openvino")
     conversion: Any = choose_engine(job.artifact, "openvino", "bfloat16").conversion
@@ -274,8 +274,8 @@ def onnxruntime(job: Job) -> Built:
 def _runtime(job: Job, name: str) -> Built:
     import importlib.metadata
 
-    from dl_techniques.inference.bounded import bounded_function
-    from dl_techniques.inference.engines import load_engine
+    from dl_techniques.engines.loading import load_engine
+    from dl_techniques.inference.tiled_function import bounded_function
 
     if name == "openvino":
         engine = load_engine(job.artifact, "openvino", "bfloat16" if job.dtype == "bfloat16" else "float32")

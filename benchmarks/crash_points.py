@@ -18,7 +18,7 @@ from pathlib import Path
 from chaos import first_command, make_images
 from dl_techniques.cli import main as convunext
 from dl_techniques.training.checkpoint import list_checkpoints
-from dl_techniques.training.run import CONFIG, LOG
+from dl_techniques.training.run_folder import CONFIG, LOG
 
 
 def train(images: Path, run: Path, steps: int) -> int:

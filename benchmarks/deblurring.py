@@ -20,10 +20,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from skimage import data, restoration
 
-from dl_techniques.data.files import Picture, read_pixels, unit_range, write_image
-from dl_techniques.data.pictures import contact_sheet, to_display
+from dl_techniques.engines.loading import load_engine
+from dl_techniques.images.display import contact_sheet, to_display
+from dl_techniques.images.files import Picture, read_pixels, unit_range, write_image
 from dl_techniques.inference.denoising import denoise_pixels
-from dl_techniques.inference.engines import load_engine
 from dl_techniques.inference.prior import denoise_prior
 from dl_techniques.metrics import psnr
 

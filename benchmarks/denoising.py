@@ -21,10 +21,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from skimage import restoration
 
-from dl_techniques.data.files import find_images, read_image, unit_range
-from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.datasets.noise import add_gaussian_noise
+from dl_techniques.engines.loading import load_engine
+from dl_techniques.images.files import find_images, read_image, unit_range
 from dl_techniques.inference.denoising import denoise_pixels
-from dl_techniques.inference.engines import load_engine
 from dl_techniques.metrics import psnr, ssim
 
 Method = Callable[[np.ndarray, float], np.ndarray]

@@ -16,9 +16,9 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import numpy as np
 
+from dl_techniques.engines.formats import EngineName, Precision
+from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError
-from dl_techniques.inference.engines import load_engine
-from dl_techniques.inference.settings import EngineName, Precision
 
 ENGINES: tuple[tuple[EngineName, Precision], ...] = (
     ("openvino", "float32"),

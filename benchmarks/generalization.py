@@ -22,11 +22,11 @@ import keras
 from keras import ops
 from rich.console import Console
 
-from dl_techniques.data.files import find_images, read_pixels, unit_range
+from dl_techniques.images.files import find_images, read_pixels, unit_range
 from dl_techniques.metrics import denoising_psnr
 from dl_techniques.models.convunext.function import keras_function
-from dl_techniques.training.denoising import build_denoiser, train_denoiser
-from dl_techniques.training.settings import DenoisingConfig
+from dl_techniques.training.recipes.denoising.recipe import build_denoiser, train_denoiser
+from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
 from tables import replace_section
 
 SIGMAS = (5, 10, 15, 25, 50, 75, 100)

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from dl_techniques.models.convunext.model import create_convunext_variant
-from dl_techniques.training.devices import on_devices, whole
+from dl_techniques.training.distribution import on_devices, whole
 from dl_techniques.training.loop import averaged_adamw
 from dl_techniques.training.settings import DeviceSettings
 

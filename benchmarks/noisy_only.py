@@ -18,12 +18,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from rich.console import Console
 
-from dl_techniques.data.files import Picture, find_images, read_pixels, unit_range, write_image
-from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.datasets.noise import add_gaussian_noise
+from dl_techniques.images.files import Picture, find_images, read_pixels, unit_range, write_image
 from dl_techniques.metrics import denoising_psnr
 from dl_techniques.models.convunext.function import keras_function
-from dl_techniques.training.denoising import train_denoiser
-from dl_techniques.training.settings import DenoisingConfig
+from dl_techniques.training.recipes.denoising.recipe import train_denoiser
+from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
 from tables import replace_section
 
 

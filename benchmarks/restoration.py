@@ -19,12 +19,12 @@ import numpy as np
 from rich.console import Console
 from skimage.filters import gaussian
 
-from dl_techniques.data.files import Picture, find_images, read_pixels, unit_range, write_image
-from dl_techniques.data.noise import add_gaussian_noise
-from dl_techniques.inference.predicting import Predictor
+from dl_techniques.datasets.noise import add_gaussian_noise
+from dl_techniques.images.files import Picture, find_images, read_pixels, unit_range, write_image
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.metrics import psnr
-from dl_techniques.training.restoration import train_restorer
-from dl_techniques.training.settings import RestorationConfig
+from dl_techniques.training.recipes.restoration.recipe import train_restorer
+from dl_techniques.training.recipes.restoration.settings import RestorationConfig
 
 
 def degraded(sharp: np.ndarray, blur: float, sigma: float, seed: int) -> np.ndarray:

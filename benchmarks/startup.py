@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dl_techniques.data.files import Picture, write_image
+from dl_techniques.images.files import Picture, write_image
 from tables import replace_section
 
 ENGINES = {

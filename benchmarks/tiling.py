@@ -17,16 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dl_techniques.data.files import find_images, read_image
-from dl_techniques.data.masks import read_mask
-from dl_techniques.data.pairs import find_pairs
-from dl_techniques.data.raster import BandWriter
-from dl_techniques.inference.engines import load_engine
+from dl_techniques.datasets.pairs import find_pairs
+from dl_techniques.engines.loading import load_engine
+from dl_techniques.images.files import find_images, read_image
+from dl_techniques.images.raster import BandWriter
 from dl_techniques.inference.memory import bytes_per_pixel
 from dl_techniques.inference.network import Network
-from dl_techniques.inference.predicting import Predictor
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.inference.tiling import Tile
 from dl_techniques.metrics import Confusion
+from dl_techniques.tasks.segmentation.masks import read_mask
 
 
 def mosaic(images: list[np.ndarray], across: int, height: int, width: int) -> np.ndarray:

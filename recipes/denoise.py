@@ -20,14 +20,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from rich.console import Console
 
 from dl_techniques.card import read_card, write_card
-from dl_techniques.certify import certify, save_certificate
-from dl_techniques.data.files import find_images, read_pixels, unit_range
-from dl_techniques.inference.engines import load_engine
+from dl_techniques.engines.loading import load_engine
+from dl_techniques.export.certify import certify, save_certificate
+from dl_techniques.images.files import find_images, read_pixels, unit_range
 from dl_techniques.metrics import denoising_psnr
 from dl_techniques.models.convunext.presets import SHIPPED
-from dl_techniques.training.denoising import train_denoiser
-from dl_techniques.training.settings import DenoisingConfig
-from dl_techniques.training.supervised import MODEL
+from dl_techniques.training.recipes.denoising.recipe import train_denoiser
+from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
+from dl_techniques.training.trainer import MODEL
 
 SIGMAS = (15, 25, 50)
 RECIPES = {

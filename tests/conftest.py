@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from dl_techniques.inference.engines import Engine, load_engine
+from dl_techniques.engines.loading import Engine, load_engine
 from models import DENOISER, randomize, small_model
 
 # Shells let what runs in their background ignore Ctrl-C, and its children with it; some tests send it.

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from dl_techniques.card import write_card
-from dl_techniques.inference.engines import Engine
+from dl_techniques.engines.loading import Engine
 from dl_techniques.models.convunext.model import ConvUNextModel
 
 DENOISER = {

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from dl_techniques.inference.predicting import Predictor
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.page.serving import running_page
 from dl_techniques.page.settings import PageOptions
 

@@ -6,12 +6,12 @@ import pytest
 from rich.console import Console
 
 from dl_techniques.card import read_card
-from dl_techniques.data.normalization import standardize
+from dl_techniques.datasets.normalization import standardize
+from dl_techniques.engines.loading import load_engine
+from dl_techniques.engines.runtimes import import_openvino
 from dl_techniques.errors import ArgumentError
-from dl_techniques.export import export_model
-from dl_techniques.inference.engines import load_engine
-from dl_techniques.inference.runtimes import import_openvino
-from dl_techniques.inference.settings import ExportOptions
+from dl_techniques.export.export import export_model
+from dl_techniques.export.settings import ExportOptions
 from models import image, run, saved
 
 openvino = import_openvino()

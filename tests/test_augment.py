@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dl_techniques.data import augment
-from dl_techniques.data.augment import SYMMETRIES, Augmentation
+from dl_techniques.datasets import augmentation as augment
+from dl_techniques.datasets.augmentation import SYMMETRIES, Augmentation
 from dl_techniques.errors import ArgumentError
 from models import image
 

@@ -17,10 +17,10 @@ from rich.console import Console
 from bad_images import samples
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
+from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ConvUNextError, FileError
-from dl_techniques.export import export_model
-from dl_techniques.inference.engines import load_engine
-from dl_techniques.inference.settings import ExportOptions
+from dl_techniques.export.export import export_model
+from dl_techniques.export.settings import ExportOptions
 from models import DENOISER, image, saved, small_model
 from test_bad_files import (
     HOSTILE_PARTS,

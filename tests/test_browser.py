@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from dl_techniques.card import write_card
-from dl_techniques.data.files import Picture, read_image, write_image
-from dl_techniques.inference.predicting import Predictor
+from dl_techniques.images.files import Picture, read_image, write_image
+from dl_techniques.inference.predictor import Predictor
 from models import image, randomize, small_model
 from test_page import CLASSES
 

@@ -34,9 +34,9 @@ from dl_techniques.bulk.status import SCHEMA
 from dl_techniques.bulk.storage import Folder, find_sources, folder_of, is_address
 from dl_techniques.bulk.work import DEATHS, Job, Journal, SharedPredictor, Worker
 from dl_techniques.cli import main
+from dl_techniques.engines.selection import choose_engine
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
-from dl_techniques.inference.choosing import choose_engine
-from dl_techniques.inference.predicting import predict_files
+from dl_techniques.inference.predictor import predict_files
 from dl_techniques.inference.settings import PredictionOptions
 from test_predict import QUIET, save_segmenter
 

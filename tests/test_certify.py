@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from dl_techniques.card import read_card, write_card
-from dl_techniques.certify import certify
 from dl_techniques.cli import main
+from dl_techniques.engines.loading import Engine, load_engine
 from dl_techniques.errors import FileError
-from dl_techniques.inference.engines import Engine, load_engine
+from dl_techniques.export.certify import certify
 from models import DENOISER, image, randomize, run, small_model
 
 

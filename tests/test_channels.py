@@ -10,16 +10,17 @@ from rich.console import Console
 
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, read_image, write_image
-from dl_techniques.data.masks import read_mask
-from dl_techniques.data.pictures import contact_sheet
+from dl_techniques.datasets.inspection import inspect_pairs
 from dl_techniques.errors import FileError
-from dl_techniques.training.evaluation import error_row
-from dl_techniques.training.inspection import inspect_pairs
-from dl_techniques.training.restoration import train_restorer
-from dl_techniques.training.segmentation import SegmentationTask
-from dl_techniques.training.segmentation_data import SegmentationSample
-from dl_techniques.training.settings import RestorationConfig, SegmentationConfig
+from dl_techniques.images.display import contact_sheet
+from dl_techniques.images.files import Picture, read_image, write_image
+from dl_techniques.tasks.segmentation.masks import read_mask
+from dl_techniques.tasks.segmentation.scores import error_row
+from dl_techniques.training.recipes.restoration.recipe import train_restorer
+from dl_techniques.training.recipes.restoration.settings import RestorationConfig
+from dl_techniques.training.recipes.segmentation.batches import SegmentationSample
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
+from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 
 SMALL = {
     "steps": 2, "steps_per_epoch": 2, "patch": 16, "batch_size": 1, "depth": 2, "initial_filters": 4,

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dl_techniques.data.crops import RandomCrops
-from dl_techniques.data.files import read_gray
-from dl_techniques.data.samples import NUCLEI, load_nuclei
+from dl_techniques.datasets.crops import RandomCrops
+from dl_techniques.datasets.samples import NUCLEI, load_nuclei
 from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.images.files import read_gray
 from dl_techniques.training.supervision import (
     channel_target,
     class_target,

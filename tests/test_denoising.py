@@ -15,21 +15,21 @@ from rich.console import Console
 
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
-from dl_techniques.data import files
-from dl_techniques.data.files import Picture, read_pixels, write_image
-from dl_techniques.data.noise import add_gaussian_noise, add_poisson_gaussian_noise, recorrupt
-from dl_techniques.data.pipeline import seeded_batches
+from dl_techniques.datasets.batches import seeded_batches
+from dl_techniques.datasets.noise import add_gaussian_noise, add_poisson_gaussian_noise, recorrupt
+from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
-from dl_techniques.inference.engines import load_engine
+from dl_techniques.images import files
+from dl_techniques.images.files import Picture, read_pixels, write_image
 from dl_techniques.metrics import denoising_psnr, psnr
 from dl_techniques.training import callbacks, checkpoint
 from dl_techniques.training.callbacks import steps_done
-from dl_techniques.training.denoising import build_denoiser, train_denoiser
-from dl_techniques.training.denoising_data import DenoisingSample, choose_pairs, training_patches
 from dl_techniques.training.estimate import time_steps
-from dl_techniques.training.run import open_run, read_log, stored_config, task_of, trim_log
+from dl_techniques.training.recipes.denoising.batches import DenoisingSample, choose_pairs, training_patches
+from dl_techniques.training.recipes.denoising.recipe import build_denoiser, train_denoiser
+from dl_techniques.training.recipes.denoising.settings import DenoisingConfig, Phase
+from dl_techniques.training.run_folder import open_run, read_log, stored_config, task_of, trim_log
 from dl_techniques.training.schedule import WarmupStableDecay
-from dl_techniques.training.settings import DenoisingConfig, Phase
 
 SMALL = {
     "patch": 12, "final_patch": 16, "batch_size": 2, "steps": 6, "steps_per_epoch": 3, "held_out": 1,

@@ -7,11 +7,11 @@ from PIL import Image
 from rich.console import Console
 
 from dl_techniques.cli import main
-from dl_techniques.data.pairs import find_pairs
+from dl_techniques.datasets.pairs import find_pairs
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.training.denoising import DenoisingTask, train_denoiser
-from dl_techniques.training.run import read_log
-from dl_techniques.training.settings import DenoisingConfig
+from dl_techniques.training.recipes.denoising.recipe import DenoisingTask, train_denoiser
+from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
+from dl_techniques.training.run_folder import read_log
 
 QUIET = Console(quiet=True)
 SMALL = {

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, write_image
 from dl_techniques.errors import ArgumentError
+from dl_techniques.images.files import Picture, write_image
 from dl_techniques.training.checkpoint import list_checkpoints, step_of
-from dl_techniques.training.devices import on_devices
+from dl_techniques.training.distribution import on_devices
 from dl_techniques.training.settings import DeviceSettings
 
 BACKEND = keras.backend.backend()

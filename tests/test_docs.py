@@ -16,7 +16,7 @@ from PIL import Image
 
 from dl_techniques.cli import app, main
 from dl_techniques.cli.training import planned_settings
-from dl_techniques.data.samples import NUCLEI
+from dl_techniques.datasets.samples import NUCLEI
 from test_runtime import without_keras
 
 ROOT = Path(__file__).parents[1]

@@ -12,16 +12,16 @@ import psutil
 import pytest
 
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, read_image, write_image
+from dl_techniques.engines import cache as conversions
+from dl_techniques.engines import runtimes
+from dl_techniques.engines.loading import load_engine
+from dl_techniques.engines.runtimes import import_openvino
+from dl_techniques.engines.selection import choose_engine
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.inference import cache as conversions
-from dl_techniques.inference import runtimes
-from dl_techniques.inference.choosing import choose_engine
-from dl_techniques.inference.engines import load_engine
+from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.inference.memory import plan_tile, tile_bytes
 from dl_techniques.inference.network import Network
-from dl_techniques.inference.predicting import Predictor
-from dl_techniques.inference.runtimes import import_openvino
+from dl_techniques.inference.predictor import Predictor
 from models import DENOISER, image, saved
 
 # The other engines are the same on every backend of Keras.
@@ -266,7 +266,7 @@ def test_without_a_cache_it_works_and_says_so(models, tmp_path, monkeypatch):
 
 def chosen_without(modules: list[str], model: Path, *settings: str) -> subprocess.CompletedProcess:
     """Choose where modules are missing, and print what is said."""
-    load = "from dl_techniques.inference.choosing import choose_engine"
+    load = "from dl_techniques.engines.selection import choose_engine"
     run = f"import sys; sys.modules.update(dict.fromkeys({modules})); {load}; "
     run += f"print(choose_engine(*{(str(model), *settings)!r}).said)"
     return subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=300)

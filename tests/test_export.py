@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dl_techniques import export
 from dl_techniques.card import read_card, write_card
-from dl_techniques.certify import certify
 from dl_techniques.cli import main
-from dl_techniques.data.normalization import standardize
+from dl_techniques.datasets.normalization import standardize
+from dl_techniques.engines.footprint import model_bytes_per_pixel
+from dl_techniques.engines.loading import Tiling, load_engine
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
-from dl_techniques.export import export_model
-from dl_techniques.inference.engines import Tiling, load_engine
-from dl_techniques.inference.memory import model_bytes_per_pixel
-from dl_techniques.inference.settings import ExportOptions
+from dl_techniques.export import export
+from dl_techniques.export.certify import certify
+from dl_techniques.export.export import export_model
+from dl_techniques.export.settings import ExportOptions
 from dl_techniques.models.convunext.receptive import receptive_radius
 from dl_techniques.models.convunext.tiles import energy_sizes
 from models import image, randomize, run, saved, small_model

@@ -6,8 +6,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dl_techniques.data.files import Picture, find_images, read_image, unit_range, write_image
 from dl_techniques.errors import FileError
+from dl_techniques.images.files import Picture, find_images, read_image, unit_range, write_image
 
 
 def samples(*shape: int, dtype: str = "uint8") -> np.ndarray:

@@ -10,21 +10,21 @@ from PIL import Image
 from rich.console import Console
 
 from dl_techniques.card import read_card
-from dl_techniques.certify import certify
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, read_image, write_image
-from dl_techniques.data.noise import add_gaussian_noise, estimate_sigma
+from dl_techniques.datasets.noise import add_gaussian_noise, estimate_sigma
+from dl_techniques.engines.loading import Engine, load_engine
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
+from dl_techniques.export.certify import certify
+from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.inference.denoising import denoise_files, denoise_pixels
-from dl_techniques.inference.engines import Engine, load_engine
-from dl_techniques.inference.quality import inspect_noise
 from dl_techniques.inference.settings import DenoisingOptions
-from dl_techniques.inference.symmetries import symmetric_moments
 from dl_techniques.inference.tiling import plan_tiles
+from dl_techniques.inference.tta import symmetric_moments
 from dl_techniques.metrics import psnr
 from dl_techniques.models.convunext.model import ConvUNextModel
 from dl_techniques.models.convunext.presets import shipped_presets
 from dl_techniques.models.convunext.receptive import receptive_radius
+from dl_techniques.tasks.denoising.noise_report import inspect_noise
 from models import DENOISER, image, randomize, relative_difference, run, small_model, smoothing_engine
 
 # === symmetries ===

@@ -11,8 +11,13 @@ from rich.console import Console
 
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, read_image, read_images, write_image
-from dl_techniques.data.masks import (
+from dl_techniques.datasets.pairs import find_pairs
+from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.images.files import Picture, read_image, read_images, write_image
+from dl_techniques.inference.predictor import Predictor
+from dl_techniques.metrics import LabelConfusion
+from dl_techniques.page.applying import apply_model
+from dl_techniques.tasks.segmentation.masks import (
     COLOURS,
     IGNORED,
     Classes,
@@ -23,13 +28,8 @@ from dl_techniques.data.masks import (
     read_mask,
     write_masks,
 )
-from dl_techniques.data.pairs import find_pairs
-from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.inference.predicting import Predictor
-from dl_techniques.metrics import LabelConfusion
-from dl_techniques.page.applying import apply_model
-from dl_techniques.training.segmentation import SegmentationTask
-from dl_techniques.training.settings import SegmentationConfig
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
+from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from models import saved
 
 SMALL = {"steps": 2, "steps_per_epoch": 2, "patch": 16, "batch_size": 1, "depth": 2, "initial_filters": 4}

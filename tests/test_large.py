@@ -10,17 +10,17 @@ from PIL import Image
 from rich.console import Console
 
 from dl_techniques.cli import main
-from dl_techniques.data.masks import Classes
+from dl_techniques.engines.loading import Engine
 from dl_techniques.errors import ArgumentError
-from dl_techniques.inference.bounded import bounded_function
-from dl_techniques.inference.engines import Engine
 from dl_techniques.inference.memory import bytes_per_pixel
 from dl_techniques.inference.network import Network
+from dl_techniques.inference.tiled_function import bounded_function
 from dl_techniques.models.convunext.function import keras_function
-from dl_techniques.training.evaluation import evaluate
-from dl_techniques.training.segmentation import SegmentationTask, train_segmenter
-from dl_techniques.training.settings import SegmentationConfig
-from dl_techniques.training.supervised import load_best
+from dl_techniques.tasks.segmentation.masks import Classes
+from dl_techniques.tasks.segmentation.scores import evaluate
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask, train_segmenter
+from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
+from dl_techniques.training.trainer import load_best
 from models import randomize, relative_difference, saved, small_model
 
 SMALL = {"steps": 1, "steps_per_epoch": 1, "patch": 16, "batch_size": 1, "depth": 2, "initial_filters": 4}

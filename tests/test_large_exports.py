@@ -12,16 +12,16 @@ from rich.console import Console
 
 from dl_techniques.card import read_card, write_card
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, write_image
-from dl_techniques.data.masks import Classes
+from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError
-from dl_techniques.export import export_model
-from dl_techniques.inference.bounded import bounded_function
-from dl_techniques.inference.engines import load_engine
+from dl_techniques.export.export import export_model
+from dl_techniques.export.settings import ExportOptions
+from dl_techniques.images.files import Picture, write_image
 from dl_techniques.inference.memory import network_bytes
 from dl_techniques.inference.network import Network
-from dl_techniques.inference.predicting import Predictor
-from dl_techniques.inference.settings import ExportOptions
+from dl_techniques.inference.predictor import Predictor
+from dl_techniques.inference.tiled_function import bounded_function
+from dl_techniques.tasks.segmentation.masks import Classes
 from models import image, saved
 
 # Exports are made on TensorFlow, and what runs them is the same on every backend.

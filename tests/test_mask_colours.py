@@ -8,10 +8,10 @@ from rich.console import Console
 
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
-from dl_techniques.data.masks import COLOURS, Classes, read_mask
-from dl_techniques.data.palettes import mask_colours
-from dl_techniques.training.segmentation import SegmentationTask
-from dl_techniques.training.settings import SegmentationConfig
+from dl_techniques.images.palettes import mask_colours
+from dl_techniques.tasks.segmentation.masks import COLOURS, Classes, read_mask
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
+from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 
 PALETTE = ((10, 20, 30), (200, 0, 0), (0, 0, 255))
 MASK = np.repeat(np.arange(3, dtype="uint8"), 8)[None].repeat(16, axis=0)

@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, read_image, write_image
+from dl_techniques.images.files import Picture, read_image, write_image
 from test_files import samples
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

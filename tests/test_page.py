@@ -17,9 +17,9 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from dl_techniques.card import write_card
-from dl_techniques.data.files import Picture, read_image, write_image
 from dl_techniques.errors import ArgumentError
-from dl_techniques.inference.predicting import Predictor
+from dl_techniques.images.files import Picture, read_image, write_image
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.page.settings import PageOptions
 from models import image, randomize, small_model
 from page_server import ARRIVAL

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dl_techniques.data.files import Picture, write_image
-from dl_techniques.data.masks import IGNORED, choose_classes, read_mask
-from dl_techniques.data.pairs import Pair, find_pairs, split_pairs
+from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
 from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.images.files import Picture, write_image
+from dl_techniques.tasks.segmentation.masks import IGNORED, choose_classes, read_mask
 
 
 def touch(folder, *names):

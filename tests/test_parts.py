@@ -9,10 +9,10 @@ import tifffile
 from rich.console import Console
 
 from dl_techniques.cli import main
-from dl_techniques.data.files import image_shape, read_image
-from dl_techniques.data.raster import BandWriter, TiffRaster
 from dl_techniques.errors import FileError
-from dl_techniques.inference.predicting import Predictor, predict_files
+from dl_techniques.images.files import image_shape, read_image
+from dl_techniques.images.raster import BandWriter, TiffRaster
+from dl_techniques.inference.predictor import Predictor, predict_files
 from dl_techniques.inference.settings import PredictionOptions
 from models import saved
 from test_files import samples
@@ -80,7 +80,7 @@ def test_one_large_strip_stays_within_the_memory(segmenters, tmp_path):
         tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros((rows, 4000), "uint16"), rowsperstrip=rows)
     peaks = []
     for name in ("small", "large"):
-        code = "import resource; from pathlib import Path; from dl_techniques.data.raster import TiffRaster\n"
+        code = "import resource; from pathlib import Path; from dl_techniques.images.raster import TiffRaster\n"
         code += "from dl_techniques.inference.streaming import View, measure_raster\n"
         code += f"with TiffRaster(Path({str(tmp_path / name)!r} + '.tif'), 8_000_000) as raster:\n"
         code += "    measure_raster(View(raster, (0,)))\n"

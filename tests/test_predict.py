@@ -16,19 +16,19 @@ from rich.console import Console
 from bad_images import ODD, REFUSED, archive, samples, write_bad_images
 from dl_techniques.card import write_card
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, read_image, write_image
-from dl_techniques.data.masks import Classes, read_mask
-from dl_techniques.data.normalization import standardize
-from dl_techniques.data.raster import TiffRaster
+from dl_techniques.datasets.normalization import standardize
+from dl_techniques.engines.loading import Engine, load_engine
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.inference.engines import Engine, load_engine
+from dl_techniques.images.files import Picture, read_image, write_image
+from dl_techniques.images.raster import TiffRaster
 from dl_techniques.inference.memory import AUTO_SHARE, bytes_per_pixel, free_memory, parse_memory, plan_tile
 from dl_techniques.inference.network import Network, min_tile
-from dl_techniques.inference.predicting import Predictor, predict_files
+from dl_techniques.inference.predictor import Predictor, predict_files
 from dl_techniques.inference.settings import PredictionOptions
 from dl_techniques.models.convunext.function import keras_function
 from dl_techniques.models.convunext.receptive import receptive_radius
-from dl_techniques.training.evaluation import predict
+from dl_techniques.tasks.segmentation.masks import Classes, read_mask
+from dl_techniques.tasks.segmentation.scores import predict
 from models import image, randomize, small_model
 
 QUIET = Console(quiet=True)

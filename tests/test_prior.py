@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from dl_techniques.engines.loading import Engine
 from dl_techniques.errors import ArgumentError
 from dl_techniques.inference.denoising import denoise_pixels
-from dl_techniques.inference.engines import Engine
 from dl_techniques.inference.prior import denoise_prior
 from models import image, relative_difference, smoothing_engine
 

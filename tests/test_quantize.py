@@ -9,13 +9,13 @@ from rich.console import Console
 
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, read_image, write_image
-from dl_techniques.data.normalization import standardize
+from dl_techniques.datasets.normalization import standardize
+from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError
-from dl_techniques.export import export_model
+from dl_techniques.export.export import export_model
+from dl_techniques.export.settings import ExportOptions
+from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.inference.denoising import denoise_pixels
-from dl_techniques.inference.engines import load_engine
-from dl_techniques.inference.settings import ExportOptions
 from dl_techniques.metrics import Confusion
 from models import DENOISER, image, run, saved
 

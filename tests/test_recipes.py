@@ -10,17 +10,18 @@ from PIL import Image
 from rich.console import Console
 
 from dl_techniques.cli import main
-from dl_techniques.data.augment import STRENGTHS
+from dl_techniques.datasets.augmentation import STRENGTHS
 from dl_techniques.losses import SegmentationLoss
 from dl_techniques.training import callbacks
 from dl_techniques.training.checkpoint import list_checkpoints
 from dl_techniques.training.plan import write_plan
-from dl_techniques.training.restoration import RestorationTask
-from dl_techniques.training.run import read_log
-from dl_techniques.training.segmentation import SegmentationTask
-from dl_techniques.training.settings import RestorationConfig, SegmentationConfig
-from dl_techniques.training.supervised import plan_of
+from dl_techniques.training.recipes.restoration.recipe import RestorationTask
+from dl_techniques.training.recipes.restoration.settings import RestorationConfig
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
+from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
+from dl_techniques.training.run_folder import read_log
 from dl_techniques.training.supervision import supervision_weights
+from dl_techniques.training.trainer import plan_of
 
 SMALL = {"steps": 4, "steps_per_epoch": 2, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]

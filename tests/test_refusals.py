@@ -6,12 +6,13 @@ from PIL import Image
 from rich.console import Console
 
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, write_image, write_images
-from dl_techniques.data.pairs import find_pairs
+from dl_techniques.datasets.pairs import find_pairs
 from dl_techniques.errors import ConvUNextError, FileError, first_of
-from dl_techniques.training.denoising import train_denoiser
-from dl_techniques.training.segmentation import SegmentationTask, train_segmenter
-from dl_techniques.training.settings import DenoisingConfig, SegmentationConfig
+from dl_techniques.images.files import Picture, write_image, write_images
+from dl_techniques.training.recipes.denoising.recipe import train_denoiser
+from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask, train_segmenter
+from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from models import small_model
 
 QUIET = Console(quiet=True)

@@ -9,14 +9,14 @@ import pytest
 from rich.console import Console
 
 from dl_techniques.card import read_card
-from dl_techniques.certify import certify
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, write_image
+from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.inference.engines import load_engine
-from dl_techniques.training.restoration import RestorationTask, train_restorer
-from dl_techniques.training.run import read_log, stored_config, task_of
-from dl_techniques.training.settings import RestorationConfig
+from dl_techniques.export.certify import certify
+from dl_techniques.images.files import Picture, write_image
+from dl_techniques.training.recipes.restoration.recipe import RestorationTask, train_restorer
+from dl_techniques.training.recipes.restoration.settings import RestorationConfig
+from dl_techniques.training.run_folder import read_log, stored_config, task_of
 
 SMALL = {"steps": 120, "steps_per_epoch": 60, "patch": 16, "batch_size": 4, "depth": 2, "initial_filters": 8}
 QUIET = Console(quiet=True)

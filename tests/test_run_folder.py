@@ -20,11 +20,13 @@ from rich.console import Console
 
 from dl_techniques.cli import main, training
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.training import callbacks, supervised
+from dl_techniques.training import callbacks
+from dl_techniques.training import trainer as supervised
 from dl_techniques.training.checkpoint import list_checkpoints, step_of
-from dl_techniques.training.run import read_log
-from dl_techniques.training.segmentation import SegmentationTask, train_segmenter
-from dl_techniques.training.settings import DenoisingConfig, SegmentationConfig
+from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask, train_segmenter
+from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
+from dl_techniques.training.run_folder import read_log
 
 QUIET = Console(quiet=True)
 SMALL = {

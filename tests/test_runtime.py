@@ -17,14 +17,14 @@ from rich.console import Console
 
 from dl_techniques.card import card_path, read_card, write_card
 from dl_techniques.cli import main
-from dl_techniques.data.files import Picture, read_image, write_image
-from dl_techniques.data.masks import read_mask
+from dl_techniques.engines.loading import Engine, load_engine
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.export import export_model
+from dl_techniques.export.export import export_model
+from dl_techniques.export.settings import ExportOptions
+from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.inference.denoising import denoise_pixels
-from dl_techniques.inference.engines import Engine, load_engine
-from dl_techniques.inference.predicting import Predictor
-from dl_techniques.inference.settings import ExportOptions
+from dl_techniques.inference.predictor import Predictor
+from dl_techniques.tasks.segmentation.masks import read_mask
 from models import DENOISER, image, randomize, small_model
 
 # Exports are made on TensorFlow, and what runs them is the same on every backend.
@@ -183,7 +183,7 @@ def test_artifact_of_classes_is_not_evaluated_as_if_of_probabilities(tmp_path, c
     path.write_bytes(b"never opened")
     write_card(path, {"export": {"activation": "argmax"}, "classes": [{"name": "a", "mask_value": 0}] * 3,
                       "ignored_mask_values": [], "every_other_value_is_foreground": False})  # fmt: skip
-    from dl_techniques.training.segmentation_report import evaluate_files
+    from dl_techniques.inference.evaluation import evaluate_files
 
     engine = Engine(lambda x: x, 1, "a.onnx", path)
     with pytest.raises(FileError, match="a.onnx: returns classes, no probabilities"):

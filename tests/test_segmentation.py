@@ -12,23 +12,23 @@ from rich.console import Console
 
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
-from dl_techniques.data.augment import Augmentation
-from dl_techniques.data.collection import Room, Samples
-from dl_techniques.data.files import read_image
-from dl_techniques.data.masks import IGNORED, Classes
-from dl_techniques.data.pairs import Pair
-from dl_techniques.data.pipeline import random_crop
+from dl_techniques.datasets.augmentation import Augmentation
+from dl_techniques.datasets.batches import random_crop
+from dl_techniques.datasets.inspection import Inspection, PairFacts
+from dl_techniques.datasets.lazy import LazyDataset, MemoryBudget
+from dl_techniques.datasets.pairs import Pair
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
+from dl_techniques.images.files import read_image
 from dl_techniques.models.convunext.function import keras_function
+from dl_techniques.tasks.segmentation.masks import IGNORED, Classes
+from dl_techniques.tasks.segmentation.scores import evaluate
+from dl_techniques.training.auto_settings import choose_augmentation, settle
 from dl_techniques.training.checkpoint import list_checkpoints
-from dl_techniques.training.choices import choose_augmentation, settle
-from dl_techniques.training.evaluation import evaluate
-from dl_techniques.training.inspection import Inspection, PairFacts
-from dl_techniques.training.run import read_log, stored_config
-from dl_techniques.training.segmentation import SegmentationTask, train_segmenter
-from dl_techniques.training.segmentation_data import SegmentationSample, segmentation_batches
-from dl_techniques.training.settings import SegmentationConfig
-from dl_techniques.training.supervised import train_supervised
+from dl_techniques.training.recipes.segmentation.batches import SegmentationSample, segmentation_batches
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask, train_segmenter
+from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
+from dl_techniques.training.run_folder import read_log, stored_config
+from dl_techniques.training.trainer import train_supervised
 
 SMALL = {
     "steps": 16, "steps_per_epoch": 8, "patch": 16, "batch_size": 2, "accumulate": 2, "depth": 2, "initial_filters": 4,
@@ -212,7 +212,7 @@ def test_samples_stay_in_memory_while_there_is_room(tmp_path):
         read.append(pair.name)
         return SegmentationSample(pair.name, np.zeros((5, 5, 1), "float32"), np.zeros((5, 5), "uint8"))
 
-    samples = Samples([Pair(Path(name), Path(name)) for name in "abc"], sample, room=Room(2 * 125 + 124))
+    samples = LazyDataset([Pair(Path(name), Path(name)) for name in "abc"], sample, room=MemoryBudget(2 * 125 + 124))
     assert [each.name for _ in range(2) for each in samples] == ["a", "b", "c"] * 2
     assert read == ["a", "b", "c", "c"] and samples.names == ["a", "b", "c"] and samples[1:][0] is samples[1]
 

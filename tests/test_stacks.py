@@ -11,12 +11,13 @@ import tifffile
 from rich.console import Console
 
 from dl_techniques.cli import main
-from dl_techniques.data.files import read_image, read_images
-from dl_techniques.data.pairs import find_pairs, split_pairs
+from dl_techniques.datasets.pairs import find_pairs, split_pairs
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.training.restoration import RestorationTask
-from dl_techniques.training.segmentation import SegmentationTask
-from dl_techniques.training.settings import RestorationConfig, SegmentationConfig
+from dl_techniques.images.files import read_image, read_images
+from dl_techniques.training.recipes.restoration.recipe import RestorationTask
+from dl_techniques.training.recipes.restoration.settings import RestorationConfig
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
+from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 
 SMALL = {"steps": 2, "steps_per_epoch": 2, "patch": 16, "batch_size": 1, "depth": 2, "initial_filters": 4}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()] + ["--convnext-version=v1"]

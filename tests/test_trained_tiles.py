@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from dl_techniques.cli import main
-from dl_techniques.data.files import read_image
-from dl_techniques.data.normalization import standardize
-from dl_techniques.data.samples import NUCLEI
-from dl_techniques.inference.engines import load_engine
+from dl_techniques.datasets.normalization import standardize
+from dl_techniques.datasets.samples import NUCLEI
+from dl_techniques.engines.loading import load_engine
+from dl_techniques.images.files import read_image
 from dl_techniques.inference.network import Network
 
 TRAINING = ["--steps", "80", "--steps-per-epoch", "80", "--patch", "64", "--batch-size", "4", "--seed", "3"]

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from dl_techniques.data.files import write_file
+from dl_techniques.atomic import write_file
 from dl_techniques.errors import FileError
 
 MEMBER = "card.json"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dl_techniques.data.filters import filter_inside, gaussian_window
-from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.datasets.filters import filter_inside, gaussian_window
+from dl_techniques.datasets.noise import add_gaussian_noise
 from dl_techniques.errors import ArgumentError
 
 

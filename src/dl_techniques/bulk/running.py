@@ -21,10 +21,10 @@ from dl_techniques.bulk.shipping import Shipment, model_files
 from dl_techniques.bulk.status import DONE, FAILED, REFUSED, Status, refused_before, rows
 from dl_techniques.bulk.storage import Folder, Found, find_sources, folder_of, is_address
 from dl_techniques.bulk.work import Job, Journal, Worker, possible_names
-from dl_techniques.data.formats import SUFFIXES
+from dl_techniques.engines.selection import Choice
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError, printable
-from dl_techniques.inference.choosing import Choice
-from dl_techniques.inference.predicting import Predictor, check_options, predictor_settings
+from dl_techniques.images.formats import SUFFIXES
+from dl_techniques.inference.predictor import Predictor, check_options, predictor_settings
 from dl_techniques.inference.settings import AUTO, PredictionOptions
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dl_techniques.card import card_path
-from dl_techniques.inference.choosing import Choice
+from dl_techniques.engines.selection import Choice
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from dl_techniques.data.formats import SUFFIXES
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.inference.batch import find_inputs
+from dl_techniques.images.formats import SUFFIXES
+from dl_techniques.inference.pipeline import find_inputs
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem

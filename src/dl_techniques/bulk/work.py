@@ -20,11 +20,11 @@ import pyarrow as pa
 from dl_techniques.bulk.shipping import Shipment
 from dl_techniques.bulk.status import DONE, FAILED, REFUSED, rows
 from dl_techniques.bulk.storage import Folder, StorageError, folder_of, is_address
-from dl_techniques.data.files import image_shape
+from dl_techniques.engines.selection import Choice
 from dl_techniques.errors import ConvUNextError, FileError
-from dl_techniques.inference.batch import OnTile, lossless_name
-from dl_techniques.inference.choosing import Choice
-from dl_techniques.inference.predicting import (
+from dl_techniques.images.files import image_shape
+from dl_techniques.inference.pipeline import OnTile, lossless_name
+from dl_techniques.inference.predictor import (
     Prediction,
     PredictionReport,
     Predictor,

@@ -14,8 +14,10 @@ from dl_techniques import __version__
 from dl_techniques.cli.backend import Backend, choose_backend, choose_backend_for, settle_engine
 from dl_techniques.cli.terminal import terminal
 from dl_techniques.cli.training import plan, planned_settings, train
+from dl_techniques.engines.formats import EngineName
 from dl_techniques.errors import ConvUNextError, ExportError
-from dl_techniques.inference.settings import DenoisingOptions, EngineName, ExportOptions, PredictionOptions
+from dl_techniques.export.settings import ExportOptions
+from dl_techniques.inference.settings import DenoisingOptions, PredictionOptions
 from dl_techniques.page.settings import PageOptions
 from dl_techniques.training.demo import DemoConfig
 
@@ -112,7 +114,7 @@ def predict(
         _predict_bulk(model, inputs, options, backend, *ray)
         return
     choice = settle_engine(model, options.engine, options.precision, backend)
-    from dl_techniques.inference.predicting import predict_files
+    from dl_techniques.inference.predictor import predict_files
 
     _report(predict_files(choice, inputs, options, terminal()))
 
@@ -149,8 +151,8 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
     choose_backend_for(model, backend)
-    from dl_techniques.certify import certify, print_certificate, save_certificate
-    from dl_techniques.inference.engines import load_engine
+    from dl_techniques.engines.loading import load_engine
+    from dl_techniques.export.certify import certify, print_certificate, save_certificate
     from dl_techniques.models.convunext.presets import SHIPPED
 
     engine = load_engine(model)
@@ -189,8 +191,8 @@ def evaluate_model(
     """
     choice = settle_engine(model, engine, "float32", backend)
     from dl_techniques.card import read_card
-    from dl_techniques.inference.engines import load_engine
-    from dl_techniques.training.segmentation_report import evaluate_files
+    from dl_techniques.engines.loading import load_engine
+    from dl_techniques.inference.evaluation import evaluate_files
 
     loaded = load_engine(choice)
     console = terminal()
@@ -210,7 +212,7 @@ def export(model: str, /, *, options: Annotated[ExportOptions, Parameter(name="*
         options: Settings.
     """
     choose_backend("tensorflow")
-    from dl_techniques.export import export_model
+    from dl_techniques.export.export import export_model
 
     try:
         artifact = export_model(model, options, terminal())

@@ -8,18 +8,18 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
+from dl_techniques.engines.formats import EngineName, Precision
 from dl_techniques.errors import ConvUNextError
-from dl_techniques.inference.settings import EngineName, Precision
 
 if TYPE_CHECKING:
-    from dl_techniques.inference.choosing import Choice
+    from dl_techniques.engines.selection import Choice
 
 Backend = Literal["tensorflow", "jax", "torch"] | None
 
 
 def choose_backend_for(model: str, backend: Backend) -> None:
     """Choose the backend if the model needs Keras; a machine that runs exported artifacts may have none."""
-    from dl_techniques.inference.choosing import needs_keras
+    from dl_techniques.engines.selection import needs_keras
 
     if needs_keras(model):
         choose_backend(backend)
@@ -40,8 +40,8 @@ def settle_engine(model: str, engine: EngineName, precision: Precision, backend:
     Raises:
         ConvUNextError: The engine is not installed or does not fit.
     """
-    from dl_techniques.inference.choosing import choose_engine, needs_keras
-    from dl_techniques.inference.runtimes import deviation
+    from dl_techniques.engines.runtimes import deviation
+    from dl_techniques.engines.selection import choose_engine, needs_keras
 
     if engine == "auto" and backend is not None and precision == "float32" and needs_keras(model):
         engine = "keras"

@@ -16,7 +16,10 @@ from cyclopts.config import Toml
 from dl_techniques.cli.backend import Backend, choose_backend
 from dl_techniques.cli.terminal import terminal
 from dl_techniques.errors import ConvUNextError, FileError
-from dl_techniques.training.settings import DenoisingConfig, DeviceSettings, RestorationConfig, SegmentationConfig
+from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
+from dl_techniques.training.recipes.restoration.settings import RestorationConfig
+from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
+from dl_techniques.training.settings import DeviceSettings
 
 ONE = DeviceSettings()
 Devices = Annotated[DeviceSettings, Parameter(name="*")]
@@ -75,10 +78,10 @@ def plan_denoise(
 
 def _plan(config: DenoisingConfig | RestorationConfig | SegmentationConfig, backend: Backend) -> None:
     choose_backend(backend)
-    from dl_techniques.training.denoising import DenoisingTask
     from dl_techniques.training.estimate import plan_run
-    from dl_techniques.training.restoration import RestorationTask
-    from dl_techniques.training.segmentation import SegmentationTask
+    from dl_techniques.training.recipes.denoising.recipe import DenoisingTask
+    from dl_techniques.training.recipes.restoration.recipe import RestorationTask
+    from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
 
     console = terminal()
     if isinstance(config, SegmentationConfig):
@@ -174,7 +177,7 @@ def resume_training(*, resume: Path | None = None, devices: Devices = ONE, backe
     if resume is None:
         train.help_print([])
         return
-    from dl_techniques.training.run import stored_config, stored_versions, task_of
+    from dl_techniques.training.run_folder import stored_config, stored_versions, task_of
 
     task = task_of(resume)
     kinds = {"denoise": DenoisingConfig, "restore": RestorationConfig, "segment": SegmentationConfig}
@@ -194,21 +197,21 @@ def _train(
     if devices.distributed and backend is None:
         backend = "jax"
     choose_backend(backend)
-    from dl_techniques.training.devices import on_devices
+    from dl_techniques.training.distribution import on_devices
 
     console = terminal()
     try:
         with on_devices(devices, f"convunext train --resume {config.output}"):
             if isinstance(config, SegmentationConfig):
-                from dl_techniques.training.segmentation import train_segmenter
+                from dl_techniques.training.recipes.segmentation.recipe import train_segmenter
 
                 print(train_segmenter(config, console, resume).report)
             elif isinstance(config, RestorationConfig):
-                from dl_techniques.training.restoration import train_restorer
+                from dl_techniques.training.recipes.restoration.recipe import train_restorer
 
                 print(train_restorer(config, console, resume).report)
             else:
-                from dl_techniques.training.denoising import train_denoiser
+                from dl_techniques.training.recipes.denoising.recipe import train_denoiser
 
                 print(train_denoiser(config, console, resume).report)
     except (KeyboardInterrupt, SystemExit):

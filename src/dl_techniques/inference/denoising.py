@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.data.files import Picture, image_shape, read_image, write_image
-from dl_techniques.data.pictures import centre, contact_sheet, to_display
+from dl_techniques.engines.loading import Engine
+from dl_techniques.engines.selection import Choice
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.inference.batch import FileResult, OnTile, find_inputs, lossless_name, plan_outputs, process_files
-from dl_techniques.inference.choosing import Choice
-from dl_techniques.inference.engines import Engine
+from dl_techniques.images.display import centre, contact_sheet, to_display
+from dl_techniques.images.files import Picture, image_shape, read_image, write_image
 from dl_techniques.inference.network import Network
-from dl_techniques.inference.quality import NoiseReport, inspect_centre
+from dl_techniques.inference.pipeline import FileResult, OnTile, find_inputs, lossless_name, plan_outputs, process_files
 from dl_techniques.inference.settings import DenoisingOptions
-from dl_techniques.inference.symmetries import symmetric_moments
+from dl_techniques.inference.tta import symmetric_moments
+from dl_techniques.tasks.denoising.noise_report import NoiseReport, inspect_centre
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -166,7 +166,7 @@ class _Engines:
         return self._load(self.options.model or _preset_for(channels))
 
     def _load(self, name: str) -> Engine:
-        from dl_techniques.inference.engines import load_engine
+        from dl_techniques.engines.loading import load_engine
 
         if name not in self.loaded:
             model = self.choices.get(name, name)

@@ -7,17 +7,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dl_techniques.engines.footprint import SIZED, model_bytes_per_pixel
 from dl_techniques.errors import ArgumentError
-from dl_techniques.inference.settings import AUTO, SIZED
+from dl_techniques.inference.settings import AUTO
 
 if TYPE_CHECKING:
     from dl_techniques.inference.network import Network
-    from dl_techniques.models.convunext.model import ConvUNextModel
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-# Copies of the finest level's widest tensor that are alive at once, counted by the peak of the resident memory
-# (`benchmarks/tiling.py pixels`, `memory`). OpenVINO's are those of sizes that it is compiled for.
-WIDE_COPIES = {"keras": 6.5, "onnxruntime": 5.0, "openvino": 1.45}
 ANY_SIZE = 2.5  # times as much for images of fewer than SIZED pixels, which OpenVINO may not be compiled for
 WHOLE_REMEDY = "Raise --max-memory, or export the model again with --tiles."
 LARGEST_TILE = 4096  # beyond, what tiles overlap is little already
@@ -91,21 +88,6 @@ def _side(network: Network, each: int, memory: int) -> int:
     """Return the largest height and width of tiles within an amount of memory."""
     side = math.isqrt(memory // each)
     return side if _bytes(network, each, side * side) <= memory else math.isqrt(int(memory / (ANY_SIZE * each)))
-
-
-def model_bytes_per_pixel(model: ConvUNextModel, runtime: str = "keras") -> int:
-    """Return how many bytes a model takes for each pixel that is computed at once, without its weights.
-
-    Args:
-        model: The model.
-        runtime: What computes: `"keras"`, `"onnxruntime"` or `"openvino"`.
-    """
-    sizes, depth = model.filter_sizes, model.depth
-    wide = WIDE_COPIES[runtime] * 4 * sizes[0]  # the expansion of a block of the finest level
-    # Outputs of a level's layers: Keras keeps all until the network is done, others those that are still needed.
-    outputs = 2 * model.blocks_per_level + 2 if runtime == "keras" else 1
-    kept = sum(outputs * size / 4**level for level, size in enumerate(sizes[:depth]))
-    return math.ceil(4 * (wide + kept + 2 * sizes[0] + model.input_channels + model.output_channels))
 
 
 def array_bytes(network: Network, size: tuple[int, int], tta: int, planes: int = 1) -> int:

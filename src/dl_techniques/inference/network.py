@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from dl_techniques.engines.loading import Engine
 from dl_techniques.errors import ArgumentError
-from dl_techniques.inference.engines import Engine
 from dl_techniques.inference.tiling import Tile, plan_tiles
 
 SETTLED = 1e-4  # of a channel's share of the response; moves an output by a tenth of that or less

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dl_techniques.data.noise import add_gaussian_noise
+from dl_techniques.datasets.noise import add_gaussian_noise
+from dl_techniques.engines.loading import Engine
 from dl_techniques.errors import ArgumentError
 from dl_techniques.inference.denoising import denoise_pixels
-from dl_techniques.inference.engines import Engine
 
 Prior = Callable[[np.ndarray, float], np.ndarray]
 

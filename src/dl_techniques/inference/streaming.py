@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from dl_techniques.data.masks import Classes
-from dl_techniques.data.raster import BLOCK, BandWriter, TiffRaster
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.inference.batch import OnTile
+from dl_techniques.images.raster import BLOCK, BandWriter, TiffRaster
 from dl_techniques.inference.denoising import known_unit
 from dl_techniques.inference.memory import WHOLE_REMEDY, tile_bytes
 from dl_techniques.inference.network import Network, Pass
+from dl_techniques.inference.pipeline import OnTile
 from dl_techniques.inference.tiling import Tile
+from dl_techniques.tasks.segmentation.masks import Classes
 
 BAND = 256  # rows at once while statistics are taken
 

@@ -9,8 +9,8 @@ import keras
 from keras import ops
 
 from dl_techniques.errors import ArgumentError
-from dl_techniques.layers.by_hand import by_hand
 from dl_techniques.layers.convolution import Convolution, DepthwiseConvolution
+from dl_techniques.layers.custom_gradient import by_hand
 from dl_techniques.layers.equivariant import (
     EQUIVARIANT_BLOCKS,
     ScaleCarryingLayerNormalization,

@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from dl_techniques.errors import ArgumentError
-from dl_techniques.layers.by_hand import by_hand
 from dl_techniques.layers.convolution import Convolution
+from dl_techniques.layers.custom_gradient import by_hand
 from dl_techniques.layers.pointwise import REGISTRY, PointwiseConv
 from dl_techniques.layers.upsampling import upsample_bilinear_2x
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dl_techniques.data.files import read_image, write_image
-from dl_techniques.data.masks import overlay, write_masks
-from dl_techniques.data.pictures import to_display
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.inference.batch import OnTile
-from dl_techniques.inference.predicting import Predictor, fit_channels
-from dl_techniques.inference.quality import NoiseReport, inspect_centre
+from dl_techniques.images.display import to_display
+from dl_techniques.images.files import read_image, write_image
+from dl_techniques.inference.pipeline import OnTile
+from dl_techniques.inference.predictor import Predictor, fit_channels
+from dl_techniques.tasks.denoising.noise_report import NoiseReport, inspect_centre
+from dl_techniques.tasks.segmentation.masks import overlay, write_masks
 
 SHOWN = 2048  # largest height and width of what is shown, in pixels; the download has all
 KINDS = {1: "grey", 3: "RGB"}

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dl_techniques.engines.selection import Model
 from dl_techniques.errors import ArgumentError, ConvUNextError
-from dl_techniques.inference.choosing import Model
-from dl_techniques.inference.predicting import Predictor
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.page.applying import apply_model
 from dl_techniques.page.settings import LOOPBACK, PageOptions
 from dl_techniques.page.showing import describe_model, describe_refusal, describe_result

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dl_techniques.engines.formats import EngineName
 from dl_techniques.errors import ArgumentError, check_counts
-from dl_techniques.inference.settings import EngineName
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

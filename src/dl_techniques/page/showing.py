@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from dl_techniques.inference.predicting import Predictor
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.page.applying import Shown
 
 

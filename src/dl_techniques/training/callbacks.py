@@ -10,12 +10,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from dl_techniques.data.files import write_file
+from dl_techniques.atomic import write_file
 from dl_techniques.errors import ConvUNextError
 from dl_techniques.models.convunext.function import Function, keras_function
 from dl_techniques.models.convunext.model import create_inference_model_from_training_model
 from dl_techniques.training.checkpoint import model_state, save_checkpoint, save_model
-from dl_techniques.training.devices import apart, from_writer, local_copy, whole, writes
+from dl_techniques.training.distribution import apart, from_writer, local_copy, whole, writes
 
 
 class StateCheckpoint(keras.callbacks.Callback):

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from dl_techniques.data.files import write_file
+from dl_techniques.atomic import write_file
 from dl_techniques.errors import FileError
-from dl_techniques.training.devices import whole
+from dl_techniques.training.distribution import whole
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz")
 KEPT = 2

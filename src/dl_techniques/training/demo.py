@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from dl_techniques.data.samples import Sample
+    from dl_techniques.datasets.samples import Sample
     from dl_techniques.metrics import Confusion
     from dl_techniques.models.convunext.model import ConvUNextModel
 
@@ -101,7 +101,7 @@ def run_demo(config: DemoConfig, console: Console) -> DemoResult:
 def _run_in(folder: Path, config: DemoConfig, console: Console) -> tuple[float, float]:
     import keras
 
-    from dl_techniques.data.samples import load_nuclei
+    from dl_techniques.datasets.samples import load_nuclei
     from dl_techniques.metrics import Confusion
 
     keras.utils.set_random_seed(config.seed)
@@ -130,7 +130,7 @@ def _run_in(folder: Path, config: DemoConfig, console: Console) -> tuple[float, 
 def _train(samples: list[Sample], folder: Path, config: DemoConfig, console: Console):
     import keras
 
-    from dl_techniques.data.crops import RandomCrops
+    from dl_techniques.datasets.crops import RandomCrops
     from dl_techniques.models.convunext.model import ConvUNextModel
     from dl_techniques.training.callbacks import EpochLog
     from dl_techniques.training.interruption import interruptible
@@ -212,8 +212,8 @@ def _write_report(
     from PIL import Image
 
     from dl_techniques import __version__
-    from dl_techniques.data.pictures import contact_sheet
-    from dl_techniques.training.report import ERROR_KEY, Report, error_picture
+    from dl_techniques.images.display import contact_sheet
+    from dl_techniques.report import ERROR_KEY, Report, error_picture
 
     rows = []
     for sample, prediction, agreement in zip(samples, predictions, agreements, strict=True):

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from dl_techniques.data.files import check_writable
-from dl_techniques.data.pipeline import AHEAD
+from dl_techniques.atomic import check_writable
+from dl_techniques.datasets.batches import AHEAD
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.training.plan import Estimate, describe_plan, write_plan
 from dl_techniques.training.progress import FEWEST, SECONDS, TIMED, WARMUP, peak_memory
-from dl_techniques.training.supervised import Config, SupervisedTask, plan_of
+from dl_techniques.training.trainer import Config, SupervisedTask, plan_of
 
 if TYPE_CHECKING:
     from rich.console import Console

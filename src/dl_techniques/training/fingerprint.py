@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dl_techniques import __version__
-from dl_techniques.data.files import write_file
-from dl_techniques.data.pairs import Pair
+from dl_techniques.atomic import write_file
+from dl_techniques.datasets.inspection import Inspection
+from dl_techniques.datasets.pairs import Pair
 from dl_techniques.errors import FileError, first_of
-from dl_techniques.training.inspection import Inspection
 
 FILES = "files.csv"
 COLUMNS = ("image", "target", "image_sha256", "target_sha256")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import keras
 
-from dl_techniques.training.devices import agreed_signal
+from dl_techniques.training.distribution import agreed_signal
 
 
 class Interruption(keras.callbacks.Callback):

@@ -21,10 +21,10 @@ from dl_techniques.training.checkpoint import (
     restore_model_state,
     step_of,
 )
-from dl_techniques.training.devices import building, faster_backend, feed, from_writer, mirrors, writes
+from dl_techniques.training.distribution import building, faster_backend, feed, from_writer, mirrors, writes
 from dl_techniques.training.interruption import interruptible
 from dl_techniques.training.progress import TrainingProgress
-from dl_techniques.training.run import LOG, read_log, trim_log
+from dl_techniques.training.run_folder import LOG, read_log, trim_log
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dl_techniques.data.files import write_file
-from dl_techniques.training.inspection import Inspection
+from dl_techniques.atomic import write_file
+from dl_techniques.datasets.inspection import Inspection
 from dl_techniques.training.settings import TrainingConfig
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from dl_techniques import __version__
+from dl_techniques.atomic import write_file
 from dl_techniques.card import read_card, write_card
-from dl_techniques.data.files import write_file
 from dl_techniques.errors import ArgumentError, FileError
 
 SHIPPED = Path(__file__).parent / "shipped"

@@ -1,1 +1,0 @@
-"""Files to arrays, arrays to batches, and the images that ship with the package."""

@@ -1,0 +1,343 @@
+"""A model as one artifact for another runtime, run there and held against Keras before it is called done."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dl_techniques import __version__
+from dl_techniques.card import artifact_digests, card_path, read_card, standardizes, write_card
+from dl_techniques.datasets.normalization import standardize
+from dl_techniques.engines.conversion import float32_network, tiling_of, write_artifact
+from dl_techniques.engines.formats import ArtifactFormat
+from dl_techniques.engines.loading import Engine, Tiling, load_engine
+from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
+from dl_techniques.export.certify import Certificate, certify, print_certificate
+from dl_techniques.export.graph import GraphOptions, artifact_model, write_openvino_apart
+from dl_techniques.export.quantize import Loss, quantize, read_centres
+from dl_techniques.export.settings import ExportOptions
+from dl_techniques.models.convunext.receptive import pools_image
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+SIZES = ((1, 1), (33, 47), (128, 160))
+BATCHES = (1, 2)
+ALPHAS = (0.013, 0.37, 1.7, 73.0)  # no powers of two: floats scale by those exactly
+LIMIT = 1e-4  # of the output's range, of the pixels of masks, and of f(a·x) = a·f(x)
+NEEDED = {"onnx": ("onnx", "onnxruntime", "tf2onnx"), "openvino": ("openvino",)}
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # what memory is reckoned for; else as of Keras
+LARGEST = {"onnx": 2**31, "litert": 2**31}  # bytes; both are one message of a serializer that counts to there
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far an artifact is from Keras on random images.
+
+    Attributes:
+        measure: What was measured: the largest difference by the range of all outputs, or, of an artifact that returns
+            classes, the share of pixels that have another.
+        value: What came out.
+        limit: What it may be.
+        sizes: Heights and widths of the images.
+        batches: Images at once.
+    """
+
+    measure: str
+    value: float
+    limit: float
+    sizes: tuple[tuple[int, int], ...]
+    batches: tuple[int, ...] = BATCHES
+
+    def __str__(self) -> str:
+        return f"{self.measure} {self.value:.1e}, allowed {self.limit:g}"
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value is finite and within the limit."""
+        return self.value <= self.limit
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What was exported, and what was measured on it.
+
+    Attributes:
+        path: The file or folder.
+        comparison: How far it is from Keras.
+        certificate: Its scale-equivariance, `None` if the model does not promise any, or of 8-bit integers.
+        loss: What 8-bit integers cost, `None` if it has none.
+    """
+
+    path: Path
+    comparison: Comparison
+    certificate: Certificate | None
+    loss: Loss | None = None
+
+
+def export_model(source: str | os.PathLike, options: ExportOptions, console: Console) -> Artifact:
+    """Write a model in a format for deployment, open it in its runtime, compare it with Keras, then call it done.
+
+    The artifact maps pixels, `(batch, height, width, channels)` float32, any batch, to the finest output in float32.
+    Its card is the model's, with what was measured here; the normalization that the model's card names is done inside
+    the artifact. All is written beside the output and moved there at the end.
+
+    Args:
+        source: A `.keras` file, a preset's name or folder.
+        options: Settings.
+        console: Where to tell what was measured.
+
+    Raises:
+        ExportError: The artifact cannot be made, or does not do what the model does; nothing is left of it.
+        FileError: The model cannot be read, or the output exists or cannot be written.
+        ArgumentError: A setting does not fit the model, or needs a module that is not installed.
+    """
+    _check_runtime(options.artifact_format)
+    _check_free(options)
+    engine = load_engine(source)
+    card = read_card(engine.path)
+    standard = standardizes(card, engine.path) and not options.tiles  # inside the artifact
+    if card.get("labels") and options.activation == "argmax":
+        raise ArgumentError("activation", "must not be argmax: the labels of this model may overlap", "argmax")
+    network = _exportable(engine, options)
+    centres = read_centres(options.int8, card, engine.channels, options.size) if options.int8 else []
+    staging = _staging_folder(options.output)
+    try:
+        path = staging / options.output.name
+        with _named(options.output, f"cannot be made as {options.artifact_format}"):
+            energies = options.tiles and pools_image(network)
+            around = GraphOptions(standard, options.activation, options.size, energies)
+            if options.artifact_format == "openvino":
+                write_openvino_apart(engine.path, around, path)
+            else:
+                write_artifact(artifact_model(network, around), path, options.artifact_format)
+        write_card(path, {"export": {"tiling": asdict(_tiling(card, network, options))}})
+        with _named(options.output, "does not run"), _full_precision():
+            exported = load_engine(path)
+            comparison = _compare(exported, network, standard, options.activation)
+            promises = not network.use_bias and not standard and options.activation == "none"
+            certificate = certify(exported, ALPHAS, SIZES, LIMIT) if promises else None
+        artifact = Artifact(options.output, comparison, certificate)
+        _judge(artifact, exported, console)
+        if centres:
+            loss = quantize(path, centres, card, options.max_loss)
+            artifact = replace(artifact, certificate=None, loss=loss)
+            console.print(f"{options.output.name} in 8 bits against itself in float: {loss}")
+            if not loss.holds:
+                remedy = f"Nothing was written. Add --max-loss {math.ceil(1000 * loss.value) / 1000:g} if that is fine."
+                raise ExportError(str(options.output), f"loses too much: {loss}.", remedy)
+        write_card(path, _card(card, artifact, network, options, path))
+        _publish(staging, options)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return artifact
+
+
+def _check_runtime(form: ArtifactFormat) -> None:
+    import keras
+
+    if form != "openvino" and keras.backend.backend() != "tensorflow":
+        remedy = "Run `convunext export`, or set KERAS_BACKEND=tensorflow; models of every backend can be exported."
+        raise ArgumentError("backend", f"must be tensorflow to export as {form}", keras.backend.backend(), remedy)
+    for name in NEEDED.get(form, ()):
+        if importlib.util.find_spec(name) is None:
+            remedy = f"pip install 'convunext[{form}]'"
+            raise ArgumentError("format", f"needs the module {name!r}, which is not installed", form, remedy)
+
+
+# === The model ===
+
+
+def _exportable(engine: Engine, options: ExportOptions) -> ConvUNextModel:
+    """Return the float32 network of one output, any size, without what only training needs."""
+    model, activation, form = engine.model, options.activation, options.artifact_format
+    if model is None:
+        raise FileError(str(engine.path), "is an export already.", "Name the .keras file or preset it was made from.")
+    ending = getattr(model.final_activation, "__name__", "a function")
+    if activation in ("sigmoid", "softmax") and ending != "linear":
+        remedy = "Leave --activation out, or choose argmax."
+        raise ArgumentError("activation", f"must be none or argmax: the model ends in {ending}", activation, remedy)
+    if activation in ("softmax", "argmax") and model.output_channels == 1:
+        rule = "must be none or sigmoid for a model of one output channel"
+        raise ArgumentError("activation", rule, activation)
+    if 4 * model.count_params() >= LARGEST.get(form, math.inf):
+        remedy = "Choose openvino or saved_model."
+        raise ArgumentError("format", "must be one that holds 2 GB and more for this model", form, remedy)
+    return float32_network(model)
+
+
+# === The artifact ===
+
+
+def _compare(artifact: Engine, network: ConvUNextModel, standard: bool, activation: str) -> Comparison:
+    from dl_techniques.models.convunext.function import keras_function
+
+    function, rng = keras_function(network), np.random.default_rng(0)
+    sizes = tuple(dict.fromkeys(artifact.fit(size) for size in SIZES))
+    expected, actual = [], []
+    for size in sizes:
+        for batch in BATCHES:
+            x = rng.uniform(size=(batch, *size, artifact.channels)).astype("float32")
+            normalized = np.stack([standardize(image) for image in x]) if standard else x
+            y = _activated(function(normalized).astype("float64"), activation)
+            output = artifact.function(x)
+            if output.shape != y.shape:
+                raise ValueError(f"images of shape {x.shape} become {output.shape}, not {y.shape}")
+            expected.append(y.ravel())
+            actual.append(output.ravel())
+    y = np.concatenate(expected)
+    difference = np.abs(np.concatenate(actual) - y)
+    if activation == "argmax":
+        return Comparison("share of pixels of another class", float(np.mean(difference != 0)), LIMIT, sizes)
+    share = float(difference.max() / np.ptp(y)) if difference.any() else 0.0
+    return Comparison("largest difference by range of output", share, LIMIT, sizes)
+
+
+def _activated(y: np.ndarray, activation: str) -> np.ndarray:
+    """Return what an activation makes of float64 outputs, from its definition."""
+    if activation == "sigmoid":
+        return (1 + np.tanh(y / 2)) / 2
+    if activation == "softmax":
+        powers = np.exp(y - y.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
+    return np.argmax(y, axis=-1, keepdims=True) if activation == "argmax" else y
+
+
+def _judge(artifact: Artifact, engine: Engine, console: Console) -> None:
+    """Print what was measured and raise `ExportError` if it is too much."""
+    comparison, certificate = artifact.comparison, artifact.certificate
+    sizes = ", ".join(f"{height}x{width}" for height, width in comparison.sizes)
+    console.print(f"{artifact.path.name} against Keras on images of {sizes}: {comparison}")
+    if certificate is not None:
+        print_certificate(certificate, engine, console)
+    remedy = "Nothing was written. Try another format."
+    if not comparison.holds:
+        raise ExportError(str(artifact.path), f"is not what Keras computes: {comparison}.", remedy)
+    if certificate is not None and not certificate.holds:
+        raise ExportError(str(artifact.path), "does not keep the promise f(a*x) = a*f(x) of its model.", remedy)
+
+
+def _card(
+    card: dict[str, Any], artifact: Artifact, network: ConvUNextModel, options: ExportOptions, written: Path
+) -> dict[str, Any]:
+    """Return the model's card with what holds for the artifact instead of what held for the model."""
+    dropped = ("certificate",) if options.tiles else ("certificate", "normalization")
+    kept = {key: value for key, value in card.items() if key not in dropped}
+    export = {
+        "format": options.artifact_format,
+        "size": options.size or "any",
+        "normalization": "none" if options.tiles else card.get("normalization", "none"),  # done inside
+        "activation": options.activation,
+        "tiling": asdict(_tiling(card, network, options)),
+        "against_keras": asdict(artifact.comparison),
+        **({} if artifact.loss is None else {"int8": asdict(artifact.loss)}),
+        "convunext_version": __version__,
+        "sha256": artifact_digests(written),
+    }
+    certificate = {} if artifact.certificate is None else {"certificate": artifact.certificate.as_dict()}
+    return {**kept, "export": export, **certificate}
+
+
+def _tiling(card: dict[str, Any], network: ConvUNextModel, options: ExportOptions) -> Tiling:
+    # What pools over the whole image, the normalization too, gives another result for each crop.
+    pools = card.get("normalization", "none") != "none" or pools_image(network)
+    whole = options.size is not None or (pools and not options.tiles)
+    outputs = 1 if options.activation == "argmax" else network.output_channels
+    return tiling_of(network, outputs, RUNTIMES.get(options.artifact_format, "keras"), whole)
+
+
+@contextlib.contextmanager
+def _named(output: Path, what: str) -> Iterator[None]:
+    """Say whose fault it is; the errors of converters and runtimes have no class in common."""
+    try:
+        yield
+    except ConvUNextError as error:
+        raise ExportError(str(output), f"{what}: {error.reason}") from error
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(str(output), f"{what}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keep TensorFlow from rounding factors to ten bits on GPUs that can."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+# === The place ===
+
+
+def _parts(options: ExportOptions) -> list[Path]:
+    """Return what an artifact consists of; the last makes it whole."""
+    output = options.output
+    if options.artifact_format == "saved_model":
+        return [output]  # a folder, which holds the card
+    weights = [output.with_suffix(".bin")] if options.artifact_format == "openvino" else []
+    return [*weights, card_path(output), output]
+
+
+def _check_free(options: ExportOptions) -> None:
+    """Raise `FileError` if something lies where the artifact shall, unless it is one and to be replaced."""
+    for part in _parts(options):
+        if not part.exists():
+            continue
+        if not options.overwrite:
+            raise FileError(str(part), "exists already.", "Choose another --output, or add --overwrite.")
+        if options.artifact_format == "saved_model" and not (part / "saved_model.pb").is_file():
+            raise FileError(str(part), "is not a SavedModel.", "Choose another --output.")
+        if options.artifact_format != "saved_model" and part.is_dir():
+            raise FileError(str(part), "is a folder.", "Choose another --output.")
+
+
+def _staging_folder(output: Path) -> Path:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        raise FileError(str(output), f"cannot be written: {error.strerror}.", "Choose another --output.") from error
+
+
+def _publish(staging: Path, options: ExportOptions) -> None:
+    """Move all parts to their places; what makes an artifact whole goes first when old and comes last when new."""
+    _check_free(options)  # again: minutes have passed
+    parts, replaced = _parts(options), staging / f"{options.output.name}.old"
+    try:
+        for path in staging.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        replaced.mkdir()
+        for part in reversed(parts):
+            if part.exists():
+                os.rename(part, replaced / part.name)
+        for part in parts:
+            os.rename(staging / part.name, part)
+    except OSError as error:
+        for part in parts:
+            if (replaced / part.name).exists():
+                os.replace(replaced / part.name, part)
+        raise FileError(str(options.output), f"cannot be written: {error.strerror}.", "Free some space.") from error

@@ -1,0 +1,1 @@
+"""Image files: one registry of formats, arrays to files and back."""

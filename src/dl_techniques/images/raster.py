@@ -1,0 +1,254 @@
+"""Images that need not fit the memory: TIFF files read in windows and written band by band."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dl_techniques.errors import FileError
+from dl_techniques.images.files import SAMPLE_TYPES
+from dl_techniques.images.metadata import tiff_extras
+from dl_techniques.images.tiff import page_options
+
+BLOCK = 256  # height and width of the tiles that are written, in pixels
+PLAIN = 2**22  # bytes of rows without compression that are read at once
+
+
+class TiffRaster:
+    """The only page of a TIFF as an array of which windows are read: `raster[top:bottom, left:right]`.
+
+    Tiles and strips are decoded whole; of strips without compression, however large, the rows that are wanted are read.
+
+    Args:
+        path: The file.
+        cache: Bytes of decoded strips or tiles that are kept for the next window; none may be larger.
+
+    Raises:
+        FileError: The file is broken, or cannot be read in parts.
+    """
+
+    def __init__(self, path: Path, cache: int = 2**26) -> None:
+        import tifffile
+
+        self.path, self.cache = path, cache
+        self._decoded: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._file = tifffile.TiffFile(path)
+        self.page: Any = self._file.pages[0]
+        try:
+            self._check(cache)
+        except FileError:
+            self._file.close()
+            raise
+
+    def _check(self, cache: int) -> None:
+        page, name = self.page, self.page.photometric.name
+        samples = page.samplesperpixel
+        if name not in ("MINISBLACK", "MINISWHITE", "RGB") or (samples > 1 and page.planarconfig.name == "SEPARATE"):
+            self._refuse(f"is a {name} TIFF too large to be read whole, and is not read in parts.")
+        if page.dtype is None or page.dtype.name not in SAMPLE_TYPES:
+            self._refuse(f"holds {page.dtype} samples.")
+        self.shape = (page.imagelength, page.imagewidth, samples)
+        self.dtype = np.dtype(page.dtype)
+        self._block = (
+            (page.tilelength, page.tilewidth)
+            if page.is_tiled
+            else (min(page.rowsperstrip, self.shape[0]), self.shape[1])
+        )
+        whole = page.fillorder == 1 and page.bitspersample == 8 * self.dtype.itemsize
+        self._plain = whole and page.compression == 1 and not page.is_tiled
+        if self._plain and self.block_bytes > cache:
+            row = self.block_bytes // self._block[0]
+            self._block = (max(1, min(cache // 4, PLAIN) // row), self.shape[1])
+        if self.block_bytes > cache:
+            kind = "tiles" if page.is_tiled else "rows" if self._plain else "strips"
+            self._refuse(
+                f"is compressed in {kind} too large for the memory: each takes {self.block_bytes / 1e6:.0f} MB when it "
+                f"is decoded, and there is room for {cache / 1e6:.0f} MB."
+            )
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of what is decoded at once."""
+        return int(np.prod(self._block)) * self.shape[2] * self.dtype.itemsize
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """What the file says besides its samples, see `metadata`; they are not turned upright."""
+        orientation = self.page.tags.valueof("Orientation", 1)
+        return {**tiff_extras(self.page), **({"orientation": int(orientation)} if orientation in range(2, 9) else {})}
+
+    def _refuse(self, reason: str) -> None:
+        self._file.close()
+        remedy = "Save it as grey or RGB TIFF, in tiles of some hundred pixels, or raise --max-memory."
+        raise FileError(str(self.path), reason, remedy)
+
+    def __enter__(self) -> TiffRaster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
+        (top, bottom), (left, right) = ((part.start or 0, part.stop) for part in window)
+        result = np.empty((bottom - top, right - left, self.shape[2]), self.dtype)
+        height, width = self._block
+        across = -(-self.shape[1] // width)
+        for row in range(top // height, -(-bottom // height)):
+            for column in range(left // width, -(-right // width)):
+                block = self._read(row * across + column)
+                begin, end = max(top, row * height), min(bottom, row * height + block.shape[0])
+                first, last = max(left, column * width), min(right, column * width + block.shape[1])
+                result[begin - top : end - top, first - left : last - left] = block[
+                    begin - row * height : end - row * height, first - column * width : last - column * width
+                ]
+        white = self.page.photometric.name == "MINISWHITE" and self.dtype.kind == "u"
+        return np.iinfo(self.dtype.name).max - result if white else result
+
+    def _read(self, index: int) -> np.ndarray:
+        if index in self._decoded:
+            self._decoded.move_to_end(index)
+            return self._decoded[index]
+        try:
+            block = self._rows(index) if self._plain else self._decode(index)
+        except (ValueError, RuntimeError, OSError, IndexError) as error:
+            raise FileError(str(self.path), f"cannot be read: {error}.", "Copy or export it again.") from error
+        self._decoded[index] = block
+        while sum(kept.nbytes for kept in self._decoded.values()) > self.cache and len(self._decoded) > 1:
+            self._decoded.popitem(last=False)
+        return block
+
+    def _decode(self, index: int) -> np.ndarray:
+        file = self._file.filehandle
+        file.seek(self.page.dataoffsets[index])
+        decoded, _, shape = self.page.decode(file.read(self.page.databytecounts[index]), index)
+        if decoded is None:
+            decoded = np.zeros(shape, self.dtype)
+        return np.array(decoded[0, : shape[1], : shape[2]])
+
+    def _rows(self, index: int) -> np.ndarray:
+        """Read rows of strips that are not compressed, from wherever each strip lies."""
+        file, strip = self._file.filehandle, min(self.page.rowsperstrip, self.shape[0])
+        begin = index * self._block[0]
+        end, row = min(begin + self._block[0], self.shape[0]), self.block_bytes // self._block[0]
+        parts = []
+        while begin < end:
+            number, last = begin // strip, min(end, (begin // strip + 1) * strip)
+            file.seek(self.page.dataoffsets[number] + (begin - number * strip) * row)
+            absent = self.page.databytecounts[number] == 0  # of one value, which is not stored
+            parts.append(bytes((last - begin) * row) if absent else file.read((last - begin) * row))
+            if len(parts[-1]) < (last - begin) * row:
+                raise ValueError(f"it ends before row {last} of {self.shape[0]}")
+            begin = last
+        samples = np.frombuffer(b"".join(parts), self.dtype.newbyteorder(self._file.byteorder))
+        return samples.astype(self.dtype, copy=False).reshape(-1, *self.shape[1:])
+
+
+class BandWriter:
+    """A TIFF, tiled and compressed, whose rows are given from top to bottom; whole in the end or not at all.
+
+    Args:
+        path: The file.
+        shape: Height, width and samples.
+        dtype: Of the samples.
+        colours: How many of the samples are no alpha; all, if not given.
+        extras: What the file shall say besides; see `metadata`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        dtype: Any,
+        colours: int | None = None,
+        extras: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+        self.options = page_options(shape[2], colours or shape[2], extras or {})
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._bands: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=1)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def write(self, band: np.ndarray | None) -> None:
+        """Add rows, `(rows, width, samples)`; `None` ends the file."""
+        while self._thread.is_alive():
+            try:
+                return self._bands.put(band, timeout=0.1)
+            except queue.Full:
+                continue
+        if band is not None:
+            self._raise()
+
+    def close(self) -> None:
+        """Wait until all is written and put the file in its place.
+
+        Raises:
+            FileError: It cannot be written.
+        """
+        self.write(None)
+        self._thread.join()
+        if self._error is not None:
+            self.abandon()
+            self._raise()
+        os.replace(self._temporary, self.path)
+
+    def abandon(self) -> None:
+        """Leave nothing behind of a file that is not closed."""
+        self.write(None)
+        self._thread.join()
+        self._temporary.unlink(missing_ok=True)
+
+    def _raise(self) -> None:
+        reason = getattr(self._error, "strerror", None) or self._error
+        raise FileError(str(self.path), f"cannot be written: {reason}.", "Free some space.") from self._error
+
+    def _run(self) -> None:
+        import tifffile
+
+        height, width, samples = self.shape
+        try:
+            with open(self._temporary, "wb") as file:
+                tifffile.imwrite(
+                    file,
+                    self._tiles(),
+                    shape=(height, width) if samples == 1 else self.shape,
+                    dtype=self.dtype,
+                    tile=(BLOCK, BLOCK),
+                    bigtiff=True,
+                    **self.options,
+                )
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException as error:  # told by `write` and on leaving
+            self._error = error
+
+    def _tiles(self) -> Iterator[np.ndarray]:
+        """Yield the tiles row by row, those at the far edges filled up."""
+        for rows in self._blocks():
+            filled = np.zeros((BLOCK, -(-self.shape[1] // BLOCK) * BLOCK, self.shape[2]), self.dtype)
+            filled[: len(rows), : self.shape[1]] = rows
+            for left in range(0, filled.shape[1], BLOCK):
+                tile = filled[:, left : left + BLOCK]
+                yield np.ascontiguousarray(tile[..., 0] if self.shape[2] == 1 else tile)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        waiting = np.empty((0, self.shape[1], self.shape[2]), self.dtype)
+        done = 0
+        while (band := self._bands.get()) is not None:
+            waiting = np.concatenate([waiting, band])
+            while len(waiting) >= BLOCK:
+                yield waiting[:BLOCK]
+                waiting = waiting[BLOCK:]
+                done += BLOCK
+        if done + len(waiting) < self.shape[0]:
+            raise EOFError("not all rows came")
+        if len(waiting):
+            yield waiting

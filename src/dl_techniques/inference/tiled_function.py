@@ -1,0 +1,36 @@
+"""A model as a function of whole images, however large: in tiles where the network would take too much at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dl_techniques.engines.loading import Engine
+from dl_techniques.inference.memory import check_whole, plan_tile
+from dl_techniques.inference.network import Network
+
+if TYPE_CHECKING:
+    from dl_techniques.models.convunext.function import Function
+
+
+def bounded_function(engine: Engine, memory: int, extent: int) -> Function:
+    """Return a model as a function of `(batch, height, width, channels)` that computes large images in exact tiles.
+
+    Args:
+        engine: The model.
+        memory: Bytes that the network may take at once; images and outputs come on top.
+        extent: Larger side of the largest image to come, in pixels.
+
+    Raises:
+        ArgumentError: Not even the smallest tile stays within the memory. The function raises it for an image that does
+            not, of an export that takes whole images only.
+    """
+    network = Network(engine)
+    network.tile = plan_tile(network, memory, extent)
+
+    def call(batch: np.ndarray) -> np.ndarray:
+        check_whole(network, memory, batch.shape[1:3])
+        return np.stack([network.apply(image) for image in batch])
+
+    return call

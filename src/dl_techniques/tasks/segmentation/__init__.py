@@ -1,0 +1,1 @@
+"""Classes of pixels, or labels that overlap."""

@@ -1,0 +1,96 @@
+"""What denoisers are trained on: images from files, patches from images, noise on patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dl_techniques.datasets.batches import seeded_batches
+from dl_techniques.datasets.noise import add_gaussian_noise, add_poisson_gaussian_noise, recorrupt
+from dl_techniques.datasets.pairs import Pair, find_singles, split_pairs
+from dl_techniques.errors import FileError
+from dl_techniques.training.distribution import share
+from dl_techniques.training.recipes.denoising.settings import DenoisingConfig, Phase
+
+
+@dataclass(frozen=True)
+class DenoisingSample:
+    """An image to train or to validate on.
+
+    Attributes:
+        name: Stem of its file.
+        image: `(height, width, channels)`, float32; the largest value of an integer type is 1.
+        sigma: Standard deviation of its noise, in the unit of the image; 0 where images are clean.
+    """
+
+    name: str
+    image: np.ndarray
+    sigma: float
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return self.image.nbytes
+
+
+def find_images_of(config: DenoisingConfig) -> tuple[list[Pair], list[Pair]]:
+    """Return the images to train on and those to validate on.
+
+    Raises:
+        FileError: Images are missing, or none is left to train on.
+        ArgumentError: The groups cannot be split.
+    """
+    images = find_singles(config.images)
+    if config.val_images is not None:
+        return images, find_singles(config.val_images)
+    if config.held_out >= len(images):
+        reason = f"holds {len(images)} images; {config.held_out} are held out and none is left to train on."
+        raise FileError(config.images, reason, "Add images or hold out fewer.")
+    if config.group_regex is not None:
+        return split_pairs(images, config.held_out / len(images), config.seed, config.group_regex)
+    return images[config.held_out :], images[: config.held_out]
+
+
+MakePair = Callable[[np.ndarray, float, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+def choose_pairs(config: DenoisingConfig) -> MakePair:
+    """Return what makes input and target of a crop, given the standard deviation of the noise that it has."""
+    if config.noisy_only:
+        return recorrupt
+
+    def corrupt(crop: np.ndarray, _: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        sigma = rng.uniform(0.0, config.sigma) / 255
+        if config.gain == 0:
+            return add_gaussian_noise(crop, sigma, rng), crop
+        return add_poisson_gaussian_noise(crop, rng.uniform(0.0, config.gain) / 255, sigma, rng), crop
+
+    return corrupt
+
+
+def training_patches(
+    samples: Sequence[DenoisingSample], phase: Phase, seed: tuple[int, int], make_pair: MakePair, done: int = 0
+) -> Iterator[tuple]:
+    """Yield a phase's remaining batches of inputs and targets; batch n depends on the seed and n alone.
+
+    Each is `(batch, patch, patch, channels)`, float32.
+
+    Args:
+        samples: To draw from.
+        phase: Size and number of the patches.
+        seed: Seed of the run and number of the phase.
+        make_pair: Makes input and target of a crop.
+        done: Steps of the phase that are done.
+    """
+    size = phase.patch
+
+    def pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        sample = samples[int(rng.integers(len(samples)))]
+        top, left = (int(rng.integers(extent - size + 1)) for extent in sample.image.shape[:2])
+        crop = np.rot90(sample.image[top : top + size, left : left + size], int(rng.integers(4)))
+        return make_pair(crop[:, ::-1] if rng.integers(2) else crop, sample.sigma, rng)
+
+    steps, entropy = phase.last - phase.first, seed[0] + 1_000_003 * seed[1]
+    return seeded_batches(pair, steps, phase.batch_size, entropy, done, share=share())

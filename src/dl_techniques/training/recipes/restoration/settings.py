@@ -1,0 +1,31 @@
+"""Settings of the training of models that restore images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dl_techniques.errors import ArgumentError
+from dl_techniques.training.settings import PairedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestorationConfig(PairedConfig):
+    """Settings of the training of a model that restores images: sharp from blurred, clean from stained.
+
+    Attributes:
+        targets: Folder or pattern of what the images shall become, each named like its image, all with the same ending
+            or none, and of the same size. Not with a CSV file.
+        val_targets: Targets of `val_images`.
+        loss: `"charbonnier"`, nearly the mean absolute error; `"mse"`, best for PSNR, smoother; or `"mae"`.
+    """
+
+    targets: str | None = None
+    val_targets: str | None = None
+    blocks_per_level: int = 2
+    loss: Literal["charbonnier", "mse", "mae"] = "charbonnier"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val_targets is not None and self.val_images is None:
+            raise ArgumentError("val_targets", "must come with val_images", self.val_targets)

@@ -1,0 +1,44 @@
+"""Settings of the training of segmenters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dl_techniques.errors import ArgumentError
+from dl_techniques.training.settings import PairedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig(PairedConfig):
+    """Settings of the training of a segmenter.
+
+    Attributes:
+        masks: Folder or pattern of masks, each named like its image, all with the same ending or none: grey values,
+            palette indices or colours, PNG or TIFF, stacks for stacks. Not with a CSV file.
+        val_masks: Masks of `val_images`.
+        mask_kind: `"classes"`: each mask value is a class; `"foreground"`: all but one value are one class, as in
+            binary masks and instances; `"labels"`: each channel or page of a mask is a label, where it is not 0, and
+            labels may overlap; `"auto"`: foreground for two values and for more than 24 without names.
+        classes: Names of the classes, in the order of their mask values, or of the labels, in that of their channels.
+        ignore: Mask values of pixels that neither train nor count; with labels, of those where all channels hold one.
+        convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
+        loss: `"dice_ce"`: soft Dice and cross-entropy; `"dice"` or `"cross_entropy"` alone; `"focal"`, which dwells on
+            pixels that are hard; `"tversky"`, which finds more of what is small, at the price of false alarms.
+        anneal_supervision: The coarser outputs' shares of the loss fall linearly to zero over the run, so that it ends
+            on the full size alone; without, they stay.
+    """
+
+    masks: str | None = None
+    val_masks: str | None = None
+    mask_kind: Literal["auto", "classes", "foreground", "labels"] = "auto"
+    classes: tuple[str, ...] = ()
+    ignore: tuple[int, ...] = ()
+    convnext_version: Literal["v1", "v2"] = "v2"
+    loss: Literal["dice_ce", "dice", "cross_entropy", "focal", "tversky"] = "dice_ce"
+    anneal_supervision: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.val_masks is not None and self.val_images is None:
+            raise ArgumentError("val_masks", "must come with val_images", self.val_masks)
