@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -50,23 +51,24 @@ def main() -> None:
     model = train_denoiser(config, Console(), resume=arguments.run.exists()).model
 
     card = read_card(arguments.run / MODEL)
-    card["training"] |= {
+    training = {
         "images": DATA[arguments.kind],
         "terms": TERMS,
         "patches_in_a_step": [phase.batch_size for phase in config.phases],
         "patch": [phase.patch for phase in config.phases],
     }
-    card["licence"] = "weights: the terms of the training images apply"
+    details = {**card.details, "licence": "weights: the terms of the training images apply"}
+    card = replace(card, training={**card.training, **training}, details=details)
     folder = SHIPPED / f"denoise-{arguments.kind}"
     staging = folder.with_name(f".{folder.name}")
     shutil.rmtree(staging, ignore_errors=True)
     model.save_to_preset(staging, card, dtype="float16")
     engine = load_engine(staging)  # what ships is what is measured
-    clean = [unit_range(read_pixels(path, card["channels"])) for path in find_images([arguments.test])]
+    clean = [unit_range(read_pixels(path, card.channels)) for path in find_images([arguments.test])]
     scores = {str(s): round(denoising_psnr(lambda x: engine.function(x[None])[0], clean, s), 2) for s in SIGMAS}
     print(f"{arguments.test.name}: PSNR {scores}")
     metrics = {"psnr_db": {arguments.test.name: scores}, "protocol": "noise not clipped, output clipped"}
-    write_card(staging, {**card, "metrics": metrics})
+    write_card(staging, replace(card, metrics=metrics))
     certificate = certify(engine)
     if not certificate.holds:
         raise SystemExit(f"not scale-equivariant: largest error {certificate.errors.max():.1e}")

@@ -28,7 +28,7 @@ def test_openvino_is_written_on_every_backend(tmp_path):
     y = run(keras.saving.load_model(source), np.stack([standardize(x) for x in pixels]))[0].astype("float64")
     expected = np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
     assert np.abs(load_engine(artifact.path).function(pixels) - expected).max() <= 1e-4
-    assert read_card(artifact.path)["export"]["activation"] == "softmax"
+    assert read_card(artifact.path).as_dict()["export"]["activation"] == "softmax"
 
 
 def test_openvino_graph_normalizes_by_its_own_operations_and_names_its_ends(tmp_path):

@@ -212,7 +212,7 @@ if TENSORFLOW:  # exports are made there
         monkeypatch.chdir(tmp_path)
         Image.fromarray(samples(16, 16)).save("a.png")
         export_model(good, ExportOptions(output=Path(name)), Console(quiet=True))
-        digests = read_card(Path(name))["export"]["sha256"]
+        digests = read_card(Path(name)).as_dict()["export"]["sha256"]
         assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests.values())
         if Path(name).is_file():  # what belongs to it may be renamed
             shutil.copy(f"{name}.card.json", f"b{name}.card.json")

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from dl_techniques.card import read_card, write_card
+from dl_techniques.card import ModelCard, read_card, write_card
 from dl_techniques.cli import main
 from dl_techniques.engines.loading import Engine, load_engine
 from dl_techniques.errors import FileError
@@ -15,7 +15,7 @@ from models import DENOISER, image, randomize, run, small_model
 def test_certificate_holds_without_bias_and_fails_with(preset, tmp_path, capfd):
     assert main(["certify", str(preset)]) == 0
     assert "scale-equivariance holds" in capfd.readouterr().out
-    card = read_card(preset)
+    card = read_card(preset).as_dict()
     assert card["task"] == "denoise" and card["certificate"]["holds"] and card["certificate"]["largest_error"] <= 1e-5
 
     model = small_model(input_shape=(None, None, 1))
@@ -23,7 +23,7 @@ def test_certificate_holds_without_bias_and_fails_with(preset, tmp_path, capfd):
     model.save(tmp_path / "biased.keras")
     assert main(["certify", str(tmp_path / "biased.keras")]) == 1
     assert "BROKEN" in capfd.readouterr().out
-    assert not read_card(tmp_path / "biased.keras")["certificate"]["holds"]
+    assert not read_card(tmp_path / "biased.keras").as_dict()["certificate"]["holds"]
     loaded = keras.saving.load_model(tmp_path / "biased.keras", safe_mode=True)  # the card inside does no harm
     x = image(1, 9, 9, 1)
     assert np.array_equal(run(loaded, x)[0], run(model, x)[0])
@@ -51,9 +51,9 @@ def test_broken_model_is_refused_by_name(tmp_path):
 def test_broken_card_is_named(tmp_path):
     model = tmp_path / "model.onnx"
     model.write_bytes(b"")
-    assert read_card(model) == {}
+    assert read_card(model) == ModelCard()
     write_card(model, {"a": 1})
-    assert read_card(model) == {"a": 1}
+    assert read_card(model).details == {"a": 1}
     (tmp_path / "model.onnx.card.json").write_text("{")
     with pytest.raises(FileError, match="model.onnx.card.json: holds a card that cannot be read"):
         read_card(model)

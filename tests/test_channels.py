@@ -54,7 +54,7 @@ def test_all_samples_of_a_tiff_are_trained_on_measured_and_predicted_from(tmp_pa
     flags = [f"--{name}={path}" for name, path in sources(folder).items()]
     assert main(["train", "segment", *flags, *FLAGS, "-o", str(run)]) == 0
     assert f"{channels} channels, uint16" in capfd.readouterr().out
-    assert read_card(run / "model.keras")["channels"] == channels
+    assert read_card(run / "model.keras").as_dict()["channels"] == channels
     (preview,) = (run / "previews").iterdir()
     assert read_image(preview).pixels.shape == (32, 4 * 36, 3)
 
@@ -89,7 +89,7 @@ def test_pairs_of_four_channels_are_restored(tmp_path):
         images=str(tmp_path / "images"), targets=str(tmp_path / "targets"), output=tmp_path / "run", **SMALL
     )
     result = train_restorer(config, QUIET)
-    assert np.isfinite(result.psnr) and read_card(config.output / "model.keras")["channels"] == 4
+    assert np.isfinite(result.psnr) and read_card(config.output / "model.keras").as_dict()["channels"] == 4
     assert main(["predict", str(config.output), str(tmp_path / "images"), "-o", str(tmp_path / "out")]) == 0
     restored = read_image(tmp_path / "out" / "1.tif", channels=4).pixels
     assert restored.shape == (16, 20, 4) and restored.dtype == np.uint16

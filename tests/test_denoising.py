@@ -73,7 +73,7 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(finished):
 
 def test_run_leaves_a_model_that_explains_itself(finished):
     config, result = finished
-    card = read_card(config.output / "model.keras")
+    card = read_card(config.output / "model.keras").as_dict()
     assert (card["task"], card["channels"], card["noise"]["sigma"]) == ("denoise", 1, [0, 55.0])
     assert card["training"]["images"] == 2 and card["metrics"] == {"images": 1, **result.figures}
     engine = load_engine(config.output)

@@ -17,17 +17,8 @@ from dl_techniques.images.files import Picture, read_image, read_images, write_i
 from dl_techniques.inference.predictor import Predictor
 from dl_techniques.metrics import LabelConfusion
 from dl_techniques.page.applying import apply_model
-from dl_techniques.tasks.segmentation.masks import (
-    COLOURS,
-    IGNORED,
-    Classes,
-    choose_labels,
-    overlay,
-    paint,
-    read_labels,
-    read_mask,
-    write_masks,
-)
+from dl_techniques.tasks.segmentation.classes import COLOURS, IGNORED, Classes, choose_labels, overlay, paint
+from dl_techniques.tasks.segmentation.masks import read_labels, read_mask, write_masks
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from models import saved
@@ -65,7 +56,7 @@ def test_labels_are_trained_measured_and_predicted_as_they_were_given(tmp_path, 
     folder, run = paint_cells(tmp_path / "data"), tmp_path / "run"
     flags = [f"--{name}={path}" for name, path in sources(folder).items()]
     assert main(["train", "segment", *flags, *FLAGS, "-o", str(run)]) == 0
-    card = read_card(run / "model.keras")
+    card = read_card(run / "model.keras").as_dict()
     assert Classes.from_card(card, "") == LABELS and card["labels"] is True and "sigmoid" in card["output"]
     assert [row["class"] for row in card["metrics"]["classes"]] == list(NAMES)
     page = (run / "report.html").read_text()

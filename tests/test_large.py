@@ -16,7 +16,7 @@ from dl_techniques.inference.memory import bytes_per_pixel
 from dl_techniques.inference.network import Network
 from dl_techniques.inference.tiled_function import bounded_function
 from dl_techniques.models.convunext.function import keras_function
-from dl_techniques.tasks.segmentation.masks import Classes
+from dl_techniques.tasks.segmentation.classes import Classes
 from dl_techniques.tasks.segmentation.scores import evaluate
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask, train_segmenter
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig

@@ -21,7 +21,7 @@ from dl_techniques.inference.memory import network_bytes
 from dl_techniques.inference.network import Network
 from dl_techniques.inference.predictor import Predictor
 from dl_techniques.inference.tiled_function import bounded_function
-from dl_techniques.tasks.segmentation.masks import Classes
+from dl_techniques.tasks.segmentation.classes import Classes
 from models import image, saved
 
 # Exports are made on TensorFlow, and what runs them is the same on every backend.
@@ -61,7 +61,10 @@ def exported(segmenters, tmp_path_factory) -> Callable[..., Path]:
 @pytest.mark.parametrize("version, suffix", CASES)
 def test_exports_for_tiles_give_in_tiles_what_keras_gives_of_the_whole(version, suffix, exported, segmenters):
     path = exported(version, suffix, True)
-    assert read_card(path)["normalization"] == "standardize" and read_card(path)["export"]["normalization"] == "none"
+    assert (
+        read_card(path).as_dict()["normalization"] == "standardize"
+        and read_card(path).as_dict()["export"]["normalization"] == "none"
+    )
     expected = Predictor(segmenters[version])(PIXELS)
     for settings in ({}, {"max_memory": "6MB"}, {"tile": 96}):
         found = Predictor(path, **settings)(PIXELS)
@@ -126,7 +129,7 @@ def test_memory_that_a_card_does_not_tell_is_said(exported, tmp_path, capfd):
     path = tmp_path / "bare.xml"
     for suffix in (".xml", ".bin"):
         path.with_suffix(suffix).write_bytes(whole.with_suffix(suffix).read_bytes())
-    write_card(path, {**read_card(whole), "export": {}})
+    write_card(path, {**read_card(whole).as_dict(), "export": {}})
     write_image(tmp_path / "a.png", Picture(PIXELS))
     assert main(["predict", str(path), str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]) == 0
     assert "the card does not tell the network's memory" in capfd.readouterr().out

@@ -9,7 +9,8 @@ from rich.console import Console
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
 from dl_techniques.images.palettes import mask_colours
-from dl_techniques.tasks.segmentation.masks import COLOURS, Classes, read_mask
+from dl_techniques.tasks.segmentation.classes import COLOURS, Classes
+from dl_techniques.tasks.segmentation.masks import read_mask
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 
@@ -63,7 +64,7 @@ def test_predicted_masks_have_the_colours_of_those_learned_from(save, tmp_path):
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     sources = [f"--images={config.images}", f"--masks={config.masks}"]
     assert main(["train", "segment", *sources, *flags, f"--output={config.output}"]) == 0
-    entries = read_card(config.output / "model.keras")["classes"]
+    entries = read_card(config.output / "model.keras").as_dict()["classes"]
     colours = [tuple(bytes.fromhex(entry["colour"][1:])) for entry in entries]
     assert set(colours) == set(PALETTE)
     assert main(["predict", str(config.output), f"{config.images}/0.png", f"--output={tmp_path / 'out.png'}"]) == 0

@@ -9,7 +9,8 @@ from PIL import Image
 from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import Picture, write_image
-from dl_techniques.tasks.segmentation.masks import IGNORED, choose_classes, read_mask
+from dl_techniques.tasks.segmentation.classes import IGNORED, choose_classes
+from dl_techniques.tasks.segmentation.masks import read_mask
 
 
 def touch(folder, *names):

@@ -27,7 +27,8 @@ from dl_techniques.inference.predictor import Predictor, predict_files
 from dl_techniques.inference.settings import PredictionOptions
 from dl_techniques.models.convunext.function import keras_function
 from dl_techniques.models.convunext.receptive import receptive_radius
-from dl_techniques.tasks.segmentation.masks import Classes, read_mask
+from dl_techniques.tasks.segmentation.classes import Classes
+from dl_techniques.tasks.segmentation.masks import read_mask
 from dl_techniques.tasks.segmentation.scores import predict
 from models import image, randomize, small_model
 

@@ -42,7 +42,7 @@ def test_integers_cost_what_is_said_and_work_in_every_unit(pictures, tmp_path):
     assert main([*command, str(tmp_path / "a.onnx"), "--max-loss=-99"]) == 1
     assert not list(tmp_path.glob("a.onnx*"))
     assert main([*command, str(tmp_path / "a.onnx"), "--max-loss=99"]) == 0
-    card = read_card(tmp_path / "a.onnx")
+    card = read_card(tmp_path / "a.onnx").as_dict()
     stated = card["export"]["int8"]
     assert "certificate" not in card and stated["calibrated"] == stated["measured"] == 2 and stated["limit"] == 99
     integers, float32 = load_engine(tmp_path / "a.onnx"), load_engine(source)

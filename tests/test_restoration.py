@@ -52,7 +52,7 @@ def test_run_restores_what_it_did_not_see(finished):
     figures = json.loads((config.output / "metrics.json").read_text())
     assert figures["images"] == 1 and 0 < figures["ssim_before"] < figures["ssim"] <= 1
     assert result.report.read_text().count("<figure>") == 4
-    assert read_card(config.output / "model.keras")["metrics"] == figures
+    assert read_card(config.output / "model.keras").as_dict()["metrics"] == figures
     settled = replace(config, symmetries="all", precision="float32")
     assert task_of(config.output) == "restore" and stored_config(config.output, RestorationConfig) == settled
 
@@ -92,7 +92,7 @@ def test_images_too_small_for_ssim_are_measured_without(data, tmp_path):
     config = RestorationConfig(**sources, output=tmp_path / "run", **{**SMALL, "steps": 2, "steps_per_epoch": 1})
     result = train_restorer(config, QUIET)
     assert "NaN" not in (config.output / "metrics.json").read_text() and "SSIM</" not in result.report.read_text()
-    assert set(read_card(config.output / "model.keras")["metrics"]) == {"images", "psnr_db", "psnr_db_before"}
+    assert set(read_card(config.output / "model.keras").as_dict()["metrics"]) == {"images", "psnr_db", "psnr_db_before"}
 
 
 def test_wrong_pairs_are_named_before_anything_is_written(data, tmp_path):

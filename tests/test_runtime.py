@@ -81,7 +81,10 @@ def test_artifacts_are_certified_and_evaluated_without_keras(denoisers, tmp_path
     for path in denoisers:
         result = without_keras("certify", str(path), cwd=tmp_path)
         assert result.returncode == 0 and not result.stderr, result.stderr
-        assert read_card(path)["certificate"]["holds"] and f"written to the card: {card_path(path)}" in result.stdout
+        assert (
+            read_card(path).as_dict()["certificate"]["holds"]
+            and f"written to the card: {card_path(path)}" in result.stdout
+        )
 
     mask = np.uint8(255 * (image(20, 24) > 0.5))
     for folder in ("images", "masks"):
@@ -196,7 +199,7 @@ WRONG = [{"halo": -1, **REST}, {"halo": 3}, {"halo": "3", **REST}, {"halo": 0.5,
 
 @pytest.mark.parametrize("tiling", WRONG)
 def test_card_with_impossible_tiling_is_refused(tiling, denoisers):
-    card = read_card(denoisers[1])
+    card = read_card(denoisers[1]).as_dict()
     write_card(denoisers[1], {**card, "export": {**card["export"], "tiling": tiling}})
     try:
         with pytest.raises(FileError, match="a.xml: has a card whose tiling is"):

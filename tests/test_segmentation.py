@@ -20,7 +20,7 @@ from dl_techniques.datasets.pairs import Pair
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.images.files import read_image
 from dl_techniques.models.convunext.function import keras_function
-from dl_techniques.tasks.segmentation.masks import IGNORED, Classes
+from dl_techniques.tasks.segmentation.classes import IGNORED, Classes
 from dl_techniques.tasks.segmentation.scores import evaluate
 from dl_techniques.training.auto_settings import choose_augmentation, settle
 from dl_techniques.training.checkpoint import list_checkpoints
@@ -73,7 +73,7 @@ def test_run_leaves_a_model_that_explains_itself(finished):
     config, result = finished
     log = read_log(config.output)
     assert [row["epoch"] for row in log] == [0, 1] and log[1]["loss"] < log[0]["loss"]
-    card = read_card(config.output / "model.keras")
+    card = read_card(config.output / "model.keras").as_dict()
     assert [entry["name"] for entry in card["classes"]] == ["sky", "road", "car"]
     assert [entry["mask_value"] for entry in card["classes"]] == [0, 4, 9] and card["ignored_mask_values"] == [11]
     assert card["metrics"] == json.loads((config.output / "metrics.json").read_text())

@@ -1,14 +1,21 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, made under temporary names that are unique and exclusive."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import secrets
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dl_techniques.errors import FileError
+
+ENDING = ".tmp"
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)  # of file systems that do not know it
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -17,22 +24,76 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         FileError: There is no room or no permission; the old content is still there.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    with staged_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def staged_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write that takes its place when the context ends, and leaves nothing behind after an error.
+
+    Raises:
+        FileError: There is no room or no permission; the old content is still there.
+    """
+    temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        with open(descriptor, "w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(path.parent)
     except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
         with contextlib.suppress(OSError):  # there may be no way to it at all
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`, on the same file system, that is gone when the context ends.
+
+    What is to last is moved out of it, or all of it by `publish_folder`.
+
+    Raises:
+        FileError: The folder around it cannot be made or written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", suffix=ENDING, dir=path.parent))
+    except OSError as error:
         raise unwritable(path, error) from error
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish_folder(staging: Path, path: Path) -> None:
+    """Move a staged folder to its place, readable as folders are; what it holds is on the disk before.
+
+    Raises:
+        OSError: Something that is not an empty folder lies there, or it cannot be written.
+    """
+    for file in staging.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as content:
+                os.fsync(content.fileno())
+    staging.chmod(0o755)  # `mkdtemp` lets nobody else read it
+    os.rename(staging, path)
+    _sync_folder(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside `path` that nothing has."""
+    return path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}{ENDING}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether a file or folder has a name that is given here: left by a process that was killed."""
+    return path.name.startswith(".") and path.name.endswith(ENDING)
 
 
 def unwritable(path: Path, error: OSError) -> FileError:
@@ -54,3 +115,16 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = f"cannot be written: {place}: {error.strerror or error}."
         raise FileError(str(folder), reason, "Choose another --output.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a folder's entries on the disk; network file systems that cannot do it lose nothing of the file."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise

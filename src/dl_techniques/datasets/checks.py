@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dl_techniques.errors import ArgumentError, FileError, first_of
-from dl_techniques.tasks.segmentation.masks import Classes, describe_values, value_name
+from dl_techniques.tasks.segmentation.classes import Classes, describe_values, value_name
 
 SEPARATOR = "\n  "
 

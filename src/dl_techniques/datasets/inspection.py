@@ -19,7 +19,8 @@ from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
 from dl_techniques.errors import ConvUNextError, FileError, first_of
 from dl_techniques.images.files import Channels, Picture, read_image
 from dl_techniques.images.palettes import mask_colours
-from dl_techniques.tasks.segmentation.masks import IGNORED, Classes, read_labels, read_mask
+from dl_techniques.tasks.segmentation.classes import IGNORED, Classes
+from dl_techniques.tasks.segmentation.masks import read_labels, read_mask
 
 if TYPE_CHECKING:
     from rich.console import Console

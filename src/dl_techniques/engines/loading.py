@@ -270,7 +270,7 @@ def _load_saved_model(path: Path) -> Engine:
 def _exported_engine(function: Function, shape: list, path: Path, runtime: str) -> Engine:
     """Return the engine of an artifact whose input has this shape, `None` for sizes left open."""
     _, height, width, channels = shape
-    tiling, largest = _stated(read_card(path).get("export"), path)
+    tiling, largest = _stated(read_card(path).export, path)
     return Engine(function, channels, path.name, path, None, (height, width), tiling, largest, runtime=runtime)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,5 +105,5 @@ def save_certificate(certificate: Certificate, engine: Engine) -> Path:
     Raises:
         FileError: The card cannot be written.
     """
-    write_card(engine.path, {**read_card(engine.path), "certificate": certificate.as_dict()})
+    write_card(engine.path, replace(read_card(engine.path), certificate=certificate.as_dict()))
     return engine.path if engine.path.suffix == ".keras" else card_path(engine.path)

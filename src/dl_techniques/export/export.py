@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dl_techniques import __version__
-from dl_techniques.card import artifact_digests, card_path, read_card, standardizes, write_card
+from dl_techniques.card import ModelCard, artifact_digests, card_path, read_card, write_card
 from dl_techniques.datasets.normalization import standardize
 from dl_techniques.engines.conversion import float32_network, tiling_of, write_artifact
 from dl_techniques.engines.formats import ArtifactFormat
@@ -108,8 +108,8 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     _check_free(options)
     engine = load_engine(source)
     card = read_card(engine.path)
-    standard = standardizes(card, engine.path) and not options.tiles  # inside the artifact
-    if card.get("labels") and options.activation == "argmax":
+    standard = card.standardizes(str(engine.path)) and not options.tiles  # inside the artifact
+    if card.details.get("labels") and options.activation == "argmax":
         raise ArgumentError("activation", "must not be argmax: the labels of this model may overlap", "argmax")
     network = _exportable(engine, options)
     centres = read_centres(options.int8, card, engine.channels, options.size) if options.int8 else []
@@ -123,7 +123,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
                 write_openvino_apart(engine.path, around, path)
             else:
                 write_artifact(artifact_model(network, around), path, options.artifact_format)
-        write_card(path, {"export": {"tiling": asdict(_tiling(card, network, options))}})
+        write_card(path, ModelCard(export={"tiling": asdict(_tiling(card, network, options))}))
         with _named(options.output, "does not run"), _full_precision():
             exported = load_engine(path)
             comparison = _compare(exported, network, standard, options.activation)
@@ -230,15 +230,13 @@ def _judge(artifact: Artifact, engine: Engine, console: Console) -> None:
 
 
 def _card(
-    card: dict[str, Any], artifact: Artifact, network: ConvUNextModel, options: ExportOptions, written: Path
-) -> dict[str, Any]:
+    card: ModelCard, artifact: Artifact, network: ConvUNextModel, options: ExportOptions, written: Path
+) -> ModelCard:
     """Return the model's card with what holds for the artifact instead of what held for the model."""
-    dropped = ("certificate",) if options.tiles else ("certificate", "normalization")
-    kept = {key: value for key, value in card.items() if key not in dropped}
     export = {
         "format": options.artifact_format,
         "size": options.size or "any",
-        "normalization": "none" if options.tiles else card.get("normalization", "none"),  # done inside
+        "normalization": "none" if options.tiles else card.normalization,  # done inside
         "activation": options.activation,
         "tiling": asdict(_tiling(card, network, options)),
         "against_keras": asdict(artifact.comparison),
@@ -246,13 +244,14 @@ def _card(
         "convunext_version": __version__,
         "sha256": artifact_digests(written),
     }
-    certificate = {} if artifact.certificate is None else {"certificate": artifact.certificate.as_dict()}
-    return {**kept, "export": export, **certificate}
+    certificate = None if artifact.certificate is None else artifact.certificate.as_dict()
+    outside = card.normalization if options.tiles else "none"
+    return replace(card, normalization=outside, export=export, certificate=certificate)
 
 
-def _tiling(card: dict[str, Any], network: ConvUNextModel, options: ExportOptions) -> Tiling:
+def _tiling(card: ModelCard, network: ConvUNextModel, options: ExportOptions) -> Tiling:
     # What pools over the whole image, the normalization too, gives another result for each crop.
-    pools = card.get("normalization", "none") != "none" or pools_image(network)
+    pools = card.normalization != "none" or pools_image(network)
     whole = options.size is not None or (pools and not options.tiles)
     outputs = 1 if options.activation == "argmax" else network.output_channels
     return tiling_of(network, outputs, RUNTIMES.get(options.artifact_format, "keras"), whole)

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from dl_techniques.card import ModelCard
 from dl_techniques.datasets.noise import add_gaussian_noise
 from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, ExportError, FileError
@@ -55,9 +55,7 @@ class Loss:
         return self.value <= self.limit
 
 
-def read_centres(
-    images: Path, card: dict[str, Any], channels: int, size: tuple[int, int] | None = None
-) -> list[np.ndarray]:
+def read_centres(images: Path, card: ModelCard, channels: int, size: tuple[int, int] | None = None) -> list[np.ndarray]:
     """Return the centres of images as an artifact takes them, `(1, height, width, channels)`, float32.
 
     Args:
@@ -70,8 +68,8 @@ def read_centres(
         ArgumentError: The model is of a task whose loss is not known.
         FileError: There are fewer than two images, or they do not fit the model.
     """
-    if card.get("task") not in LIMITS:
-        raise ArgumentError("int8", f"needs a card whose task is {' or '.join(LIMITS)}", card.get("task"))
+    if card.task not in LIMITS:
+        raise ArgumentError("int8", f"needs a card whose task is {' or '.join(LIMITS)}", card.task)
     files = find_images([images])
     files = files[:: -(-len(files) // MOST_IMAGES)]
     if len(files) < 2:
@@ -91,7 +89,7 @@ def read_centres(
     return arrays
 
 
-def quantize(path: Path, centres: list[np.ndarray], card: dict[str, Any], limit: float | None = None) -> Loss:
+def quantize(path: Path, centres: list[np.ndarray], card: ModelCard, limit: float | None = None) -> Loss:
     """Replace an ONNX file by one of 8-bit weights and activations and measure what that costs.
 
     Every second image calibrates: the ranges of all activations on it become those of the integers. The others tell the
@@ -107,7 +105,7 @@ def quantize(path: Path, centres: list[np.ndarray], card: dict[str, Any], limit:
     Raises:
         ExportError: The quantizer fails.
     """
-    task = card["task"]
+    task = str(card.task)
     inputs = [_noisy(x, number) for number, x in enumerate(centres)] if task == "denoise" else centres
     calibration, measured = inputs[::2], inputs[1::2]
     expected, before = _run(path, measured)
@@ -183,9 +181,9 @@ def _quiet_logs() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _agreement(expected: list[np.ndarray], actual: list[np.ndarray], card: dict[str, Any]) -> float:
-    labels = bool(card.get("labels"))
-    confusion = Confusion(2 if labels else max(len(card.get("classes", ())), 2))
+def _agreement(expected: list[np.ndarray], actual: list[np.ndarray], card: ModelCard) -> float:
+    labels = bool(card.details.get("labels"))
+    confusion = Confusion(2 if labels else max(len(card.details.get("classes", ())), 2))
     for truth, output in zip(expected, actual, strict=True):
         truth, output = (x > 0.5 if labels else _classes(x) for x in (truth, output))
         confusion.update(output, truth, np.ones(truth.shape, bool))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dl_techniques.atomic import check_writable, write_file
+from dl_techniques.card import ModelCard
 from dl_techniques.datasets.checks import refuse_values
 from dl_techniques.datasets.inspection import describe_classes, describe_images, inspect_pairs, mask_values
 from dl_techniques.datasets.lazy import LazyDataset, MemoryBudget
@@ -20,7 +21,7 @@ from dl_techniques.errors import FileError
 from dl_techniques.inference.memory import parse_memory
 from dl_techniques.inference.tiled_function import bounded_function
 from dl_techniques.report import REPORT, Report, Table
-from dl_techniques.tasks.segmentation.masks import Classes
+from dl_techniques.tasks.segmentation.classes import Classes
 from dl_techniques.tasks.segmentation.scores import (
     Evaluation,
     colour_key,
@@ -136,7 +137,7 @@ def _label_table(result: Evaluation, classes: Classes) -> Table:
 
 def evaluate_files(
     engine: Engine,
-    card: Mapping[str, Any],
+    card: ModelCard,
     images: str,
     masks: str | None,
     output: Path,
@@ -162,8 +163,8 @@ def evaluate_files(
         ArgumentError: The memory is too small for a tile.
     """
     source = engine.source
-    classes = Classes.from_card(card, source)
-    if card.get("export", {}).get("activation") == "argmax":
+    classes = Classes.from_card(card.details, source)
+    if card.exported.get("activation") == "argmax":
         raise FileError(source, "returns classes, no probabilities.", "Export it without --activation argmax.")
     if output.exists():
         raise FileError(str(output), "exists already.", "Name a new folder.")
@@ -171,18 +172,18 @@ def evaluate_files(
     pairs = find_pairs(images, masks, classes.labels)
     kind = "labels" if classes.labels else "masks"
     room = MemoryBudget(KEPT)
-    inspection = inspect_pairs(pairs, console, kind, card.get("channels"), classes.ignored, room)
-    if inspection.channels != card.get("channels"):
+    inspection = inspect_pairs(pairs, console, kind, card.channels, classes.ignored, room)
+    if inspection.channels != card.channels:
         reason = f"have {inspection.channels} channels; {source} takes {card.get('channels')}."
         raise FileError(images, reason, "Convert the images, or name another model.")
     refuse_values(mask_values(inspection), classes)
     describe_images(inspection, console)
     describe_classes(inspection, classes, console)
-    normalize = standardize if card.get("normalization") == "standardize" else _as_floats
+    normalize = standardize if card.standardizes(source) else _as_floats
     function = bounded_function(engine, parse_memory(max_memory), inspection.largest)
 
     def read(pair: Pair) -> SegmentationSample:
-        return read_sample(pair, classes, card.get("channels"), normalize, inspection.decoded)
+        return read_sample(pair, classes, card.channels, normalize, inspection.decoded)
 
     samples = LazyDataset(pairs, read, room)
     result = evaluate(function, samples, classes)

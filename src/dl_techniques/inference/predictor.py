@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.card import read_card, standardizes
+from dl_techniques.card import read_card
 from dl_techniques.datasets.normalization import standardize
 from dl_techniques.engines.formats import EngineName, Precision
 from dl_techniques.engines.loading import load_engine
@@ -31,7 +31,8 @@ from dl_techniques.inference.pipeline import (
 from dl_techniques.inference.settings import GlobalStats, PredictionOptions
 from dl_techniques.inference.streaming import stream_file
 from dl_techniques.inference.tta import symmetric_moments
-from dl_techniques.tasks.segmentation.masks import Classes, overlay, write_masks
+from dl_techniques.tasks.segmentation.classes import Classes, overlay
+from dl_techniques.tasks.segmentation.masks import write_masks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,16 +92,16 @@ class Predictor:
     ) -> None:
         self.engine = load_engine(model, engine, precision)
         self.card = read_card(self.engine.path)
-        self.classes = Classes.from_card(self.card, self.engine.source) if self._segments() else None
-        self.standard = standardizes(self.card, self.engine.path)
+        self.classes = Classes.from_card(self.card.details, self.engine.source) if self._segments() else None
+        self.standard = self.card.standardizes(str(self.engine.path))
         self.tta, self.tile = tta, tile
         self.memory = parse_memory(max_memory)
-        patch = self.card.get("training", {}).get("patch")
+        patch = self.card.patch
         self.network = Network(self.engine, 512, "tile" if global_stats == "tile" else "exact", patch)
         plan_tile(self.network, self.memory)  # refuse at once what no image will fit
 
     def _segments(self) -> bool:
-        task = self.card.get("task")
+        task = self.card.task
         if task == "segment":
             return True
         # A bias-free model that returns what it was given needs no card to be applied.

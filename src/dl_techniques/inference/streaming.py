@@ -17,7 +17,7 @@ from dl_techniques.inference.memory import WHOLE_REMEDY, tile_bytes
 from dl_techniques.inference.network import Network, Pass
 from dl_techniques.inference.pipeline import OnTile
 from dl_techniques.inference.tiling import Tile
-from dl_techniques.tasks.segmentation.masks import Classes
+from dl_techniques.tasks.segmentation.classes import Classes
 
 BAND = 256  # rows at once while statistics are taken
 

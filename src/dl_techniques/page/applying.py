@@ -14,7 +14,8 @@ from dl_techniques.images.files import read_image, write_image
 from dl_techniques.inference.pipeline import OnTile
 from dl_techniques.inference.predictor import Predictor, fit_channels
 from dl_techniques.tasks.denoising.noise_report import NoiseReport, inspect_centre
-from dl_techniques.tasks.segmentation.masks import overlay, write_masks
+from dl_techniques.tasks.segmentation.classes import overlay
+from dl_techniques.tasks.segmentation.masks import write_masks
 
 SHOWN = 2048  # largest height and width of what is shown, in pixels; the download has all
 KINDS = {1: "grey", 3: "RGB"}
@@ -71,7 +72,7 @@ def apply_model(
         "time": f"{seconds:.2f} s, {height * width / seconds / 1e6:.2f} megapixels a second",
     }
     task = "restore" if predictor.classes is None else "segment"
-    task = predictor.card.get("task", task)
+    task = predictor.card.task or task
     labels = predictor.classes is not None and predictor.classes.labels
     deep = labels or picture.pixels.dtype.kind == "f" or source.suffix.lower() in (".tif", ".tiff")
     suffix = ".tif" if deep else ".png"

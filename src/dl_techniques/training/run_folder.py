@@ -15,12 +15,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dl_techniques.atomic import check_writable, unwritable, write_file
+from dl_techniques.atomic import check_writable, is_temporary, unwritable, write_file
 from dl_techniques.errors import FileError
 
 CONFIG, LOG, LOCK = "config.json", "log.csv", ".lock"
 CHECKPOINTS = "checkpoints"
-UNBEGUN = (LOCK, f".{CONFIG}.tmp", CHECKPOINTS)  # what a run leaves that is killed before its settings are there
+UNBEGUN = (LOCK, CHECKPOINTS)  # and temporary files: what a run leaves that is killed before its settings are there
 DATA = ("images", "masks", "targets", "val_images", "val_masks", "val_targets")  # settings that say where it is
 PROLONGABLE = ("steps", "cooldown")  # may differ when a run is resumed
 
@@ -71,7 +71,9 @@ def check_run(folder: Path, config: Any, resume: bool) -> None:
     """
     if resume:
         _compare(folder, _plain(config))
-    elif folder.exists() and (not folder.is_dir() or any(path.name not in UNBEGUN for path in folder.iterdir())):
+    elif folder.exists() and (
+        not folder.is_dir() or any(path.name not in UNBEGUN and not is_temporary(path) for path in folder.iterdir())
+    ):
         raise FileError(str(folder), "exists already.", "Name a new folder, or resume the run in it.")
     check_writable(folder)
 

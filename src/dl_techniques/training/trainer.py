@@ -15,7 +15,7 @@ import numpy as np
 
 from dl_techniques import __version__
 from dl_techniques.atomic import write_file
-from dl_techniques.card import write_card
+from dl_techniques.card import ModelCard, write_card
 from dl_techniques.datasets.inspection import Inspection
 from dl_techniques.datasets.lazy import LazyDataset
 from dl_techniques.datasets.pairs import Pair
@@ -284,16 +284,18 @@ def load_best(config: TrainingConfig) -> ConvUNextModel:
     return keras.saving.load_model(config.output / BEST, compile=False, safe_mode=True)
 
 
-def write_model(config: TrainingConfig, card: dict[str, Any]) -> None:
+def write_model(config: TrainingConfig, card: ModelCard) -> None:
     """Make the best model the model of the run, with its card."""
     write_file(config.output / MODEL, (config.output / BEST).read_bytes())
     write_card(config.output / MODEL, card)
 
 
 def training_card(task: SupervisedTask) -> dict[str, Any]:
-    """Return what a card tells of the training."""
+    """Return what a card says of the training, as arguments of `ModelCard`."""
     config = task.config
     return {
+        "task": task.name,
+        "channels": task.inspection.channels,
         "training": {
             "images": len(task.training),
             "steps": config.steps,

@@ -7,11 +7,13 @@ Reference: Ronneberger et al. 2015 (U-Net), Liu et al. 2022 (ConvNeXt), Woo et a
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from dl_techniques.card import ModelCard
 from dl_techniques.errors import ArgumentError
 from dl_techniques.layers.convnext import ConvUNextStem
 from dl_techniques.layers.pointwise import REGISTRY
@@ -227,7 +229,7 @@ class ConvUNextModel(keras.Model):
         return model
 
     def save_to_preset(
-        self, folder: str | os.PathLike, card: dict[str, Any] | None = None, dtype: str = "float32"
+        self, folder: str | os.PathLike, card: ModelCard | Mapping[str, Any] | None = None, dtype: str = "float32"
     ) -> None:
         """Write configuration, weights with their SHA-256 and card to a new folder that `from_preset` reads.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from dl_techniques import __version__
 from dl_techniques.atomic import write_file
-from dl_techniques.card import read_card, write_card
+from dl_techniques.card import ModelCard, read_card, write_card
 from dl_techniques.errors import ArgumentError, FileError
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -44,7 +45,7 @@ def preset_folder(preset: str | os.PathLike) -> Path:
     raise ArgumentError("preset", f"must be a preset's folder or one of {shipped_presets()}", str(preset))
 
 
-def save_preset(model, folder: Path, card: dict[str, Any], dtype: str = "float32") -> None:
+def save_preset(model, folder: Path, card: ModelCard | Mapping[str, Any], dtype: str = "float32") -> None:
     """Write a model as a preset.
 
     Args:
@@ -120,7 +121,7 @@ def read_preset(preset: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np
     return arguments, arrays
 
 
-def preset_card(preset: str | os.PathLike) -> dict[str, Any]:
+def preset_card(preset: str | os.PathLike) -> ModelCard:
     """Return the card of a preset: what it is for, how it was trained and measured."""
     return read_card(preset_folder(preset))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dl_techniques.images.display import to_display, visible
 from dl_techniques.metrics import Calibration, Confusion, LabelConfusion
-from dl_techniques.tasks.segmentation.masks import COLOURS, IGNORED, Classes, paint
+from dl_techniques.tasks.segmentation.classes import COLOURS, IGNORED, Classes, paint
 
 if TYPE_CHECKING:
     from rich.console import Console

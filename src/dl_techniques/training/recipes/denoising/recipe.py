@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dl_techniques.atomic import write_file
-from dl_techniques.card import write_card
+from dl_techniques.card import ModelCard, write_card
 from dl_techniques.datasets.inspection import channels_of, describe_images, inspect_pairs, read_pair
 from dl_techniques.datasets.lazy import MemoryBudget
 from dl_techniques.datasets.noise import add_gaussian_noise, estimate_sigma
@@ -266,19 +266,17 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
             noise |= {"kind": "Gaussian and Poisson, levels unknown to the model", "gain": [0, config.gain]}
         if config.noisy_only:
             noise = {"kind": "white Gaussian, as in the images that it was trained on"}
-        card = {
-            "task": self.name,
-            "channels": self.inspection.channels,
-            "normalization": "none",
-            "value_range": "that of the training images, 0 to 1" if config.use_bias else "any: scale-equivariant",
-            "output": "the clean image, in the unit of the input",
-            "noise": noise,
+        card = ModelCard(
+            normalization="none",
+            value_range="that of the training images, 0 to 1" if config.use_bias else "any: scale-equivariant",
+            output="the clean image, in the unit of the input",
+            details={"noise": noise},
             **training_card(self),
-            "metrics": {"images": len(self.validation), **figures},
-        }
+            metrics={"images": len(self.validation), **figures},
+        )
         save_model(model, folder / MODEL)
         write_card(folder / MODEL, card)
-        write_file(folder / "metrics.json", json.dumps(card["metrics"], indent=2).encode())
+        write_file(folder / "metrics.json", json.dumps(dict(card.metrics), indent=2).encode())
         shown = ", ".join(f"{name} {value:.2f} dB" for name, value in figures.items())
         console.print(f"validation: {shown}", markup=False)
         write_file(folder / REPORT, self._report(function, model, figures).to_html().encode())

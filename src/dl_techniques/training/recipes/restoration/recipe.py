@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dl_techniques.atomic import write_file
+from dl_techniques.card import ModelCard
 from dl_techniques.datasets.augmentation import SYMMETRIES, Augmentation
 from dl_techniques.datasets.batches import random_crop, seeded_batches
 from dl_techniques.datasets.inspection import channels_of, find_and_inspect, read_pair
@@ -218,15 +219,13 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
         figures = {"images": len(self.validation), **_means(after, "")}
         if self.residual:
             figures |= _means([_score(sample.image, sample.target) for sample in self.validation], "_before")
-        card = {
-            "task": self.name,
-            "channels": self.inspection.channels,
-            "normalization": "none",
-            "value_range": "any: the model is scale-equivariant",
-            "output": "the restored image, in the unit of the input",
+        card = ModelCard(
+            normalization="none",
+            value_range="any: the model is scale-equivariant",
+            output="the restored image, in the unit of the input",
             **training_card(self),
-            "metrics": figures,
-        }
+            metrics=figures,
+        )
         write_model(self.config, card)
         folder = self.config.output
         write_file(folder / "metrics.json", json.dumps(figures, indent=2).encode())

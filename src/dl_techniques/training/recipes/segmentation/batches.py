@@ -15,7 +15,7 @@ from dl_techniques.datasets.lazy import DecodedCache
 from dl_techniques.datasets.normalization import standardize
 from dl_techniques.datasets.pairs import Pair
 from dl_techniques.images.files import Channels
-from dl_techniques.tasks.segmentation.masks import IGNORED, Classes
+from dl_techniques.tasks.segmentation.classes import IGNORED, Classes
 from dl_techniques.training.distribution import share
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from dl_techniques.training.supervision import channel_target, class_target, supervision_weights, target_pyramid

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dl_techniques.card import ModelCard
 from dl_techniques.datasets.checks import refuse_unnamed
 from dl_techniques.datasets.inspection import (
     channels_of,
@@ -20,7 +21,7 @@ from dl_techniques.datasets.inspection import (
     refuse_uncounted,
 )
 from dl_techniques.inference.evaluation import REPORT, write_evaluation
-from dl_techniques.tasks.segmentation.masks import choose_classes, choose_labels
+from dl_techniques.tasks.segmentation.classes import choose_classes, choose_labels
 from dl_techniques.tasks.segmentation.scores import (
     Evaluation,
     describe_evaluation,
@@ -200,16 +201,14 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
         best = load_best(self.config)
         function = self.whole(best)
         result = evaluate(function, self.validation, self.classes)
-        card = {
-            "task": self.name,
-            "channels": self.inspection.channels,
-            "normalization": "standardize",
-            "value_range": "any: each image is brought to mean 0 and variance 1 before it goes in",
-            "output": f"probabilities ({self.classes.activation})",
-            **self.classes.as_card(),
+        card = ModelCard(
+            normalization="standardize",
+            value_range="any: each image is brought to mean 0 and variance 1 before it goes in",
+            output=f"probabilities ({self.classes.activation})",
+            details=self.classes.as_card(),
             **training_card(self),
-            "metrics": metrics_of(result, self.classes),
-        }
+            metrics=metrics_of(result, self.classes),
+        )
         write_model(self.config, card)
         describe_evaluation(result, self.classes, console)
         folder = self.config.output
