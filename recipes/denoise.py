@@ -64,7 +64,7 @@ def main() -> None:
     shutil.rmtree(staging, ignore_errors=True)
     model.save_to_preset(staging, card, dtype="float16")
     engine = load_engine(staging)  # what ships is what is measured
-    clean = [unit_range(read_pixels(path, card.channels)) for path in find_images([arguments.test])]
+    clean = [unit_range(read_pixels(path, engine.channels)) for path in find_images([arguments.test])]
     scores = {str(s): round(denoising_psnr(lambda x: engine.function(x[None])[0], clean, s), 2) for s in SIGMAS}
     print(f"{arguments.test.name}: PSNR {scores}")
     metrics = {"psnr_db": {arguments.test.name: scores}, "protocol": "noise not clipped, output clipped"}

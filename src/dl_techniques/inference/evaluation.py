@@ -174,7 +174,7 @@ def evaluate_files(
     room = MemoryBudget(KEPT)
     inspection = inspect_pairs(pairs, console, kind, card.channels, classes.ignored, room)
     if inspection.channels != card.channels:
-        reason = f"have {inspection.channels} channels; {source} takes {card.get('channels')}."
+        reason = f"have {inspection.channels} channels; {source} takes {card.channels}."
         raise FileError(images, reason, "Convert the images, or name another model.")
     refuse_values(mask_values(inspection), classes)
     describe_images(inspection, console)
