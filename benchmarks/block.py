@@ -51,7 +51,7 @@ def training_step(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
     from forward import stock_block
 
     def chosen(block, x):
-        depthwise, norm, bottleneck = tensorflow_cpu.steps(block)  # the norm adds the convolution's bias
+        depthwise, norm, bottleneck = tensorflow_cpu.block_functions(block)  # the norm adds the convolution's bias
         return {
             "plain": None,
             "depthwise": (lambda x: depthwise(x) + block.dwconv.bias, block.norm, block._bottleneck),
@@ -59,7 +59,7 @@ def training_step(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
             "bottleneck": (block.dwconv, block.norm, bottleneck),
         }.get(name, (depthwise, norm, bottleneck))
 
-    convnext.steps_by_hand = chosen
+    convnext.custom_gradient_functions = chosen
     inputs = keras.Input(shape[1:])
     channels = shape[-1]
     if name == "stock":

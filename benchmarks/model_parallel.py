@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from dl_techniques.models.convunext.model import create_convunext_variant
-from dl_techniques.training.distribution import on_devices, whole
+from dl_techniques.training.distribution import gathered_value, on_devices
 from dl_techniques.training.loop import averaged_adamw
 from dl_techniques.training.settings import DeviceSettings
 
@@ -35,8 +35,10 @@ def step(settings: DeviceSettings, batch: tuple[np.ndarray, np.ndarray], **model
         first = [part.data.nbytes for v in variables for part in v.value.addressable_shards if part.device.id == 0]
         share = sum(first) / sum(v.value.nbytes for v in variables)
         moments = [v for v in network.optimizer.variables if "momentum" in v.path or "velocity" in v.path]
-        weights, moments = ([np.array(whole(v)) for v in kept] for kept in (network.trainable_variables, moments))
-        return share, weights, moments
+        weights, moments = (
+            [np.array(gathered_value(v)) for v in kept] for kept in (network.trainable_variables, moments)
+        )
+        return share, weights, [gathered_value(v) for v in moments]
 
 
 def difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:

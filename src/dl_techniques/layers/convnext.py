@@ -10,7 +10,7 @@ from keras import ops
 
 from dl_techniques.errors import ArgumentError
 from dl_techniques.layers.convolution import Convolution, DepthwiseConvolution
-from dl_techniques.layers.custom_gradient import by_hand
+from dl_techniques.layers.custom_gradient import custom_gradient_ops
 from dl_techniques.layers.equivariant import (
     EQUIVARIANT_BLOCKS,
     ScaleCarryingLayerNormalization,
@@ -67,10 +67,10 @@ def make_norm(use_bias: bool, equivariant_block: str, dtype) -> Any:
     return layer[equivariant_block](dtype=dtype, name="norm")
 
 
-def steps_by_hand(block: ConvNeXtBlock, x):
-    """Return depthwise convolution, norm and bottleneck with gradients by hand, where that pays, else `None`."""
-    steps = by_hand(x) if block.kernel_size % 2 else None
-    return steps and steps.steps(block)
+def custom_gradient_functions(block: ConvNeXtBlock, x):
+    """Return depthwise convolution, norm and bottleneck with custom gradients, `None` where they are not supported."""
+    custom = custom_gradient_ops(x) if block.kernel_size % 2 else None
+    return custom and custom.block_functions(block)
 
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
@@ -202,8 +202,8 @@ class ConvNeXtBlock(keras.layers.Layer):
 
     def call(self, x, training=None):
         depthwise, norm, bottleneck = self.dwconv, self.norm, self._bottleneck
-        if training and (steps := steps_by_hand(self, x)):
-            depthwise, norm, bottleneck = steps
+        if training and (functions := custom_gradient_functions(self, x)):
+            depthwise, norm, bottleneck = functions
         elif training and self.remat:
             bottleneck = keras.remat(bottleneck)
         return x + self.branch(x, bottleneck, depthwise, norm)
@@ -324,8 +324,8 @@ class ConvUNextStem(keras.layers.Layer):
         if isinstance(self.norm, ScaleCarryingLayerNormalization):
             x, scale = self.norm(x)
             x = x * scale
-        elif training and isinstance(self.norm, ChannelNormalization) and (steps := by_hand(x)):
-            x = steps.layer_norm(x, None, self.norm.gamma, self.norm.beta, self.norm.epsilon)
+        elif training and isinstance(self.norm, ChannelNormalization) and (custom := custom_gradient_ops(x)):
+            x = custom.layer_norm(x, None, self.norm.gamma, self.norm.beta, self.norm.epsilon)
         elif self.norm is not None:
             x = self.norm(x)
         return ops.cast(x, self.compute_dtype)

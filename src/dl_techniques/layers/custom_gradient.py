@@ -1,4 +1,4 @@
-"""Steps of the layers whose gradients are written by hand, where they serve: training on TensorFlow without a GPU."""
+"""Selects the operations with custom gradients: for training on TensorFlow without a GPU."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from types import ModuleType
 import keras
 
 
-def by_hand(x) -> ModuleType | None:
-    """Return the module of the steps, `tensorflow_cpu`, if it is meant for a tensor, else `None`: take plain layers."""
+def custom_gradient_ops(x) -> ModuleType | None:
+    """Return the module `tensorflow_cpu` if it supports training on this tensor, else `None`: use the plain layers."""
     if keras.backend.backend() != "tensorflow":
         return None
     from dl_techniques.layers import tensorflow_cpu
 
-    return tensorflow_cpu if tensorflow_cpu.serves(x) else None
+    return tensorflow_cpu if tensorflow_cpu.is_supported(x) else None

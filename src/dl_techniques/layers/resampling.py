@@ -7,7 +7,7 @@ from keras import ops
 
 from dl_techniques.errors import ArgumentError
 from dl_techniques.layers.convolution import Convolution
-from dl_techniques.layers.custom_gradient import by_hand
+from dl_techniques.layers.custom_gradient import custom_gradient_ops
 from dl_techniques.layers.pointwise import REGISTRY, PointwiseConv
 from dl_techniques.layers.upsampling import upsample_bilinear_2x
 
@@ -72,8 +72,8 @@ class SkipFusion(keras.layers.Layer):
         if self.bias is not None:
             fine = ops.add(fine, self.bias)
         fine = ops.reshape(fine, (batch, height, width, self.filters))
-        if training and (steps := by_hand(fine)):
-            return steps.upsample_and_add(coarse, fine)
+        if training and (custom := custom_gradient_ops(fine)):
+            return custom.upsample_and_add(coarse, fine)
         return upsample_bilinear_2x(coarse)[:, :height, :width] + fine
 
     def compute_output_shape(self, x_shape, skip_shape):

@@ -24,13 +24,13 @@ CHUNK = 32  # pixels whose squares are added up in one loop
 FAST_COLUMNS = 3  # of a window: the gradient of a wider one is computed by oneDNN as if all channels were mixed
 
 
-def serves(x) -> bool:
+def is_supported(x) -> bool:
     """Return whether these steps are meant for a tensor: float32 of known height and width, and no GPU at hand."""
     known = None not in x.shape[1:3]
     return known and x.dtype == tf.float32 and not tf.config.list_physical_devices("GPU")
 
 
-def steps(block):
+def block_functions(block):
     """Return depthwise convolution, norm and bottleneck of a `ConvNeXtBlock`, as functions of its tensors.
 
     The convolution's bias is left to a layer norm, which adds it on its way; other norms are those of the block, and so

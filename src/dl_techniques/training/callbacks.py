@@ -15,7 +15,13 @@ from dl_techniques.errors import ConvUNextError
 from dl_techniques.models.convunext.function import Function, keras_function
 from dl_techniques.models.convunext.model import create_inference_model_from_training_model
 from dl_techniques.training.checkpoint import model_state, save_checkpoint, save_model
-from dl_techniques.training.distribution import apart, from_writer, local_copy, whole, writes
+from dl_techniques.training.distribution import (
+    broadcast_from_writer,
+    gathered_value,
+    is_writer,
+    local_copy,
+    on_single_device,
+)
 
 
 class StateCheckpoint(keras.callbacks.Callback):
@@ -37,7 +43,7 @@ class StateCheckpoint(keras.callbacks.Callback):
         if keras.backend.backend() == "jax":  # within an epoch the model's variables are empty there
             self.model.jax_state_sync()
         state = model_state(self.model)
-        if writes():
+        if is_writer():
             save_checkpoint(self.folder, steps_done(self.model), state)
 
 
@@ -55,7 +61,7 @@ class EpochLog(keras.callbacks.Callback):
         self.path = path
 
     def on_epoch_end(self, epoch, logs=None) -> None:
-        if not writes():
+        if not is_writer():
             return
         row = {"epoch": epoch, **{name: float(value) for name, value in (logs or {}).items()}}
         known = self.path.read_text(encoding="utf-8") if self.path.exists() else ",".join(row) + "\n"
@@ -85,7 +91,7 @@ class EarlyStop(keras.callbacks.Callback):
         self.due = due
 
     def on_epoch_end(self, epoch, logs=None) -> None:
-        if from_writer(writes() and self.due()):
+        if broadcast_from_writer(is_writer() and self.due()):
             self.model.stop_training = True
 
 
@@ -98,10 +104,10 @@ def steps_done(model: keras.Model) -> int:
 @contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
     """Give the model the moving average of its weights for a while."""
-    trained = [whole(weight) for weight in model.trainable_variables]
+    trained = [gathered_value(weight) for weight in model.trainable_variables]
     model.optimizer.finalize_variable_values(model.trainable_variables)
     for weight in model.trainable_variables:  # not the optimizer's own arrays: JAX deletes those that predict used
-        weight.assign(whole(weight))
+        weight.assign(gathered_value(weight))
     try:
         yield
     finally:
@@ -142,8 +148,8 @@ class Validation(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None) -> None:
         with averaged_weights(self.model):
             self._copy = local_copy(self.model, self._copy)
-            if writes():
-                with apart():
+            if is_writer():
+                with on_single_device():
                     self._validate(self._copy, epoch, logs if logs is not None else {})
 
     def _validate(self, model: keras.Model, epoch: int, logs: dict[str, Any]) -> None:

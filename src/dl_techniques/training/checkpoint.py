@@ -22,7 +22,7 @@ import numpy as np
 
 from dl_techniques.atomic import write_file
 from dl_techniques.errors import FileError
-from dl_techniques.training.distribution import whole
+from dl_techniques.training.distribution import gathered_value
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz")
 KEPT = 2
@@ -112,7 +112,7 @@ def save_model(model, path: Path) -> None:
     write_file(path, content)
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Return whether a `.keras` file is there, and each of its parts has the checksum that it was written with."""
     try:
         with zipfile.ZipFile(path) as file:
@@ -123,7 +123,7 @@ def is_whole(path: Path) -> bool:
 
 def model_state(model) -> dict[str, np.ndarray]:
     """Return every number that decides how training goes on: weights, optimizer, moving averages, random state."""
-    return {name: whole(value) for name, value in _variables(model)}
+    return {name: gathered_value(value) for name, value in _variables(model)}
 
 
 def restore_model_state(model, state: Mapping[str, np.ndarray], source: Path) -> None:

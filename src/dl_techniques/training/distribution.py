@@ -91,26 +91,26 @@ def on_devices(settings: DeviceSettings, resume: str = "") -> Iterator[None]:
         raise
     finally:
         if watch is not None:
-            if watch.agreed and not writes():
+            if watch.agreed and not is_writer():
                 watch.wait()  # for the writer to save
             watch.end(whole or watch.agreed)
         keras.distribution.set_distribution(None)
         _group = _Group()
 
 
-def share() -> tuple[int, int]:
+def batch_share() -> tuple[int, int]:
     """Return the number of this process and how many there are."""
     return _group.process, _group.processes
 
 
-def writes() -> bool:
+def is_writer() -> bool:
     """Return whether this process is the one that touches the run's folder and talks."""
     return _group.process == 0
 
 
 def leave_to_writer() -> None:
     """End `on_devices` here in all processes but the first."""
-    if not writes():
+    if not is_writer():
         raise _Elsewhere
 
 
@@ -128,13 +128,13 @@ def check_batches(sizes: Sequence[int]) -> None:
 
 
 @contextlib.contextmanager
-def building() -> Iterator[None]:
+def model_scope() -> Iterator[None]:
     """Build models in this context; TensorFlow needs to be told so."""
     with _group.strategy.scope() if _group.strategy is not None else contextlib.nullcontext():
         yield
 
 
-def faster_backend() -> str | None:
+def faster_backend_hint() -> str | None:
     """Return what to tell a user whose training on this processor would be much faster on TensorFlow."""
     import keras
 
@@ -154,12 +154,12 @@ def faster_backend() -> str | None:
     return f"slow: without a GPU {backend} takes several times TensorFlow's time to train; faster: --backend tensorflow"
 
 
-def mirrors() -> int:
+def mirrored_replicas() -> int:
     """Return on how many devices TensorFlow mirrors the model, 0 if it does not."""
     return _group.replicas if _group.strategy is not None else 0
 
 
-def feed(make: Callable[[], Iterator[tuple]]) -> Any:
+def as_training_data(make: Callable[[], Iterator[tuple]]) -> Any:
     """Return batches as `fit` takes them.
 
     TensorFlow's strategies read a batch to see its shapes, and begin again; an iterator would lose it.
@@ -178,7 +178,7 @@ def feed(make: Callable[[], Iterator[tuple]]) -> Any:
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
+def on_single_device() -> Iterator[None]:
     """Compute on one device of this process in this context, whatever the others do."""
     if _group.distribution is None:
         yield
@@ -192,7 +192,7 @@ def apart() -> Iterator[None]:
         keras.distribution.set_distribution(_group.distribution)
 
 
-def whole(variable: Any) -> np.ndarray:
+def gathered_value(variable: Any) -> np.ndarray:
     """Return a copy of all of a variable, wherever its parts are; all processes call it alike."""
     import keras
 
@@ -212,14 +212,14 @@ def local_copy(model: keras.Model, copy: keras.Model | None = None) -> keras.Mod
     """
     if _group.distribution is None and _group.strategy is None:
         return model
-    weights = [whole(weight) for weight in model.weights]
-    with apart():
+    weights = [gathered_value(weight) for weight in model.weights]
+    with on_single_device():
         own = copy if copy is not None else type(model).from_config(model.get_config())
         own.set_weights(weights)
     return own
 
 
-def from_writer(values: Tree) -> Tree:
+def broadcast_from_writer(values: Tree) -> Tree:
     """Return what process 0 has: arrays or numbers, in a structure that is the same in all processes."""
     if _group.processes == 1:
         return values
@@ -228,7 +228,7 @@ def from_writer(values: Tree) -> Tree:
     return multihost_utils.broadcast_one_to_all(values)
 
 
-def highest(value: int) -> int:
+def max_over_processes(value: int) -> int:
     """Return the highest of a number that each process has."""
     if _group.processes == 1:
         return value
@@ -239,7 +239,7 @@ def highest(value: int) -> int:
 
 def agreed_signal(number: int) -> int:
     """Return the highest number of a signal that came in any process, 0 if in none; all stop after the same step."""
-    number = highest(number)
+    number = max_over_processes(number)
     if number and _group.watch is not None:
         _group.watch.agreed = True
     return number
@@ -281,11 +281,11 @@ def _distributed(settings: DeviceSettings) -> _Group:
         distribution = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
     else:
         mesh = keras.distribution.DeviceMesh((len(names) // parts, parts), (BATCH, MODEL), names)
-        distribution = split_wide(mesh)
+        distribution = split_large_weights(mesh)
     return _Group(jax.process_index(), jax.process_count(), len(names) // parts, distribution)
 
 
-def split_wide(mesh: keras.distribution.DeviceMesh) -> keras.distribution.ModelParallel:
+def split_large_weights(mesh: keras.distribution.DeviceMesh) -> keras.distribution.ModelParallel:
     """Return a distribution that splits every large weight along its widest axis, as far as the mesh divides it.
 
     The optimizer's variables lie as the weights that they belong to.

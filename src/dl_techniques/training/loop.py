@@ -21,7 +21,14 @@ from dl_techniques.training.checkpoint import (
     restore_model_state,
     step_of,
 )
-from dl_techniques.training.distribution import building, faster_backend, feed, from_writer, mirrors, writes
+from dl_techniques.training.distribution import (
+    as_training_data,
+    broadcast_from_writer,
+    faster_backend_hint,
+    is_writer,
+    mirrored_replicas,
+    model_scope,
+)
 from dl_techniques.training.interruption import interruptible
 from dl_techniques.training.progress import TrainingProgress
 from dl_techniques.training.run_folder import LOG, read_log, trim_log
@@ -70,7 +77,7 @@ def averaged_adamw(
         momentum: Of the average: it looks back over about 1 / (1 − momentum) steps.
         accumulate: Steps whose gradients are averaged before the weights change.
     """
-    kind, mirrored = (MirroredAdamW, mirrors()) if mirrors() else (keras.optimizers.AdamW, 1)
+    kind, mirrored = (MirroredAdamW, mirrored_replicas()) if mirrored_replicas() else (keras.optimizers.AdamW, 1)
     return kind(
         rate,
         weight_decay=1e-4,
@@ -113,25 +120,25 @@ def fit_stages(
     """
     run, last = checkpoints.parent, stages[-1].last
     # An epoch is logged right before it is saved.
-    unbegun = writes() and resume and not list_checkpoints(checkpoints) and len(read_log(run)) <= 1
-    if from_writer(unbegun):
+    unbegun = is_writer() and resume and not list_checkpoints(checkpoints) and len(read_log(run)) <= 1
+    if broadcast_from_writer(unbegun):
         console.print("stopped before its first checkpoint: starting from the first step")
         resume = False
 
     def begin(resume: bool) -> tuple[keras.Model, int]:
-        with building():
+        with model_scope():
             model = build()
         return _restore(model, checkpoints, console) if resume else (model, 0)
 
     model, step = begin(resume)
-    if writes():
+    if is_writer():
         check_space(checkpoints, model)
         trim_log(run, step // steps_per_epoch)
     console.print(
         f"{model.count_params():,} parameters · Keras {keras.__version__} on {keras.backend.backend()} · "
         f"step {step} of {last}"
     )
-    if not resume and (advice := faster_backend()):
+    if not resume and (advice := faster_backend_hint()):
         console.print(advice)
     progress = TrainingProgress(last // steps_per_epoch, steps_per_epoch, console, done=step)
     save = StateCheckpoint(checkpoints)
@@ -151,7 +158,7 @@ def fit_stages(
                     done = step - stage.first
                     with _refusals_kept(partial(stage.batches, done)) as make:
                         model.fit(
-                            feed(make),
+                            as_training_data(make),
                             steps_per_epoch=rest,
                             initial_epoch=epoch,
                             epochs=until,
@@ -189,11 +196,11 @@ def _refusals_kept(make: Callable[[], Iterator]) -> Iterator[Callable[[], Iterat
 
 def _restore(model: keras.Model, checkpoints: Path, console: Console) -> tuple[keras.Model, int]:
     step, state = 0, model_state(model)
-    if writes():
+    if is_writer():
         step, state, torn = load_checkpoint(checkpoints)
         for path in torn:
             lost = step_of(path) - step
             console.print(f"{path}: damaged, passed over; going on from step {step}, {lost} steps are trained again")
-    step, state = from_writer((step, state))
+    step, state = broadcast_from_writer((step, state))
     restore_model_state(model, state, checkpoints)
     return model, int(step)

@@ -79,7 +79,7 @@ def check_run(folder: Path, config: Any, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def resumable(folder: Path) -> Iterator[None]:
+def naming_resume_command(folder: Path) -> Iterator[None]:
     """Raise what a disk or a file refuses in a run that has begun as `FileError` that tells how to go on.
 
     Args:

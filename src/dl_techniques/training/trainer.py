@@ -24,7 +24,14 @@ from dl_techniques.images.display import contact_sheet
 from dl_techniques.images.files import Picture, write_image
 from dl_techniques.inference.memory import parse_memory
 from dl_techniques.inference.tiled_function import bounded_function
-from dl_techniques.training.distribution import apart, building, check_batches, leave_to_writer, local_copy, writes
+from dl_techniques.training.distribution import (
+    check_batches,
+    is_writer,
+    leave_to_writer,
+    local_copy,
+    model_scope,
+    on_single_device,
+)
 from dl_techniques.training.fingerprint import compare_fingerprints, compare_versions, versions, write_fingerprints
 from dl_techniques.training.plan import Plan, describe_plan, write_plan
 from dl_techniques.training.run_folder import (
@@ -32,9 +39,9 @@ from dl_techniques.training.run_folder import (
     best_so_far,
     check_run,
     epochs_since_best,
+    naming_resume_command,
     open_run,
     read_log,
-    resumable,
     stored_versions,
     write_split,
 )
@@ -170,29 +177,29 @@ def train_supervised(
     from dl_techniques.training.callbacks import EarlyStop, Validation
     from dl_techniques.training.loop import fit_stages
 
-    if writes():
+    if is_writer():
         check_run(config.output, config, resume)
     else:
         console = Console(quiet=True)
-    if writes() and resume:
+    if is_writer() and resume:
         for change in compare_versions(config.output, stored_versions(config.output)):
             console.print(f"note: {change}", markup=False)
     task = load(config, console)
-    if writes() and resume:
+    if is_writer() and resume:
         compare_fingerprints(config.output, task.inspection)
     check_batches(task.batch_sizes())
     config = task.config
     watched = f"val_{task.score}" if task.score is not None else None
     keras.utils.set_random_seed(config.seed)
-    with building():
+    with model_scope():
         made = [task.build()]
-    with apart():
+    with on_single_device():
         task.whole(typing.cast(Any, made[0]))  # refuses before anything is written what would not fit after an epoch
     run = nullcontext(config.output / CHECKPOINTS)
-    if writes():
+    if is_writer():
         run = open_run(config.output, task.name, config, resume, versions())
-    with run as checkpoints, resumable(config.output):
-        if writes():
+    with run as checkpoints, naming_resume_command(config.output):
+        if is_writer():
             plan = plan_of(task)
             describe_plan(plan, console)
             write_plan(config.output / PLAN, plan)
@@ -210,7 +217,7 @@ def train_supervised(
             task.whole,
         )
         board = []
-        if writes() and importlib.util.find_spec("tensorboard") is not None:
+        if is_writer() and importlib.util.find_spec("tensorboard") is not None:
             board.append(keras.callbacks.TensorBoard(config.output / "tensorboard", write_graph=False))
 
         model = fit_stages(
@@ -226,7 +233,7 @@ def train_supervised(
         model.optimizer.finalize_variable_values(model.trainable_variables)
         model = local_copy(model)
         leave_to_writer()
-        with apart():
+        with on_single_device():
             if task.score is not None:
                 _ensure_best(task, model, console)
             return task.finish(model, console)
@@ -234,14 +241,14 @@ def train_supervised(
 
 def _mend_best(task: SupervisedTask, console: Console) -> None:
     """Put a damaged file of the best weights aside, so that those of the steps to come take its place."""
-    from dl_techniques.training.checkpoint import is_whole
+    from dl_techniques.training.checkpoint import is_intact
 
     folder = task.config.output
-    if is_whole(folder / BEST):
+    if is_intact(folder / BEST):
         return
     (folder / BEST).replace(folder / f"{BEST}.damaged")
     told = f"{folder / BEST}: damaged, put aside; it held the weights of {_best_step(task)}"
-    if is_whole(folder / MODEL):  # what the run gave when it ended
+    if is_intact(folder / MODEL):  # what the run gave when it ended
         write_file(folder / BEST, (folder / MODEL).read_bytes())
         console.print(f"{told}. Taken from {MODEL}", markup=False)
     else:
@@ -251,10 +258,10 @@ def _mend_best(task: SupervisedTask, console: Console) -> None:
 def _ensure_best(task: SupervisedTask, model: keras.Model, console: Console) -> None:
     """Where the best weights are lost, take those of the last step in their place."""
     from dl_techniques.models.convunext.model import create_inference_model_from_training_model
-    from dl_techniques.training.checkpoint import is_whole, save_model
+    from dl_techniques.training.checkpoint import is_intact, save_model
 
     path = task.config.output / BEST
-    if not is_whole(path):
+    if not is_intact(path):
         state = "damaged" if path.exists() else "not there"
         told = f"{path}: {state}; the weights of {_best_step(task)} are lost, those of the last step are taken"
         console.print(told, markup=False)

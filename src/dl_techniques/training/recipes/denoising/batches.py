@@ -11,7 +11,7 @@ from dl_techniques.datasets.batches import seeded_batches
 from dl_techniques.datasets.noise import add_gaussian_noise, add_poisson_gaussian_noise, recorrupt
 from dl_techniques.datasets.pairs import Pair, find_singles, split_pairs
 from dl_techniques.errors import FileError
-from dl_techniques.training.distribution import share
+from dl_techniques.training.distribution import batch_share
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig, Phase
 
 
@@ -93,4 +93,4 @@ def training_patches(
         return make_pair(crop[:, ::-1] if rng.integers(2) else crop, sample.sigma, rng)
 
     steps, entropy = phase.last - phase.first, seed[0] + 1_000_003 * seed[1]
-    return seeded_batches(pair, steps, phase.batch_size, entropy, done, share=share())
+    return seeded_batches(pair, steps, phase.batch_size, entropy, done, share=batch_share())

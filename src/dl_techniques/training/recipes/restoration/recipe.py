@@ -23,7 +23,7 @@ from dl_techniques.metrics import psnr, ssim
 from dl_techniques.report import REPORT, Report
 from dl_techniques.tasks.segmentation.scores import extremes
 from dl_techniques.training.auto_settings import choose_augmentation, settle
-from dl_techniques.training.distribution import share
+from dl_techniques.training.distribution import batch_share
 from dl_techniques.training.recipes.restoration.settings import RestorationConfig
 from dl_techniques.training.trainer import (
     SupervisedTask,
@@ -195,7 +195,7 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
             sample = self.training[int(rng.integers(len(self.training)))]
             return augmentation(*random_crop(sample.image, sample.target, patch, rng), rng)
 
-        return seeded_batches(pair, config.steps, batch_size, config.seed, done, threads=2, share=share())
+        return seeded_batches(pair, config.steps, batch_size, config.seed, done, threads=2, share=batch_share())
 
     def measure(self, function: Function) -> dict[str, float]:
         """Return mean PSNR in dB and SSIM."""

@@ -16,7 +16,7 @@ from dl_techniques.datasets.normalization import standardize
 from dl_techniques.datasets.pairs import Pair
 from dl_techniques.images.files import Channels
 from dl_techniques.tasks.segmentation.classes import IGNORED, Classes
-from dl_techniques.training.distribution import share
+from dl_techniques.training.distribution import batch_share
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from dl_techniques.training.supervision import channel_target, class_target, supervision_weights, target_pyramid
 
@@ -105,7 +105,7 @@ def segmentation_batches(
         image, labels = augmentation(image, mask if classes.labels else mask[..., None], rng)
         return image, make_target(labels)
 
-    crops = seeded_batches(crop, config.steps, batch_size, config.seed, done, threads=2, share=share())
+    crops = seeded_batches(crop, config.steps, batch_size, config.seed, done, threads=2, share=batch_share())
     for step, (images, targets) in enumerate(crops, done):
         pyramid = tuple(target_pyramid(targets, config.depth))
         if config.anneal_supervision:

@@ -1,4 +1,4 @@
-"""The steps whose gradients are written by hand are those of the plain layers, and are used where they should be."""
+"""Operations with custom gradients compute what the plain layers compute, and are used where they are supported."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def outputs_and_gradients(block, x: np.ndarray, weight: np.ndarray, in_graph: bo
 @ONLY_TENSORFLOW
 @pytest.mark.parametrize("arguments", BLOCKS, ids=lambda arguments: "-".join(arguments) or "default")
 @pytest.mark.parametrize("shape", [(2, 7, 10, 4), (3, 70, 130, 8), (1, 1, 1, 4)], ids=str)
-def test_by_hand_is_the_plain_block(arguments, shape, monkeypatch):
+def test_custom_gradients_equal_those_of_the_plain_block(arguments, shape, monkeypatch):
     block = ConvNeXtBlock(shape[-1], **arguments)
     block.build(shape)
     randomize(block)
@@ -65,12 +65,12 @@ def test_by_hand_is_the_plain_block(arguments, shape, monkeypatch):
     exact.build(shape)
     exact.set_weights(block.get_weights())
     x, weight = random_array(*shape), random_array(*shape, seed=1)
-    by_hand = outputs_and_gradients(block, x, weight)
+    custom = outputs_and_gradients(block, x, weight)
     eagerly = outputs_and_gradients(block, x, weight, in_graph=False)
     again = outputs_and_gradients(block, x, weight)
-    monkeypatch.setattr(convnext, "steps_by_hand", lambda block, x: None)
+    monkeypatch.setattr(convnext, "custom_gradient_functions", lambda block, x: None)
     plain = outputs_and_gradients(exact, x.astype(dtype), weight.astype(dtype))
-    for expected, graph, eager, second in zip(plain, by_hand, eagerly, again, strict=True):
+    for expected, graph, eager, second in zip(plain, custom, eagerly, again, strict=True):
         scale = np.abs(expected).max() + 1e-6
         assert np.abs(graph - expected).max() / scale <= 1e-5
         assert np.abs(eager - expected).max() / scale <= 1e-5
@@ -79,7 +79,7 @@ def test_by_hand_is_the_plain_block(arguments, shape, monkeypatch):
 
 @ONLY_TENSORFLOW
 @pytest.mark.parametrize("size", [(8, 6), (7, 9), (1, 1), (2, 3), (64, 51)], ids=str)
-def test_upsampling_by_hand_is_the_plain_one(size):
+def test_custom_gradients_of_upsampling_equal_the_plain_ones(size):
     import tensorflow as tf
 
     from dl_techniques.layers.tensorflow_cpu import upsample_and_add
@@ -105,7 +105,7 @@ def test_upsampling_by_hand_is_the_plain_one(size):
 
 
 @ONLY_TENSORFLOW
-def test_the_stem_by_hand_is_the_plain_one(monkeypatch):
+def test_custom_gradients_of_the_stem_equal_the_plain_ones(monkeypatch):
     import tensorflow as tf
 
     stem = convnext.ConvUNextStem(8)
@@ -120,9 +120,9 @@ def test_the_stem_by_hand_is_the_plain_one(monkeypatch):
             loss = tf.reduce_sum(y * weight)
         return [y, *tape.gradient(loss, [weight.value for weight in stem.trainable_weights])]
 
-    by_hand = gradients()
-    monkeypatch.setattr(convnext, "by_hand", lambda x: None)
-    for expected, actual in zip(gradients(), by_hand, strict=True):
+    custom = gradients()
+    monkeypatch.setattr(convnext, "custom_gradient_ops", lambda x: None)
+    for expected, actual in zip(gradients(), custom, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -135,25 +135,25 @@ def test_a_black_image_has_finite_gradients():
 
 
 @ONLY_TENSORFLOW
-def test_where_it_does_not_serve_the_plain_layers_do():
+def test_plain_layers_compute_what_has_no_custom_gradient():
     import tensorflow as tf
 
     x = tf.zeros((1, 8, 8, 4))
-    assert convnext.steps_by_hand(ConvNeXtBlock(4), x) is not None
-    assert convnext.steps_by_hand(ConvNeXtBlock(4), tf.cast(x, "bfloat16")) is None
-    assert convnext.steps_by_hand(ConvNeXtBlock(4, kernel_size=4), x) is None
+    assert convnext.custom_gradient_functions(ConvNeXtBlock(4), x) is not None
+    assert convnext.custom_gradient_functions(ConvNeXtBlock(4), tf.cast(x, "bfloat16")) is None
+    assert convnext.custom_gradient_functions(ConvNeXtBlock(4, kernel_size=4), x) is None
     relu = ConvNeXtBlock(4, use_bias=False, equivariant_block="no_norm")
-    assert convnext.steps_by_hand(relu, x)[2] == relu._bottleneck  # the convolution alone
+    assert convnext.custom_gradient_functions(relu, x)[2] == relu._bottleneck  # the convolution alone
 
 
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="TensorFlow has them")
-def test_other_backends_take_the_plain_layers():
-    assert convnext.steps_by_hand(ConvNeXtBlock(4), ops.zeros((1, 8, 8, 4))) is None
+def test_other_backends_use_the_plain_layers():
+    assert convnext.custom_gradient_functions(ConvNeXtBlock(4), ops.zeros((1, 8, 8, 4))) is None
 
 
 @ONLY_TENSORFLOW
 def test_a_training_step_takes_less_memory():
-    """What a step adds to the resident memory, by hand against plain."""
+    """What a step adds to the resident memory, with custom gradients against plain."""
     import subprocess
     import sys
 
@@ -163,7 +163,7 @@ sys.path.insert(0, sys.argv[2])
 from worker import peak_resident
 from dl_techniques.layers import convnext
 if sys.argv[1] == "plain":
-    convnext.steps_by_hand = lambda block, x: None
+    convnext.custom_gradient_functions = lambda block, x: None
 x = keras.Input((256, 256, 16))
 y = x
 for _ in range(6):
@@ -177,6 +177,6 @@ print(peak_resident() - before)
 """
     grown = {
         name: int(subprocess.run([sys.executable, "-c", code, name, BENCHMARKS], capture_output=True, text=True).stdout)
-        for name in ("plain", "by hand")
+        for name in ("plain", "custom")
     }
-    assert grown["by hand"] < 0.75 * grown["plain"]
+    assert grown["custom"] < 0.75 * grown["plain"]
