@@ -1,6 +1,6 @@
 """Settings of trainings, checked when made; the command line's flags are made from them. No import that takes time."""
 
-from __future__ import annotations
+# No postponed annotations here: the command line resolves those of a subclass in the module of the subclass.
 
 from dataclasses import dataclass
 from pathlib import Path
