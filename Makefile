@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 BACKENDS ?= tensorflow jax torch
+PYTEST = TF_CPP_MIN_LOG_LEVEL=3 OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # Holds for what builds the package, too.
 export PIP_CONSTRAINT = constraints.txt
@@ -23,8 +24,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@set -e; for backend in $(BACKENDS); do \
 		echo "== tests on $$backend"; \
-		KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 \
-			$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS); \
+		marks=; [ $$backend = tensorflow ] || marks="each_backend or only_backend"; \
+		KERAS_BACKEND=$$backend $(PYTEST) -m "$$marks" $(TESTS); \
 	done
 
 lint: $(VENV)/.installed-dev

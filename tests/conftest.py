@@ -1,17 +1,27 @@
-"""What all tests share: quiet backends, a fixed seed, small models away from their initial weights."""
+"""What all tests share: which backends a test is for, who runs it and when, a fixed seed, small models.
+
+A test runs once, on TensorFlow, unless a mark says otherwise: `each_backend` on every backend, `only_backend(name)` on
+that one. Nothing here imports Keras before a test needs it.
+"""
 
 import os
+import random
 import signal
+import sys
+from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import keras
 import numpy as np
 import pytest
 from hypothesis import settings
 
-from dl_techniques.engines.loading import Engine, load_engine
-from models import DENOISER, randomize, small_model
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+# What JAX compiled is kept from run to run, beside pytest's own notes; processes that tests start use it, too.
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Shells let what runs in their background ignore Ctrl-C, and its children with it; some tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -19,9 +29,85 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # No deadline: the first call on a new image size compiles. No database: runs are the same everywhere.
 # JAX compiles every operation anew for every size, seconds each, and so tries fewer.
-EXAMPLES = 4 if keras.backend.backend() == "jax" else 12
+EXAMPLES = 4 if BACKEND == "jax" else 12
 settings.register_profile("convunext", deadline=None, database=None, derandomize=True, max_examples=EXAMPLES)
 settings.load_profile("convunext")
+
+
+# === Which tests run, and where ===
+
+# Processes that share the tests (`-n 2`) take them file by file, in this order and then by name. Files that start
+# servers, clusters or several processes are one group, so that they never compete with each other; the longest come
+# first, so that both processes end at about the same time.
+PROCESSES = ("test_devices", "test_bulk", "test_page", "test_browser")
+LONGEST = ("processes", "test_export", "test_docs")
+
+
+def group_of(nodeid: str) -> str:
+    file = Path(nodeid.partition("::")[0]).stem
+    return "processes" if file in PROCESSES else file
+
+
+def place_of(item: pytest.Item) -> int:
+    group = group_of(item.nodeid)
+    return LONGEST.index(group) if group in LONGEST else len(LONGEST)
+
+
+def runs_here(item: pytest.Item) -> bool:
+    mark = item.get_closest_marker("only_backend")
+    return mark is None or BACKEND in mark.args
+
+
+def pytest_collection_modifyitems(config, items):
+    config.hook.pytest_deselected(items=[item for item in items if not runs_here(item)])
+    items[:] = sorted(filter(runs_here, items), key=place_of)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
+
+
+# === Skips ===
+
+# The reasons for which a test may be skipped where nothing may be missing (`--strict-skips`, as .ci/run says).
+ALLOWED_SKIPS = {
+    "the specification is not beside the checkout": "it belongs to another repository",
+    "the orders in memory are those of processors with AVX-512": "a property of the processor",
+}
+skips: list[str] = []
+
+
+def pytest_addoption(parser):
+    parser.addoption("--strict-skips", action="store_true", help="fail if a test is skipped for a reason of no list")
+
+
+def pytest_runtest_logreport(report):
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if reason not in ALLOWED_SKIPS:
+            skips.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session):
+    if skips and session.config.option.strict_skips and not hasattr(session.config, "workerinput"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if skips and config.option.strict_skips:
+        terminalreporter.section("skipped for a reason that is not in ALLOWED_SKIPS", red=True)
+        for line in skips:
+            terminalreporter.write_line(line)
+
+
+# === Fixtures ===
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,7 +121,10 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    keras.utils.set_random_seed(7)
+    random.seed(7)
+    np.random.seed(7)
+    if "keras" in sys.modules:  # which else takes its seeds from these
+        sys.modules["keras"].utils.set_random_seed(7)
 
 
 @pytest.fixture
@@ -46,6 +135,8 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def preset(tmp_path_factory):
     """A small random denoiser for grey images, saved as a preset."""
+    from models import DENOISER, randomize, small_model
+
     model = small_model(input_shape=(None, None, 1), **DENOISER)
     randomize(model)
     folder = tmp_path_factory.mktemp("presets") / "small"
@@ -54,5 +145,7 @@ def preset(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def engine(preset) -> Engine:
+def engine(preset):
+    from dl_techniques.engines.loading import load_engine
+
     return load_engine(preset)

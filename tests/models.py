@@ -1,13 +1,17 @@
-"""Small models for the tests, and weights away from where initializers put them."""
+"""Small models for the tests, and weights away from where initializers put them. Keras is loaded when one is made."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 
 from dl_techniques.card import write_card
 from dl_techniques.engines.loading import Engine
-from dl_techniques.models.convunext.model import ConvUNextModel
+
+if TYPE_CHECKING:
+    import keras
+
+    from dl_techniques.models.convunext.model import ConvUNextModel
 
 DENOISER = {
     "depth": 2, "initial_filters": 4, "convnext_version": "v1", "use_bias": False, "block_kernel_size": 3,
@@ -15,8 +19,10 @@ DENOISER = {
 }  # fmt: skip
 
 
-def small_model(**kwargs) -> ConvUNextModel:
+def small_model(**kwargs) -> "ConvUNextModel":
     """Return a ConvUNext that builds and runs in a moment."""
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
     defaults = {
         "input_shape": (None, None, 3),
         "depth": 3,
@@ -28,8 +34,10 @@ def small_model(**kwargs) -> ConvUNextModel:
     return ConvUNextModel(**{**defaults, **kwargs})
 
 
-def randomize(model: keras.layers.Layer, seed: int = 0) -> None:
+def randomize(model: "keras.layers.Layer", seed: int = 0) -> None:
     """Move every weight away from its initial value: kernels are drawn anew, scales stay positive and of order one."""
+    from keras import ops
+
     rng = np.random.default_rng(seed)
     for variable in model.weights:
         shape = tuple(variable.shape)
@@ -39,7 +47,7 @@ def randomize(model: keras.layers.Layer, seed: int = 0) -> None:
         elif variable.path.endswith(("moving_variance", "norm/gamma", "layer_scale/gamma")):
             value = rng.uniform(0.5, 1.5, size=shape)
         else:
-            value = keras.ops.convert_to_numpy(variable) + rng.normal(scale=0.3, size=shape)
+            value = ops.convert_to_numpy(variable) + rng.normal(scale=0.3, size=shape)
         variable.assign(value.astype("float32"))
 
 
@@ -48,6 +56,8 @@ def run(model, x, compiled: bool = True) -> list[np.ndarray]:
 
     On JAX the model is compiled whole, as `predict` does it: one compilation per image size instead of hundreds.
     """
+    import keras
+
     if compiled and keras.backend.backend() == "jax" and isinstance(model, keras.Model):
         outputs = model.predict(x, batch_size=len(x), verbose=0)
     else:

@@ -18,6 +18,7 @@ openvino = import_openvino()
 QUIET = Console(quiet=True)
 
 
+@pytest.mark.each_backend
 def test_openvino_is_written_on_every_backend(tmp_path):
     card = {"task": "segment", "normalization": "standardize"}
     source = saved(tmp_path, card, convnext_version="v2", output_channels=3)
@@ -42,7 +43,7 @@ def test_openvino_graph_normalizes_by_its_own_operations_and_names_its_ends(tmp_
         assert [end.get_names() for end in (graph.inputs[0], *graph.outputs)] == ends
 
 
-@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="makes every format: test_export.py")
+@pytest.mark.only_backend("torch")  # TensorFlow makes every format: test_export.py
 @pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "model"])
 def test_other_formats_name_the_backend_that_makes_them(name, tmp_path):
     source = saved(tmp_path, {"task": "denoise"}, convnext_version="v1", use_bias=False)
@@ -51,7 +52,6 @@ def test_other_formats_name_the_backend_that_makes_them(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the graph is the same on every backend")
 @pytest.mark.parametrize(
     "settings",
     [

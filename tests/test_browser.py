@@ -14,7 +14,6 @@ from dl_techniques.inference.predictor import Predictor
 from models import image, randomize, small_model
 from test_page import CLASSES
 
-pytest.importorskip("playwright", reason="needs playwright: pip install -e '.[dev]'")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from page import find_chromium, visiting  # noqa: E402

@@ -15,7 +15,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import keras
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -41,9 +40,11 @@ from dl_techniques.inference.settings import PredictionOptions
 from test_predict import QUIET, save_segmenter
 
 # One backend: the others make the same bytes of the same engine, and each test starts processes.
-__test__ = keras.backend.backend() == "tensorflow"
 # Ray warns of its own settings.
-pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "ResourceWarning")]
+pytestmark = [
+    pytest.mark.only_backend("tensorflow"),
+    *(pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "ResourceWarning")),
+]
 COUNT, BROKEN = 60, (7, 31)
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -11,9 +10,7 @@ from dl_techniques.layers import convnext
 from dl_techniques.layers.convnext import ConvNeXtBlock
 from models import randomize
 
-ONLY_TENSORFLOW = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="other backends take the gradients of the plain layers"
-)
+ONLY_TENSORFLOW = pytest.mark.only_backend("tensorflow")  # others take the gradients of the plain layers
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 BLOCKS = [
     {},
@@ -146,7 +143,7 @@ def test_plain_layers_compute_what_has_no_custom_gradient():
     assert convnext.custom_gradient_functions(relu, x)[2] == relu._bottleneck  # the convolution alone
 
 
-@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="TensorFlow has them")
+@pytest.mark.only_backend("jax", "torch")
 def test_other_backends_use_the_plain_layers():
     assert convnext.custom_gradient_functions(ConvNeXtBlock(4), ops.zeros((1, 8, 8, 4))) is None
 

@@ -175,6 +175,7 @@ def test_psnr_of_a_known_error():
     assert psnr(np.ones(3), np.ones(3)) == float("inf")
 
 
+@pytest.mark.each_backend
 def test_learning_rate_rises_stays_and_falls():
     schedule = WarmupStableDecay(1.0, steps=100, cooldown=0.5, warmup=10)
     rates = [float(keras.ops.convert_to_numpy(schedule(step))) for step in (0, 4, 9, 49, 75, 100)]
@@ -233,6 +234,7 @@ def test_disk_without_room_for_a_run_is_refused_before_its_first_step(finished, 
     train_denoiser(config, Console(quiet=True), resume=True)  # has two checkpoints already
 
 
+@pytest.mark.each_backend
 def test_checkpoint_of_another_model_is_refused_before_anything_changes(finished, photos):
     config, _ = finished
     other = DenoisingConfig(

@@ -59,6 +59,7 @@ def test_images_may_be_listed_in_a_file(films, tmp_path):
         DenoisingTask(settings(tmp_path / "list.csv", tmp_path), QUIET)
 
 
+@pytest.mark.each_backend
 def test_gradients_of_several_steps_change_the_weights_once(films, tmp_path):
     task = DenoisingTask(settings(films, tmp_path, accumulate=2), QUIET)
     model = task.build()

@@ -22,7 +22,7 @@ from dl_techniques.training.distribution import on_devices
 from dl_techniques.training.settings import DeviceSettings
 
 BACKEND = keras.backend.backend()
-JAX = pytest.mark.skipif(BACKEND != "jax", reason="several processes, and weights in parts, are there on JAX alone")
+JAX = pytest.mark.only_backend("jax")  # has several processes, and weights in parts
 DEVICES = 8 if BACKEND == "jax" else 2  # TensorFlow traces every one of them
 SIZE = {"steps": 6, "steps-per-epoch": 3, "batch-size": 8, "patch": 16, "initial-filters": 4}
 SETTINGS = {
@@ -120,6 +120,7 @@ def assert_same_run(run: Path, expected: Path) -> None:
     assert {path.name for path in run.iterdir()} == {path.name for path in expected.iterdir()}
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("name", ["denoise", "segment"] if BACKEND == "jax" else ["denoise"])
 def test_devices_share_the_run_of_one(data, single, tmp_path, name):
     if BACKEND == "torch":
@@ -201,6 +202,7 @@ def test_what_cannot_be_is_refused(data, tmp_path, capfd, flags, said):
     assert said in capfd.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.each_backend
 def test_a_backend_that_cannot_names_one_that_can(data, tmp_path, capfd):
     if BACKEND == "jax":
         flags, said = ["--devices=900"], "`devices` must be at most"
@@ -211,7 +213,7 @@ def test_a_backend_that_cannot_names_one_that_can(data, tmp_path, capfd):
     assert said in capfd.readouterr().err and not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch has no devices to share")
+@pytest.mark.only_backend("tensorflow", "jax")
 def test_batches_that_cannot_be_shared_are_refused_before_anything_is_written(data, tmp_path):
     arguments = [*task("denoise", data, {"batch-size": 6}), "--devices=4", "-o", str(tmp_path / "run")]
     ((status, _, errors),) = finish(start(arguments, 4))

@@ -9,7 +9,6 @@ import sys
 import urllib.request
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,9 +20,8 @@ from test_runtime import without_keras
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Of the others, which tell of trainings, commands are parsed and Python runs. Exports are made on TensorFlow.
+# Of the others, which tell of trainings, commands are parsed and Python runs.
 TYPED = ["README.md", "predict.md", "export.md", "deploy.md"]
-HERE = TYPED if keras.backend.backend() == "tensorflow" else TYPED[:2]
 BLOCK = re.compile(r"^([^\n]*)\n+```(bash|python)\n(.*?)^```", flags=re.M | re.S)
 MARK = re.compile(r"<!-- not run: (needs a network|trains for minutes) -->$")
 RUN = ["--steps", "12", "--steps-per-epoch", "6", "--patch", "32", "--depth", "2", "--initial-filters", "4"]
@@ -74,7 +72,8 @@ def desk(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.only_backend("tensorflow")  # makes every export
+@pytest.mark.parametrize("name", TYPED)
 def test_blocks_run_as_they_stand(name, desk, tmp_path, monkeypatch, capfd):
     folder = tmp_path / "desk"
     shutil.copytree(desk, folder)

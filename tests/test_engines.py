@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import numpy as np
 import psutil
 import pytest
@@ -25,7 +24,7 @@ from dl_techniques.inference.predictor import Predictor
 from models import DENOISER, image, saved
 
 # The other engines are the same on every backend of Keras.
-__test__ = keras.backend.backend() == "tensorflow"
+pytestmark = pytest.mark.only_backend("tensorflow")
 
 GREY = {"input_shape": (None, None, 1)}
 KINDS = {

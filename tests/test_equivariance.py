@@ -16,6 +16,8 @@ from dl_techniques.models.convunext.model import (
 from dl_techniques.models.convunext.receptive import receptive_radius
 from models import DENOISER, image, randomize, relative_difference, run, small_model
 
+pytestmark = pytest.mark.each_backend
+
 ALPHAS = np.array([0.013, 0.37, 1.7, 73.0], dtype="float32")  # no powers of two: floats scale by those exactly
 SIZES = ((64, 64), (97, 61))
 DEPTH_5 = {"depth": 5, "initial_filters": 8, "blocks_per_level": 1, "drop_path_rate": 0.0}

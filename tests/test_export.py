@@ -27,7 +27,7 @@ from dl_techniques.models.convunext.tiles import energy_sizes
 from models import image, randomize, run, saved, small_model
 
 # Exporting in a TensorFlow process is the dependable road, whatever backend trained: this module has tests there alone.
-__test__ = keras.backend.backend() == "tensorflow"
+pytestmark = pytest.mark.only_backend("tensorflow")
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "saved_model": "", "litert": ".tflite"}
 FIXED = (40, 56)

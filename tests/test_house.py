@@ -11,25 +11,27 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "dl_techniques"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# A room may import from the floors below it and from itself.
+# A room may import from the floors below it and from itself; parts of a floor stand above those that they use.
 FLOORS = {
-    "errors": 0,
     "__init__": 0,
-    "data": 1,
-    "layers": 1,
-    "card": 2,
-    "losses": 2,
+    "errors": 0,
+    "atomic": 0.1,
+    "card": 0.2,
+    "report": 0.1,
+    "images": 1,
+    "datasets": 1.5,
+    "layers": 2,
+    "losses": 2.5,
     "metrics": 2,
     "models": 3,
-    "inference": 4,
-    "bulk": 5,
-    "training": 5,
-    "certify": 5,
-    "page": 5,
-    "artifact": 5,
-    "quantize": 5,
-    "export": 6,
-    "cli": 7,
+    "engines": 4,
+    "tasks": 4,
+    "inference": 5,
+    "training": 6,
+    "export": 7,
+    "bulk": 7,
+    "page": 7,
+    "cli": 8,
 }
 
 

@@ -279,6 +279,7 @@ def test_wrong_paths_and_models_are_refused(arguments, message, tmp_path, monkey
 # === presets ===
 
 
+@pytest.mark.each_backend
 def test_preset_gives_the_same_model(preset):
     model = ConvUNextModel.from_preset(preset)
     again = ConvUNextModel.from_preset(str(preset), dtype="mixed_bfloat16")
@@ -289,6 +290,7 @@ def test_preset_gives_the_same_model(preset):
         model.save_to_preset(preset)
 
 
+@pytest.mark.each_backend
 def test_half_precision_preset_is_half_as_large(preset, tmp_path):
     model = ConvUNextModel.from_preset(preset)
     model.save_to_preset(tmp_path / "half", dtype="float16")
@@ -318,6 +320,7 @@ def test_damaged_presets_are_refused_by_name(damage, tmp_path):
         ConvUNextModel.from_preset(folder)
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("name", shipped_presets())
 def test_shipped_presets_keep_their_promise(name):
     engine = load_engine(name)

@@ -207,7 +207,7 @@ def test_the_page_shows_every_label_and_gives_all(model, tmp_path):
     ]
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="models are exported on TensorFlow")
+@pytest.mark.only_backend("tensorflow")
 def test_exports_give_the_same_labels(model, tmp_path, capfd):
     assert main(["export", str(model), "-o", str(tmp_path / "argmax.onnx"), "--activation=argmax"]) == 2
     assert "must not be argmax: the labels of this model may overlap" in capfd.readouterr().err

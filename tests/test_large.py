@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -41,6 +40,7 @@ def engine_of(version, sizes):
     return Engine(call, 1, "model", None, model)
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_tiles_of_a_model_in_training_give_what_the_whole_gives(version):
     sizes = []
@@ -104,7 +104,7 @@ def test_evaluation_is_the_same_in_tiles(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="other backends record gradients when told to")
+@pytest.mark.only_backend("torch")  # others record gradients when told to
 def test_no_tensors_are_kept_for_gradients(version):
     import torch
 

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import tifffile
@@ -25,7 +24,7 @@ from dl_techniques.tasks.segmentation.classes import Classes
 from models import image, saved
 
 # Exports are made on TensorFlow, and what runs them is the same on every backend.
-__test__ = keras.backend.backend() == "tensorflow"
+pytestmark = pytest.mark.only_backend("tensorflow")
 
 QUIET = Console(quiet=True)
 CARD = {"task": "segment", "channels": 1, "normalization": "standardize", "training": {"patch": 32},

@@ -22,6 +22,8 @@ from dl_techniques.layers.resampling import Downsampling2x, SkipFusion
 from dl_techniques.layers.upsampling import BilinearUpsampling2x, upsample_bilinear_2x
 from models import image, randomize
 
+pytestmark = pytest.mark.each_backend
+
 # layer, its arguments, the channels of each input, how many times smaller the first input is than the second
 LAYERS = [
     (PointwiseConv, {"filters": 5, "activation": "relu", "kernel_regularizer": "l2"}, (3,)),

@@ -10,6 +10,8 @@ from dl_techniques.losses import CharbonnierLoss, SegmentationLoss
 from dl_techniques.training.supervision import supervision_weights, target_pyramid
 from models import image
 
+pytestmark = pytest.mark.each_backend
+
 SHAPE = (2, 6, 5, 3)  # one for most tests: JAX compiles anew for every other
 
 

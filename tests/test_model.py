@@ -18,6 +18,8 @@ from dl_techniques.models.convunext.model import (
 from dl_techniques.training.supervision import target_pyramid
 from models import image, randomize, relative_difference, run, small_model
 
+pytestmark = pytest.mark.each_backend
+
 SIZES = [(1, 1), (2, 3), (17, 31), (129, 257), (481, 321)]
 
 

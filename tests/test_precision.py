@@ -8,6 +8,8 @@ from keras import ops
 from dl_techniques.models.convunext.model import ConvUNextModel
 from models import image, randomize, relative_difference, run, small_model
 
+pytestmark = pytest.mark.each_backend
+
 DESIGNS = [
     {"use_bias": use_bias, "convnext_version": version} for use_bias in (True, False) for version in ("v1", "v2")
 ]

@@ -153,6 +153,7 @@ def engine_of(version: str, seed: int = 0, **kwargs) -> Engine:
     return Engine(keras_function(model), 1, "model", Path("model"), model, model.input_shape[:2])
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("downsample", ["max", "conv"])
 def test_tiles_without_statistics_give_what_the_whole_gives(downsample):
     engine = engine_of("v1", downsample=downsample)
@@ -164,6 +165,7 @@ def test_tiles_without_statistics_give_what_the_whole_gives(downsample):
         assert network.passes[0].tiles > 1 and np.abs(tiled - whole).max() <= 1e-6 * np.ptp(whole)
 
 
+@pytest.mark.each_backend
 def test_statistics_of_tiles_add_up_to_those_of_the_whole():
     engine = engine_of("v2")
     x = image(131, 187, 1)

@@ -20,7 +20,7 @@ from dl_techniques.metrics import Confusion
 from models import DENOISER, image, run, saved
 
 # Exports are made on TensorFlow.
-__test__ = keras.backend.backend() == "tensorflow"
+pytestmark = pytest.mark.only_backend("tensorflow")
 
 QUIET = Console(quiet=True)
 

@@ -79,6 +79,7 @@ def test_segmentation_losses_are_what_their_names_say(name, expected, data):
         assert (loss.dice, loss.cross_entropy, loss.gamma, loss.alpha, loss.beta) == expected
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize(
     "name, formula",
     [
@@ -106,6 +107,7 @@ def test_annealed_weights_end_on_the_finest_output_alone(data):
     assert [weight.shape for weight in later] == [(2,), (2,)] and float(later[1][0]) == pytest.approx(1 / 7)
 
 
+@pytest.mark.each_backend
 def test_annealed_loss_is_the_weighted_sum_of_the_outputs_losses(data):
     task = segmentation(data, anneal_supervision=True, symmetries="all")
     model = task.build()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import tifffile
@@ -28,7 +27,7 @@ from dl_techniques.tasks.segmentation.masks import read_mask
 from models import DENOISER, image, randomize, small_model
 
 # Exports are made on TensorFlow, and what runs them is the same on every backend.
-__test__ = keras.backend.backend() == "tensorflow"
+pytestmark = pytest.mark.only_backend("tensorflow")
 
 ROOT = Path(__file__).parents[1]
 PROVIDED = {"cyclopts", "imagecodecs", "numpy", "pillow", "psutil", "rich", "tifffile", "onnxruntime", "openvino"}

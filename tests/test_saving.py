@@ -13,6 +13,8 @@ from keras import ops
 from dl_techniques.models.convunext.model import ConvUNextModel
 from models import image, randomize, relative_difference, run, small_model
 
+pytestmark = pytest.mark.each_backend
+
 BACKENDS = ("tensorflow", "jax", "torch")
 DESIGNS = {
     "biased-v1": {"use_bias": True, "convnext_version": "v1"},

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
+import pytest
 
 ROOT = Path(__file__).parents[1]
 SPECIFICATION = ROOT.parent / "shared" / "SPECIFICATION.md"
@@ -54,11 +54,12 @@ def check_signature(block: str, function) -> None:
     assert head.args.kwarg is not None and any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-if SPECIFICATION.exists() and keras.backend.backend() == "tensorflow":  # it names TensorFlow; others run its parts
-
-    def test_every_block_of_the_specification_runs():
-        """In a process of its own: its models are large."""
-        code = "import test_specification as t; t.run_specification()"
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        assert result.returncode == 0 and "specification executed" in result.stdout, result.stderr[-3000:]
+@pytest.mark.only_backend("tensorflow")  # the specification names it
+@pytest.mark.skipif(not SPECIFICATION.exists(), reason="the specification is not beside the checkout")
+def test_every_block_of_the_specification_runs():
+    """In a process of its own: its models are large."""
+    code = "import test_specification as t; t.run_specification()"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and "specification executed" in result.stdout, result.stderr[-3000:]

@@ -48,7 +48,7 @@ def in_order_of_the_graph(net) -> list:
     return [parameter for part in (*parts, net.head) for parameter in part.parameters()]
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="one backend is enough, and PyTorch is there already")
+@pytest.mark.only_backend("torch")
 def test_hand_written_graph_with_the_textbook_weights_gives_the_textbook_output():
     import torch
 
@@ -70,7 +70,7 @@ def test_hand_written_graph_with_the_textbook_weights_gives_the_textbook_output(
     assert giga_products(hand, 32) * 1e9 == pytest.approx(ours + spared)
 
 
-ONCE = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="contestants choose their own backends")
+ONCE = pytest.mark.only_backend("tensorflow")  # contestants choose their own
 
 
 @ONCE

@@ -30,6 +30,7 @@ def fit(model, x, steps: int = 3) -> list[float]:
     return history.history["loss"]
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("design", DESIGNS, ids=lambda d: d.get("equivariant_block", "biased"))
 def test_three_steps_change_every_trainable_weight(design, version):
@@ -47,6 +48,7 @@ def test_three_steps_change_every_trainable_weight(design, version):
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("value", [0.0, 0.3])
 @pytest.mark.parametrize("design", DESIGNS, ids=lambda d: d.get("equivariant_block", "biased"))
 def test_flat_images_give_finite_outputs_and_gradients(design, value):
@@ -56,6 +58,7 @@ def test_flat_images_give_finite_outputs_and_gradients(design, value):
         assert np.isfinite(ops.convert_to_numpy(weight)).all(), weight.path
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("design", DESIGNS, ids=lambda d: d.get("equivariant_block", "biased"))
 def test_zero_projection_block_is_identity(design, version):
@@ -71,6 +74,7 @@ def test_zero_projection_block_is_identity(design, version):
     assert np.array_equal(ops.convert_to_numpy(block(x)), x)
 
 
+@pytest.mark.each_backend
 def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
     rate, samples = 0.3, 2000
     block = ConvNeXtBlock(4, kernel_size=3, drop_path_rate=rate, seed=1)
@@ -93,12 +97,14 @@ def test_drop_path_rate_grows_linearly_with_depth():
     assert np.allclose(rates, np.linspace(0.0, 0.4, 10))
 
 
+@pytest.mark.each_backend
 def test_drop_path_rests_at_inference():
     model = small_model(drop_path_rate=0.5, dropout_rate=0.5)
     x = image(1, 16, 16, 3)
     assert np.array_equal(run(model, x)[0], run(model, x)[0])
 
 
+@pytest.mark.each_backend
 def test_seeded_models_train_alike():
     def losses() -> list[float]:
         keras.utils.set_random_seed(3)
@@ -108,6 +114,7 @@ def test_seeded_models_train_alike():
     assert losses() == losses()
 
 
+@pytest.mark.each_backend
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("design", DESIGNS, ids=lambda d: d.get("equivariant_block", "biased"))
 def test_remat_trains_like_the_plain_model(design, version):
@@ -126,6 +133,7 @@ def test_remat_trains_like_the_plain_model(design, version):
         assert np.allclose(plain, recomputed, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.each_backend
 def test_moving_variance_follows_the_batches():
     model = small_model(depth=2, use_bias=False, equivariant_block="batchnorm")
     x = image(2, 16, 16, 3)
