@@ -1,11 +1,14 @@
 """Shipped images, crops and targets."""
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dl_techniques.datasets.batches import seeded_batches
 from dl_techniques.datasets.crops import RandomCrops
 from dl_techniques.datasets.samples import NUCLEI, load_nuclei
 from dl_techniques.errors import ArgumentError, FileError
@@ -123,3 +126,45 @@ def test_labels_out_of_range_are_refused(call, message):
 def test_pyramid_and_weights_match_the_outputs():
     assert [t.shape[1:3] for t in target_pyramid(np.zeros((1, 33, 47, 1)), 3)] == [(33, 47), (17, 24), (9, 12)]
     assert np.allclose(supervision_weights(3), [4 / 7, 2 / 7, 1 / 7])
+
+
+def draw(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    return rng.uniform(size=(2, 1)), rng.integers(1000, size=3)
+
+
+def test_processes_share_a_batch_and_its_place_alone_decides_it():
+    whole = list(seeded_batches(draw, 5, 6, seed=3, threads=2))
+    assert [array.shape for array in whole[0]] == [(6, 2, 1), (6, 3)]
+    parts = [list(seeded_batches(draw, 5, 6, seed=3, done=2, share=(part, 3))) for part in range(3)]
+    for batch, *shares in zip(whole[2:], *parts, strict=True):
+        for array, *rows in zip(batch, *shares, strict=True):
+            np.testing.assert_array_equal(np.concatenate(rows), array)
+    flat = np.concatenate([batch[0] for batch in whole]).ravel()
+    assert len(np.unique(flat)) == flat.size
+    assert not np.array_equal(next(seeded_batches(draw, 5, 6, seed=4))[0], whole[0][0])
+
+
+def test_closing_batches_ends_their_threads():
+    before = threading.active_count()
+    batches = seeded_batches(draw, 1000, 4, seed=0, threads=2)
+    next(batches)
+    assert threading.active_count() == before + 2
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_error_of_a_sample_is_raised_where_its_batch_is_used():
+    made = []
+
+    def third_fails(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        made.append(rng)
+        if len(made) == 3:
+            raise FileError("b.png", "is damaged.", "Replace it.")
+        return draw(rng)
+
+    before = threading.active_count()
+    batches = seeded_batches(third_fails, 10, 1, seed=0)
+    next(batches), next(batches)
+    with pytest.raises(FileError, match="b.png"):
+        next(batches)
+    assert threading.active_count() == before

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.only_backend("tensorflow")
 
 ROOT = Path(__file__).parents[1]
 PROVIDED = {"cyclopts", "imagecodecs", "numpy", "pillow", "psutil", "rich", "tifffile", "onnxruntime", "openvino"}
-TRAINS = ("keras", "tensorflow", "jax", "torch", "grain", "safetensors", "filelock", "platformdirs", "tomli_w",
+TRAINS = ("keras", "tensorflow", "jax", "torch", "safetensors", "filelock", "platformdirs", "tomli_w",
           "tf2onnx", "onnx")  # fmt: skip
 QUIET = Console(quiet=True)
 

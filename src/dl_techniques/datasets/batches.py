@@ -1,12 +1,15 @@
-"""Samples to batches."""
+"""Batches of random samples, made ahead of their use by threads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-AHEAD = 4  # batches that each thread makes ahead of their use
+AHEAD = 4  # batches per thread that are made ahead of their use
 
 
 def seeded_batches(
@@ -17,28 +20,36 @@ def seeded_batches(
     done: int = 0,
     threads: int = 1,
     share: tuple[int, int] = (0, 1),
-) -> Iterator[tuple]:
+) -> Generator[tuple[np.ndarray, ...], None, None]:
     """Yield batches of random samples; batch n depends on the seed and n alone, whatever was drawn before it.
 
     Args:
-        make_sample: Makes a sample, a tuple of arrays, from a source of randomness.
+        make_sample: Makes a sample, a tuple of arrays, from a random generator.
         steps: Number of batches in all.
-        batch_size: LazyDataset in a batch.
-        seed: Seed.
-        done: Batches to leave out at the beginning, without making them.
-        threads: Threads that make samples, ahead of their use.
-        share: Number of a part of every batch, from 0, and of all parts, which are equal; the rest is not made.
+        batch_size: Samples in a batch.
+        seed: Seed, at least 0.
+        done: Batches to skip at the beginning, without making them.
+        threads: Threads that make batches ahead of their use.
+        share: Index of this process's part of every batch, and the number of parts, which are equal.
     """
-    import grain.python as grain
-
-    class Sample(grain.RandomMapTransform):
-        def random_map(self, element: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-            return make_sample(rng)
-
     part, parts = share
-    samples = grain.MapDataset.range(steps * batch_size).seed(seed).random_map(Sample())
-    batches = samples.batch(batch_size // parts)[done * parts + part :: parts]
-    yield from batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * threads))
+    size = batch_size // parts
+
+    def make_batch(number: int) -> tuple[np.ndarray, ...]:
+        first = number * batch_size + part * size
+        samples = [make_sample(np.random.default_rng((seed, index))) for index in range(first, first + size)]
+        return tuple(np.stack(arrays) for arrays in zip(*samples, strict=True))
+
+    numbers = iter(range(done, steps))
+    pool = ThreadPoolExecutor(threads, "batches")
+    try:
+        ahead = deque(pool.submit(make_batch, number) for number in itertools.islice(numbers, AHEAD * threads))
+        while ahead:
+            batch = ahead.popleft().result()
+            ahead.extend(pool.submit(make_batch, number) for number in itertools.islice(numbers, 1))
+            yield batch
+    finally:  # also when the consumer stops early, or a sample cannot be made
+        pool.shutdown(cancel_futures=True)
 
 
 def random_crop(
