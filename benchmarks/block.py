@@ -83,7 +83,7 @@ def prediction(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
     """Return a prediction of one block on OpenVINO."""
     import keras
 
-    from dl_techniques.engines.runtimes import import_openvino
+    from dl_techniques.engines.openvino import import_openvino
     from dl_techniques.layers import convolution, normalization
     from dl_techniques.layers.convnext import ConvNeXtBlock
 

@@ -256,12 +256,11 @@ def openvino(job: Job) -> Built:
 
 def openvino_bfloat16(job: Job) -> Built:
     """Return the same, computed in bfloat16 where the processor has it, and how far that is off."""
-    from dl_techniques.engines.runtimes import deviation
-    from dl_techniques.engines.selection import choose_engine
+    from dl_techniques.engines.loading import precision_deviation
+    from dl_techniques.engines.selection import select_engine
 
     built = _runtime(dataclasses.replace(job, dtype="bfloat16"), "openvino")
-    conversion: Any = choose_engine(job.artifact, "openvino", "bfloat16").conversion
-    share = deviation(conversion.folder / "network.xml", "bfloat16")
+    share = precision_deviation(select_engine(job.artifact, "openvino", "bfloat16"))
     built.facts["note"] = f"off by up to {share:.2%} of the range of the output"
     return built
 

@@ -146,7 +146,7 @@ def _fastest_product(side: int, threads: int | None) -> Callable[[], Any]:
     a, b = np.random.default_rng(0).uniform(size=(2, side, side)).astype("float32")
     if importlib.util.find_spec("openvino") is None:
         return lambda: a @ b
-    from dl_techniques.engines.runtimes import import_openvino
+    from dl_techniques.engines.openvino import import_openvino
 
     openvino = import_openvino()
     given = openvino.opset13.parameter([side, side], np.float32)

@@ -119,7 +119,7 @@ def pixels(arguments: argparse.Namespace) -> None:
     network, rng = Network(engine), np.random.default_rng(0)
 
     def tile(side: int) -> None:
-        statistics = np.full(sum(engine.tiling.energies if engine.tiling else ()), -1, "float32")
+        statistics = np.full(sum(engine.tiling.sums_of_squares if engine.tiling else ()), -1, "float32")
         image = rng.random((side, side, engine.channels), dtype="float32")
         if engine.tile_function:
             engine.tile_function(image, np.ones((side, side), "float32"), statistics)
@@ -134,7 +134,7 @@ def pixels(arguments: argparse.Namespace) -> None:
         for _ in range(2):  # for sizes that come once and for one that comes again, which some runtimes compile for
             call(arguments.side)
         each = (resident("VmHWM") - before) / arguments.side**2
-        reckoned = bytes_per_pixel(network, whole=call is whole)
+        reckoned = bytes_per_pixel(network)
         print(f"{engine.source} on {engine.runtime}, {name}: {each:.0f} bytes a pixel, {reckoned} reckoned")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dl_techniques.card import write_card
-from dl_techniques.engines.loading import Engine
+from dl_techniques.engines.engine import Engine
 
 if TYPE_CHECKING:
     import keras

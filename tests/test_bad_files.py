@@ -22,7 +22,7 @@ from bad_images import samples
 from dl_techniques.cli import main
 from dl_techniques.cli.terminal import terminal
 from dl_techniques.engines.loading import load_engine
-from dl_techniques.engines.runtimes import import_openvino
+from dl_techniques.engines.openvino import import_openvino
 from dl_techniques.errors import ConvUNextError, FileError, WeightsError, printable
 from dl_techniques.images.files import find_images
 from models import DENOISER, image, randomize, run, saved, small_model

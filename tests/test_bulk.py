@@ -33,7 +33,7 @@ from dl_techniques.bulk.status import SCHEMA
 from dl_techniques.bulk.storage import Folder, find_sources, folder_of, is_address
 from dl_techniques.bulk.work import DEATHS, Job, Journal, SharedPredictor, Worker
 from dl_techniques.cli import main
-from dl_techniques.engines.selection import choose_engine
+from dl_techniques.engines.selection import select_engine
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.inference.predictor import predict_files
 from dl_techniques.inference.settings import PredictionOptions
@@ -96,7 +96,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def bulk(model, inputs, output, **kwargs):
     told = options(output, **kwargs)
-    return predict_bulk(choose_engine(model, told.engine), [str(inputs)], told, QUIET)
+    return predict_bulk(select_engine(model, told.engine), [str(inputs)], told, QUIET)
 
 
 def table_of(folder: Path) -> dict[str, dict]:
@@ -248,7 +248,7 @@ def test_an_image_that_kills_its_process_is_a_row_in_the_end(model, tmp_path, mo
         Image.fromarray(samples(20, 20)).save(tmp_path / "in" / f"{name}.png")
     paths = [str(path) for path in sorted((tmp_path / "in").iterdir())]
     batch = pa.table({"path": paths, "bytes": [1, 1, 1], "modified": [0, 0, 0]})
-    job = Job(choose_engine(model, "openvino"), options(tmp_path / "out"), str(tmp_path / "out"), "", "", 1, 1)
+    job = Job(select_engine(model, "openvino"), options(tmp_path / "out"), str(tmp_path / "out"), "", "", 1, 1)
 
     class Killed(BaseException):
         pass
@@ -372,14 +372,14 @@ def test_outputs_that_would_mix_are_refused(model, images, tmp_path):
         bulk(model, images, tmp_path / "mask.png")
     shutil.copy(images / "000.png", tmp_path / "000.png")
     with pytest.raises(FileError, match="would both become 000.png"):
-        predict_bulk(choose_engine(model, "openvino"), [str(images), str(tmp_path)], options(tmp_path / "out"), QUIET)
+        predict_bulk(select_engine(model, "openvino"), [str(images), str(tmp_path)], options(tmp_path / "out"), QUIET)
 
 
 @pytest.mark.parametrize("address, told", [("127.0.0.1:1", "no cluster answers"), ("somewhere", "must be HOST:PORT")])
 def test_a_cluster_that_is_not_there_is_named(address, told, model, images, tmp_path):
     if ray.is_initialized():
         ray.shutdown()
-    choice = choose_engine(model, "openvino")
+    choice = select_engine(model, "openvino")
     with pytest.raises(ConvUNextError, match=told):
         predict_bulk(choice, [str(images)], options(tmp_path), QUIET, address)
 
@@ -433,7 +433,7 @@ def test_a_cluster_without_cores_is_refused():
 def test_a_model_that_was_shipped_is_the_same(model, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    choice = choose_engine(model, "openvino")
+    choice = select_engine(model, "openvino")
     moved = Shipment.of(choice).unpack(choice)
     assert tmp_path in moved.path.parents and moved.path.read_bytes() == model.read_bytes()
     assert Shipment.of(choice).unpack(choice) == moved  # the first that came put it there
@@ -443,7 +443,7 @@ def test_a_model_that_was_shipped_is_the_same(model, tmp_path, monkeypatch):
 
 
 def test_threads_that_share_a_predictor_change_nothing(model):
-    shared = SharedPredictor(choose_engine(model, "keras"), 1, "auto", "200MB", 48)
+    shared = SharedPredictor(select_engine(model, "keras"), 1, "auto", "200MB", 48)
     images = [samples(50 + 9 * index, 40, 1) for index in range(4)]
     alone = [shared(pixels).probabilities for pixels in images]
     with ThreadPoolExecutor(4) as pool:

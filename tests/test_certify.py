@@ -6,7 +6,8 @@ import pytest
 
 from dl_techniques.card import ModelCard, read_card, write_card
 from dl_techniques.cli import main
-from dl_techniques.engines.loading import Engine, load_engine
+from dl_techniques.engines.engine import Engine
+from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import FileError
 from dl_techniques.export.certify import certify
 from models import DENOISER, image, randomize, run, small_model

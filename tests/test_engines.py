@@ -12,10 +12,10 @@ import pytest
 
 from dl_techniques.cli import main
 from dl_techniques.engines import cache as conversions
-from dl_techniques.engines import runtimes
+from dl_techniques.engines import openvino as runtimes
 from dl_techniques.engines.loading import load_engine
-from dl_techniques.engines.runtimes import import_openvino
-from dl_techniques.engines.selection import choose_engine
+from dl_techniques.engines.openvino import import_openvino
+from dl_techniques.engines.selection import select_engine
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.inference.memory import plan_tile, tile_bytes
@@ -230,9 +230,9 @@ def test_nobody_is_told_of_what_is_done(models, tmp_path, command):
 
 def test_torn_conversion_is_made_anew(models, tmp_path, monkeypatch):
     monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path))
-    choice = choose_engine(models["denoiser"], "openvino")
+    choice = select_engine(models["denoiser"], "openvino")
     assert (
-        choice.conversion.seconds is not None and choose_engine(models["denoiser"], "auto").conversion.seconds is None
+        choice.conversion.seconds is not None and select_engine(models["denoiser"], "auto").conversion.seconds is None
     )
     weights, x = choice.conversion.folder / "network.bin", image(1, 9, 9, 1)
     expected = load_engine(models["denoiser"], "openvino").function(x)
@@ -248,32 +248,32 @@ def test_torn_conversion_is_made_anew(models, tmp_path, monkeypatch):
 def test_changed_model_is_converted_anew(models, tmp_path):
     path = tmp_path / "model.keras"
     path.write_bytes(models["denoiser"].read_bytes())
-    before = choose_engine(path, "openvino").conversion.folder
+    before = select_engine(path, "openvino").conversion.folder
     path.write_bytes(models["batch norm"].read_bytes())
-    assert choose_engine(path, "openvino").conversion.folder != before
+    assert select_engine(path, "openvino").conversion.folder != before
 
 
 def test_without_a_cache_it_works_and_says_so(models, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path / "file" / "cache"))
-    choice = choose_engine(models["denoiser"], "auto")
-    assert "not kept: the cache cannot be written" in choice.said
-    again = choose_engine(models["denoiser"], "auto").conversion
-    assert again.folder == choice.conversion.folder and again.seconds is None and not again.kept
+    choice = select_engine(models["denoiser"], "auto")
+    assert "not kept: the cache cannot be written" in choice.message
+    again = select_engine(models["denoiser"], "auto").conversion
+    assert again.folder == choice.conversion.folder and again.seconds is None and not again.cached
     assert load_engine(models["denoiser"], "auto").function(image(1, 9, 9, 1)).shape == (1, 9, 9, 1)
 
 
 def chosen_without(modules: list[str], model: Path, *settings: str) -> subprocess.CompletedProcess:
     """Choose where modules are missing, and print what is said."""
-    load = "from dl_techniques.engines.selection import choose_engine"
+    load = "from dl_techniques.engines.selection import select_engine"
     run = f"import sys; sys.modules.update(dict.fromkeys({modules})); {load}; "
-    run += f"print(choose_engine(*{(str(model), *settings)!r}).said)"
+    run += f"print(select_engine(*{(str(model), *settings)!r}).message)"
     return subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=300)
 
 
 def test_auto_takes_onnx_runtime_where_openvino_is_not_and_says_so(models, tmp_path, monkeypatch):
     monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path))
-    lacking = "openvino is not installed (pip install openvino)"
+    lacking = "openvino is not installed (pip install 'convunext[openvino]')"
     done = chosen_without(["openvino"], models["denoiser"], "auto")
     assert done.stdout.startswith(f"engine: onnxruntime {importlib.metadata.version('onnxruntime')}; converted from")
     assert done.stdout.strip().endswith(f"; {lacking}")
@@ -295,7 +295,7 @@ def test_engine_is_chosen_once_a_command(models, tmp_path, monkeypatch, capfd):
     write_image(tmp_path / "a.png", Picture((255 * image(30, 20, 1)).astype("uint8")))
     model, picture = models["denoiser"], str(tmp_path / "a.png")
     for arguments in (["predict", str(model), picture], ["denoise", picture, "--model", str(model), "--no-inspect"]):
-        choose_engine(model, "auto")  # converted
+        select_engine(model, "auto")  # converted
         read.clear()
         assert main([*arguments, "-o", str(tmp_path / f"{arguments[0]}.png")]) == 0
         assert read.count(model) == 1 and capfd.readouterr().out.count("engine: openvino") == 1
@@ -321,13 +321,13 @@ def test_denoiser_is_the_one_that_the_images_take(tmp_path, monkeypatch, capfd):
 def test_auto_falls_back_to_keras_and_says_why(models, tmp_path, monkeypatch):
     broken = tmp_path / "broken.keras"
     broken.write_bytes(models["denoiser"].read_bytes()[:3000])
-    choice = choose_engine(broken, "auto")
-    assert choice.runtime == "keras" and choice.said.startswith("engine: keras; openvino cannot be used: ")
+    choice = select_engine(broken, "auto")
+    assert choice.runtime == "keras" and choice.message.startswith("engine: keras; openvino cannot be used: ")
     with pytest.raises(FileError, match="cannot be converted for openvino: .* Add --engine keras"):
-        choose_engine(broken, "openvino")
+        select_engine(broken, "openvino")
     done = chosen_without(["openvino"], broken, "auto")
     assert done.stdout.startswith(
-        "engine: keras; openvino is not installed (pip install openvino); onnxruntime cannot "
+        "engine: keras; openvino is not installed (pip install 'convunext[openvino]'); onnxruntime cannot "
     )
 
 
@@ -379,5 +379,5 @@ def test_unused_conversions_go(models, tmp_path, monkeypatch):
     for name, days in (("old", conversions.UNUSED_DAYS + 1), ("new", 1)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (0, conversions.time.time() - 86400 * days))
-    choose_engine(models["v1"], "openvino")
+    select_engine(models["v1"], "openvino")
     assert sorted(path.name[:4] for path in tmp_path.iterdir()) == ["new", "open"]

@@ -1,5 +1,6 @@
 """Every artifact gives the numbers of Keras in its own runtime, says so in its card, or is not there."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -12,24 +13,27 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from dl_techniques.atomic import publish
 from dl_techniques.card import read_card, write_card
 from dl_techniques.cli import main
 from dl_techniques.datasets.normalization import standardize
+from dl_techniques.engines.engine import Tiling
 from dl_techniques.engines.footprint import model_bytes_per_pixel
-from dl_techniques.engines.loading import Tiling, load_engine
+from dl_techniques.engines.formats import FORMATS
+from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
 from dl_techniques.export import export
 from dl_techniques.export.certify import certify
 from dl_techniques.export.export import export_model
 from dl_techniques.export.settings import ExportOptions
 from dl_techniques.models.convunext.receptive import receptive_radius
-from dl_techniques.models.convunext.tiles import energy_sizes
+from dl_techniques.models.convunext.tiles import sum_sizes
 from models import image, randomize, run, saved, small_model
 
 # Exporting in a TensorFlow process is the dependable road, whatever backend trained: this module has tests there alone.
 pytestmark = pytest.mark.only_backend("tensorflow")
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml", "saved_model": "", "litert": ".tflite"}
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "saved_model": "", "litert": ".tflite"}
 FIXED = (40, 56)
 QUIET = Console(quiet=True)
 
@@ -61,7 +65,7 @@ def reference(source: Path) -> keras.Model:
 ACTIVATIONS = {"v1": "argmax", "v2": "softmax"}
 CASES = [
     pytest.param((form, version, bias, fixed), id=f"{form}-{version}-{'bias' if bias else 'free'}-{fixed or 'any'}")
-    for form in FORMATS
+    for form in SUFFIXES
     for version in ("v1", "v2")
     for bias in (True, False)
     for fixed in (None, FIXED)
@@ -72,7 +76,7 @@ CASES = [
 def test_artifact_matches_keras_at_every_size(case, sources, tmp_path):
     form, version, bias, fixed = case
     activation = ACTIVATIONS[version] if bias and fixed else "none"
-    source, path = sources[version, bias], tmp_path / f"model{FORMATS[form]}"
+    source, path = sources[version, bias], tmp_path / f"model{SUFFIXES[form]}"
     options = ExportOptions(output=path, size=fixed, activation=activation)
     artifact = export_model(source, options, QUIET)
 
@@ -103,7 +107,7 @@ def test_artifact_matches_keras_at_every_size(case, sources, tmp_path):
     assert card["export"]["activation"] == activation
     whole = version == "v2" or bias or fixed is not None  # they pool over the whole image, or are of one size
     outputs = 1 if activation == "argmax" else model.output_channels
-    energies = tuple(energy_sizes(model)) if version == "v2" else ()
+    energies = tuple(sum_sizes(model)) if version == "v2" else ()
     runtime = {"onnx": "onnxruntime", "openvino": "openvino"}.get(form, "keras")
     memory = model_bytes_per_pixel(model, runtime)
     tiling = Tiling(receptive_radius(model), 4, memory, outputs, whole, energies)
@@ -178,7 +182,7 @@ def test_artifact_that_does_not_run_is_not_left(sources, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("output", ["model.pb", "model.keras", "model.ONNX"])
 def test_unknown_suffix_is_refused(output):
-    with pytest.raises(ArgumentError, match=r"`output` must end in .onnx, .xml \(OpenVINO\), .tflite"):
+    with pytest.raises(ArgumentError, match=r"`output` must end in .onnx \(ONNX\), .xml \(OpenVINO\), .tflite"):
         ExportOptions(output=Path(output))
 
 
@@ -196,10 +200,10 @@ def test_suffix_that_contradicts_the_format_is_refused(output, form, rule):
 
 
 def test_format_is_that_of_the_suffix():
-    assert {form: ExportOptions(output=Path(f"a{suffix}")).artifact_format for form, suffix in FORMATS.items()} == {
-        form: form for form in FORMATS
-    }
-    assert ExportOptions(output=Path("denoiser-1.2"), format="saved_model").artifact_format == "saved_model"
+    assert {
+        form: ExportOptions(output=Path(f"a{suffix}")).artifact_format.name for form, suffix in SUFFIXES.items()
+    } == {form: form for form in SUFFIXES}
+    assert ExportOptions(output=Path("denoiser-1.2"), format="saved_model").artifact_format.name == "saved_model"
 
 
 @pytest.mark.parametrize(
@@ -236,13 +240,11 @@ def test_what_the_model_cannot_be_is_refused(sources, tmp_path, monkeypatch):
     (tmp_path / "made").mkdir()
     artifact = export_model(sources["v1", True], ExportOptions(output=tmp_path / "made" / "model"), QUIET)
     assert "model: is an export already. Name the .keras file or preset" in refusal(artifact.path)
-    monkeypatch.setattr(export, "LARGEST", {"saved_model": 1000})
+    saved_model = dataclasses.replace(FORMATS["saved_model"], max_bytes=1000)
+    monkeypatch.setitem(FORMATS, "saved_model", saved_model)
     assert "must be one that holds 2 GB and more" in refusal(sources["v1", True])
-    monkeypatch.setitem(export.NEEDED, "saved_model", ("no_such_module",))
+    monkeypatch.setitem(FORMATS, "saved_model", dataclasses.replace(saved_model, modules=("no_such_module",)))
     assert "needs the module 'no_such_module', which is not installed" in refusal(sources["v1", True])
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    told = refusal(sigmoid)
-    assert "must be tensorflow to export as saved_model. Received: backend='jax'. Run `convunext export`" in told
     with pytest.raises(ArgumentError, match="`size` must be a height and a width of at least 1"):
         ExportOptions(output=tmp_path / "out", size=(0, 5))
 
@@ -289,7 +291,7 @@ def test_crash_leaves_the_old_artifact_or_the_new_or_none(output, error, tmp_pat
         with monkeypatch.context() as patch:
             patch.setattr(os, "rename", failing)
             try:
-                export._publish(staging, options)
+                publish(staging, export._parts(options))
             except (Crash, FileError):
                 pass
             else:

@@ -12,7 +12,8 @@ from rich.console import Console
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
 from dl_techniques.datasets.noise import add_gaussian_noise, estimate_sigma
-from dl_techniques.engines.loading import Engine, load_engine
+from dl_techniques.engines.engine import Engine
+from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.export.certify import certify
 from dl_techniques.images.files import Picture, read_image, write_image

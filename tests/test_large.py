@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from dl_techniques.cli import main
-from dl_techniques.engines.loading import Engine
+from dl_techniques.engines.engine import Engine
 from dl_techniques.errors import ArgumentError
 from dl_techniques.inference.memory import bytes_per_pixel
 from dl_techniques.inference.network import Network

@@ -106,7 +106,7 @@ def test_exports_that_take_images_whole_never_exceed_the_memory(
     path = exported(version, suffix, False)
     engine = load_engine(path)
     needed = network_bytes(Network(engine), PIXELS.shape[:2])
-    assert engine.tiling.whole and engine.tiling.outputs == 3
+    assert engine.tiling.whole_images_only and engine.tiling.outputs == 3
     for name in ("a.png", "a.tif"):
         write_image(tmp_path / name, Picture(PIXELS))
         arguments = ["predict", str(path), str(tmp_path / name), "-o", str(tmp_path / f"out-{name}")]

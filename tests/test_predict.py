@@ -17,7 +17,8 @@ from bad_images import ODD, REFUSED, archive, samples, write_bad_images
 from dl_techniques.card import write_card
 from dl_techniques.cli import main
 from dl_techniques.datasets.normalization import standardize
-from dl_techniques.engines.loading import Engine, load_engine
+from dl_techniques.engines.engine import Engine
+from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.images.raster import TiffRaster

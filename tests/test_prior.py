@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dl_techniques.engines.loading import Engine
+from dl_techniques.engines.engine import Engine
 from dl_techniques.errors import ArgumentError
 from dl_techniques.inference.denoising import denoise_pixels
 from dl_techniques.inference.prior import denoise_prior

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from dl_techniques.card import card_path, read_card, write_card
 from dl_techniques.cli import main
-from dl_techniques.engines.loading import Engine, load_engine
+from dl_techniques.engines.engine import Engine
+from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.export.export import export_model
 from dl_techniques.export.settings import ExportOptions

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,7 +55,7 @@ def staged_file(path: Path) -> Iterator[BinaryIO]:
 def staged_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder beside `path`, on the same file system, that is gone when the context ends.
 
-    What is to last is moved out of it, or all of it by `publish_folder`.
+    What is to last is moved out of it by `publish`.
 
     Raises:
         FileError: The folder around it cannot be made or written to.
@@ -71,19 +71,37 @@ def staged_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def publish_folder(staging: Path, path: Path) -> None:
-    """Move a staged folder to its place, readable as folders are; what it holds is on the disk before.
+def publish(staging: Path, parts: Sequence[Path]) -> None:
+    """Move files and folders out of a staged folder to their places; what they hold is on the disk before.
+
+    What lies there goes away first, and comes back if this fails.
+
+    Args:
+        staging: Holds what is to be moved, by the names of the places.
+        parts: Places. The last makes the others complete: it goes first when old and comes last when new.
 
     Raises:
-        OSError: Something that is not an empty folder lies there, or it cannot be written.
+        FileError: They cannot be written.
     """
-    for file in staging.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as content:
-                os.fsync(content.fileno())
-    staging.chmod(0o755)  # `mkdtemp` lets nobody else read it
-    os.rename(staging, path)
-    _sync_folder(path.parent)
+    replaced = staging / f"{secrets.token_hex(8)}.old"
+    try:
+        for path in staging.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        replaced.mkdir()
+        for part in reversed(parts):
+            if part.exists():
+                os.rename(part, replaced / part.name)
+        for part in parts:
+            os.rename(staging / part.name, part)
+    except OSError as error:
+        for part in parts:
+            if (replaced / part.name).exists():
+                os.replace(replaced / part.name, part)
+        raise unwritable(parts[-1], error) from error
+    with contextlib.suppress(OSError):  # all of it is in its place
+        _sync_folder(parts[-1].parent)
 
 
 def temporary_name(path: Path) -> Path:

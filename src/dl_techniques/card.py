@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,11 +149,12 @@ def write_card(model: Path, card: ModelCard | Mapping[str, Any]) -> None:
         write_file(card_path(model), content)
 
 
-def artifact_digests(artifact: Path) -> dict[str, str]:
+def artifact_digests(artifact: Path, companions: Iterable[str] = ()) -> dict[str, str]:
     """Return the SHA-256 of what an exported model consists of, its card left out.
 
     Args:
-        artifact: A file, whose weights may lie beside it, or a folder.
+        artifact: A file or a folder.
+        companions: Suffixes of the files that belong to a file and lie beside it.
 
     Returns:
         By suffix of a file, which may be renamed, or by path in a folder.
@@ -161,17 +162,16 @@ def artifact_digests(artifact: Path) -> dict[str, str]:
     if artifact.is_dir():
         inside = (path for path in sorted(artifact.rglob("*")) if path.is_file() and path != card_path(artifact))
         return {path.relative_to(artifact).as_posix(): file_digest(path) for path in inside}
-    files = [artifact, *([artifact.with_suffix(".bin")] if artifact.suffix == ".xml" else [])]
-    return {path.suffix: file_digest(path) for path in files}
+    return {suffix: file_digest(artifact.with_suffix(suffix)) for suffix in (artifact.suffix, *companions)}
 
 
-def check_artifact(artifact: Path, card: ModelCard) -> None:
+def check_artifact(artifact: Path, card: ModelCard, companions: Iterable[str] = ()) -> None:
     """Raise `FileError` if an exported model is not what its card says; a card without digests says nothing."""
     stated = card.exported.get("sha256")
     if stated is None:
         return
     try:
-        found = artifact_digests(artifact)
+        found = artifact_digests(artifact, companions)
     except OSError as error:
         raise FileError(str(artifact), f"cannot be read: {error}.", "Get it again, all of its files.") from error
     if found != stated:

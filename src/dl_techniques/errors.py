@@ -14,6 +14,11 @@ def printable(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in text)
 
 
+def pip_install(extra: str) -> str:
+    """Return the command that installs an extra of this package."""
+    return f"pip install 'convunext[{extra}]'"
+
+
 def first_of(items: Sequence[str], separator: str = ", ") -> str:
     """Return the first ten of what is wrong, and how many more there are."""
     shown = separator.join(items[:SHOWN])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dl_techniques.errors import ArgumentError, ConvUNextError
+from dl_techniques.errors import ArgumentError, ConvUNextError, pip_install
 
 RUNTIME_BYTES = 10**9  # what Python, TensorFlow and Ray take in a worker, beside --max-memory
 STORE_BYTES = 256 * 2**20  # of a cluster of our own: rows alone go through it
@@ -56,7 +56,7 @@ def require_ray() -> None:
     for module in ("ray", "pyarrow"):
         if importlib.util.find_spec(module) is None:
             reason = f"needs the module {module!r}, which is not installed."
-            raise ConvUNextError("--ray", reason, "Install it: pip install 'convunext[ray]'.")
+            raise ConvUNextError("--ray", reason, f"Install it: {pip_install('ray')}.")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from dl_techniques.bulk.shipping import Shipment, model_files
 from dl_techniques.bulk.status import DONE, FAILED, REFUSED, Status, refused_before, rows
 from dl_techniques.bulk.storage import Folder, Found, find_sources, folder_of, is_address
 from dl_techniques.bulk.work import Job, Journal, Worker, possible_names
-from dl_techniques.engines.selection import Choice
+from dl_techniques.engines.formats import RUNTIMES
+from dl_techniques.engines.selection import EngineSelection
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError, printable
 from dl_techniques.images.formats import SUFFIXES
 from dl_techniques.inference.predictor import Predictor, check_options, predictor_settings
@@ -34,7 +35,6 @@ WORKER_MEMORY = "2GB"  # of each worker, if not given
 BATCH = 16  # images of a task, at most
 SHOWN = 20  # refusals that are printed
 EVERY = 30.0  # seconds between lines where there is no terminal
-ON_GPU = ("keras", "tensorflow")  # runtimes that compute there
 IMAGES = pa.schema({"path": pa.string(), "bytes": pa.int64(), "modified": pa.int64()})
 
 
@@ -84,7 +84,11 @@ class Outcome:
 
 
 def predict_bulk(
-    choice: Choice, inputs: Sequence[str], options: PredictionOptions, console: Console, address: str | None = None
+    choice: EngineSelection,
+    inputs: Sequence[str],
+    options: PredictionOptions,
+    console: Console,
+    address: str | None = None,
 ) -> Outcome:
     """Apply a model to any number of images with the workers of a Ray cluster.
 
@@ -127,7 +131,7 @@ def predict_bulk(
         if missing:
             with connected(address):
                 remote = output.remote or any(is_address(source) for source in inputs)
-                workers = share_out(resources(), memory, choice.runtime in ON_GPU, remote)
+                workers = share_out(resources(), memory, RUNTIMES[choice.runtime].uses_gpu, remote)
                 console.print(f"{len(missing)} images for {workers}")
                 job = _job(choice, options, output, settings, workers)
                 start = time.perf_counter()
@@ -212,7 +216,7 @@ def _as_row(image: Found) -> dict[str, Any]:
     return {"path": image.source, "bytes": image.bytes, "modified": image.modified}
 
 
-def _digest(choice: Choice, options: PredictionOptions) -> str:
+def _digest(choice: EngineSelection, options: PredictionOptions) -> str:
     """Return what a refusal depends on, beside the image."""
     kept = {key: value for key, value in asdict(options).items() if key not in ("output", "overwrite")}
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in model_files(choice.path)]
@@ -220,11 +224,11 @@ def _digest(choice: Choice, options: PredictionOptions) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _job(choice: Choice, options: PredictionOptions, output: Folder, settings: str, workers: Workers) -> Job:
+def _job(choice: EngineSelection, options: PredictionOptions, output: Folder, settings: str, workers: Workers) -> Job:
     import ray
 
     backend = ""
-    if choice.runtime == "keras":
+    if choice.starts_keras:
         import keras
 
         backend = keras.backend.backend()

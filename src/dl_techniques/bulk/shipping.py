@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dl_techniques.card import card_path
-from dl_techniques.engines.selection import Choice
+from dl_techniques.engines.formats import artifact_files
+from dl_techniques.engines.selection import EngineSelection
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Shipment:
     conversion: str
 
     @classmethod
-    def of(cls, choice: Choice) -> Shipment:
+    def of(cls, choice: EngineSelection) -> Shipment:
         """Read the files of a model."""
         sources = model_files(choice.path)
         files = [(f"model/{path.relative_to(choice.path.parent)}", path.read_bytes()) for path in sources]
@@ -37,7 +38,7 @@ class Shipment:
             files += [(f"conversion/{path.name}", path.read_bytes()) for path in sorted(folder.iterdir())]
         return cls(tuple(files), f"model/{choice.path.name}", "conversion" if folder else "")
 
-    def unpack(self, choice: Choice) -> Choice:
+    def unpack(self, choice: EngineSelection) -> EngineSelection:
         """Return the model as it lies on this machine, where the first who asks puts it."""
         digest = hashlib.sha256()
         for name, content in self.files:
@@ -63,5 +64,4 @@ def model_files(path: Path) -> list[Path]:
     """Return the files of a model: its own, those that belong to it, and its card."""
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
-    return [file for file in (path, card_path(path), *beside) if file.is_file()]
+    return [file for file in (*artifact_files(path), card_path(path)) if file.is_file()]

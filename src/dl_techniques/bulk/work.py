@@ -20,7 +20,7 @@ import pyarrow as pa
 from dl_techniques.bulk.shipping import Shipment
 from dl_techniques.bulk.status import DONE, FAILED, REFUSED, rows
 from dl_techniques.bulk.storage import Folder, StorageError, folder_of, is_address
-from dl_techniques.engines.selection import Choice
+from dl_techniques.engines.selection import EngineSelection
 from dl_techniques.errors import ConvUNextError, FileError
 from dl_techniques.images.files import image_shape
 from dl_techniques.inference.pipeline import OnTile, lossless_name
@@ -58,7 +58,7 @@ class Job:
         shipment: The model's files, where workers may not have them.
     """
 
-    choice: Choice
+    choice: EngineSelection
     options: PredictionOptions
     output: str
     settings: str

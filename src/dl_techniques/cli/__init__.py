@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from dl_techniques import __version__
-from dl_techniques.cli.backend import Backend, choose_backend, choose_backend_for, settle_engine
+from dl_techniques.cli.backend import Backend, choose_backend, prepare_engine
 from dl_techniques.cli.terminal import terminal
 from dl_techniques.cli.training import plan, planned_settings, train
 from dl_techniques.engines.formats import EngineName
@@ -82,8 +82,8 @@ def denoise(
     from dl_techniques.inference.denoising import denoise_files, presets_for
 
     names = [options.model] if options.model else presets_for(inputs)
-    choices = {name: settle_engine(name, options.engine, options.precision, backend) for name in names}
-    _report(denoise_files(inputs, options, terminal(), choices))
+    selections = {name: prepare_engine(name, backend, options.engine, options.precision) for name in names}
+    _report(denoise_files(inputs, options, terminal(), selections))
 
 
 @app.command
@@ -113,10 +113,10 @@ def predict(
     if ray is not None:
         _predict_bulk(model, inputs, options, backend, *ray)
         return
-    choice = settle_engine(model, options.engine, options.precision, backend)
+    selection = prepare_engine(model, backend, options.engine, options.precision)
     from dl_techniques.inference.predictor import predict_files
 
-    _report(predict_files(choice, inputs, options, terminal()))
+    _report(predict_files(selection, inputs, options, terminal()))
 
 
 def _predict_bulk(
@@ -125,10 +125,10 @@ def _predict_bulk(
     from dl_techniques.bulk.cluster import require_ray
 
     require_ray()  # before the model is looked at
-    choice = settle_engine(model, options.engine, options.precision, backend)
+    selection = prepare_engine(model, backend, options.engine, options.precision)
     from dl_techniques.bulk.running import predict_bulk
 
-    outcome = predict_bulk(choice, inputs, options, terminal(), address)
+    outcome = predict_bulk(selection, inputs, options, terminal(), address)
     if outcome.refused:
         raise PartialFailure(f"{outcome.refused} of {outcome.total} images refused")
 
@@ -146,16 +146,16 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
     The exit status is 1 if the promise is broken.
 
     Args:
-        model: A `.keras` file, a preset's name or folder, or an exported `.onnx`, `.xml`, `.tflite` file or SavedModel.
+        model: A `.keras` file, a preset's name or folder, or an export.
         save: Write the certificate into the model's card; never into those that ship with the package.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choose_backend_for(model, backend)
+    selection = prepare_engine(model, backend)
     from dl_techniques.engines.loading import load_engine
     from dl_techniques.export.certify import certify, print_certificate, save_certificate
     from dl_techniques.models.convunext.presets import SHIPPED
 
-    engine = load_engine(model)
+    engine = load_engine(selection)
     certificate = certify(engine)
     print_certificate(certificate, engine, terminal())
     if save and engine.path.parent != SHIPPED:
@@ -189,12 +189,12 @@ def evaluate_model(
         engine: What computes: `keras`, `openvino`, `onnxruntime`, or the fastest that is installed.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choice = settle_engine(model, engine, "float32", backend)
+    selection = prepare_engine(model, backend, engine)
     from dl_techniques.card import read_card
     from dl_techniques.engines.loading import load_engine
     from dl_techniques.inference.evaluation import evaluate_files
 
-    loaded = load_engine(choice)
+    loaded = load_engine(selection)
     console = terminal()
     card = read_card(loaded.path)
     print(evaluate_files(loaded, card, images, masks, output, console, max_memory).resolve())
@@ -238,10 +238,10 @@ def page(
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    choices = [settle_engine(model, options.engine, "float32", backend) for model in models]
+    selections = [prepare_engine(model, backend, options.engine) for model in models]
     from dl_techniques.page.serving import serve_page
 
-    serve_page(choices, options)
+    serve_page(selections, options)
 
 
 app.command(plan)

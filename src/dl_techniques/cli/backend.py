@@ -1,4 +1,4 @@
-"""The backend of Keras, chosen before it is imported."""
+"""Selects the backend of Keras before it is imported, and what runs a model."""
 
 from __future__ import annotations
 
@@ -8,54 +8,47 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from dl_techniques.engines.formats import EngineName, Precision
-from dl_techniques.errors import ConvUNextError
+from dl_techniques.engines.formats import FORMATS, RUNTIMES, EngineName, Precision
+from dl_techniques.errors import ConvUNextError, pip_install
 
 if TYPE_CHECKING:
-    from dl_techniques.engines.selection import Choice
+    from dl_techniques.engines.selection import EngineSelection
 
 Backend = Literal["tensorflow", "jax", "torch"] | None
 
 
-def choose_backend_for(model: str, backend: Backend) -> None:
-    """Choose the backend if the model needs Keras; a machine that runs exported artifacts may have none."""
-    from dl_techniques.engines.selection import needs_keras
-
-    if needs_keras(model):
-        choose_backend(backend)
-
-
-def settle_engine(model: str, engine: EngineName, precision: Precision, backend: Backend) -> Choice:
-    """Choose what runs a model and say it in a line; import Keras only if that is it.
+def prepare_engine(
+    model: str, backend: Backend, engine: EngineName | None = None, precision: Precision = "float32"
+) -> EngineSelection:
+    """Select what runs a model, print it in a line, and import Keras only if that is it.
 
     Args:
         model: A `.keras` file, a run's folder, a preset's name or folder, or an export.
-        engine: What the user asked for. A backend that is named means Keras.
+        backend: What Keras runs on. One that is named means Keras.
+        engine: What the user asked for; Keras, without a line, if not given.
         precision: What OpenVINO shall compute in.
-        backend: What Keras runs on.
 
     Returns:
-        What `load_engine` takes in the place of the model, so that nothing is chosen or looked at twice.
+        What `load_engine` takes in the place of the model, so that nothing is selected or read twice.
 
     Raises:
         ConvUNextError: The engine is not installed or does not fit.
     """
-    from dl_techniques.engines.runtimes import deviation
-    from dl_techniques.engines.selection import choose_engine, needs_keras
+    from dl_techniques.engines.loading import precision_deviation
+    from dl_techniques.engines.selection import find_model, select_engine
 
-    if engine == "auto" and backend is not None and precision == "float32" and needs_keras(model):
+    if engine == "auto" and backend is not None and precision == "float32" and find_model(model)[1] is None:
         engine = "keras"
-    choice = choose_engine(model, engine, precision)
-    said = choice.said
+    selection = select_engine(model, engine, precision)
+    message = selection.message
     if precision != "float32":
-        network = choice.path if choice.conversion is None else choice.conversion.folder / "network.xml"
-        share = deviation(network, precision)
-        said += f"; {precision}: off by up to {share:.2%} of the range of the output on noise"
-    if said:
-        print(said, flush=True)
-    if choice.runtime in ("keras", "litert", "tensorflow"):
+        share = precision_deviation(selection)
+        message += f"; {precision}: off by up to {share:.2%} of the range of the output on noise"
+    if message:
+        print(message, flush=True)
+    if selection.starts_keras:
         choose_backend(backend)
-    return choice
+    return selection
 
 
 def choose_backend(backend: str | None) -> None:
@@ -75,9 +68,10 @@ def choose_backend(backend: str | None) -> None:
                 with contextlib.suppress(ImportError):
                     import tensorflow  # noqa: F401 - Keras imports it later, aloud
     except ModuleNotFoundError as error:
-        extra = {"jax": "jax", "torch": "torch"}.get(str(error.name), "")
-        known = f"Install it: pip install 'convunext[{extra}]'."
-        remedy = known if extra else "Without it, only models exported as .onnx or .xml run."
+        free = [row.suffix for row in FORMATS.values() if not RUNTIMES[row.runtime].starts_keras]
+        remedy = f"Without it, only models exported as {' or '.join(free)} run."
+        if error.name in ("jax", "torch"):
+            remedy = f"Install it: {pip_install(error.name)}."
         raise ConvUNextError("backend", f"needs the module {error.name!r}, which is not installed.", remedy) from error
 
 
@@ -85,11 +79,11 @@ def choose_backend(backend: str | None) -> None:
 def _quiet_stderr() -> Iterator[None]:
     """Hide what C++ code writes while TensorFlow starts: five lines that look like errors and are none."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)

@@ -1,60 +1,63 @@
-"""What a model runs on, settled before anything heavy is imported."""
+"""Selects what runs a model before anything heavy is imported."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from dl_techniques.engines.cache import Conversion, ConversionError, Runtime, convert
-from dl_techniques.engines.formats import EngineName, Precision
-from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.engines.cache import Conversion, ConversionError, convert
+from dl_techniques.engines.formats import (
+    CONVERTED,
+    RUNTIMES,
+    SUFFIXES,
+    ArtifactFormat,
+    EngineName,
+    Precision,
+    find_format,
+    missing_modules,
+)
+from dl_techniques.errors import ArgumentError, FileError, pip_install
 
 RUN_MODEL = "model.keras"  # in the folder of a training run
-WITHOUT_KERAS = (".onnx", ".xml")
-# What a Keras model is converted for, the fastest first; what that takes, and the name to install it by.
-FASTEST: tuple[tuple[Runtime, tuple[str, ...], str], ...] = (
-    ("openvino", ("openvino",), "openvino"),
-    ("onnxruntime", ("onnxruntime", "tf2onnx", "tensorflow"), "'convunext[onnx]'"),
-)
-RUNTIMES = {".keras": "keras", ".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert"}
-
-
-def needs_keras(source: str | os.PathLike | None) -> bool:
-    """Return whether a model is one of Keras; `None` stands for a preset."""
-    return source is None or Path(source).suffix not in WITHOUT_KERAS
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a model runs on.
+class EngineSelection:
+    """What runs a model.
 
     Attributes:
         path: The model's file or folder.
-        runtime: What it runs on.
-        conversion: The model for that, `None` for Keras and for exports.
-        said: What the user is told of it, one line; nothing of exports.
-        precision: What OpenVINO computes in.
+        runtime: A name of `formats.RUNTIMES`.
+        artifact_format: Format of an export, `None` for models of Keras.
+        conversion: A model of Keras for another runtime.
+        message: One line for the user; empty if no engine was asked for, and for exports.
+        precision: What is computed in.
     """
 
     path: Path
     runtime: str
+    artifact_format: ArtifactFormat | None = None
     conversion: Conversion | None = None
-    said: str = ""
+    message: str = ""
     precision: Precision = "float32"
 
+    @property
+    def starts_keras(self) -> bool:
+        """Whether loading the model imports Keras or TensorFlow."""
+        return RUNTIMES[self.runtime].starts_keras
 
-Model = str | os.PathLike | Choice  # what `load_engine` takes
+
+Model = str | os.PathLike | EngineSelection  # what `load_engine` takes
 
 
-def choose_engine(
+def select_engine(
     source: str | os.PathLike, engine: EngineName | None = None, precision: Precision = "float32"
-) -> Choice:
-    """Return what a model runs on, converted for it where it must be; Keras is not imported.
+) -> EngineSelection:
+    """Return what runs a model, converted for it where it must be; Keras is not imported.
 
     Args:
         source: As `load_engine` takes it.
@@ -65,70 +68,66 @@ def choose_engine(
         FileError: There is no such file, or the model cannot be converted for the engine that is named.
         ArgumentError: There is no such preset, or the engine or the precision does not fit the model or the machine.
     """
-    path, own = find_model(source)
-    if engine not in (None, *get_args(EngineName)):
-        raise ArgumentError("engine", f"must be one of {', '.join(get_args(EngineName))}", engine)
-    if precision not in get_args(Precision):
-        raise ArgumentError("precision", f"must be one of {', '.join(get_args(Precision))}", precision)
-    if own != "keras" and engine not in (None, "auto", own):
+    path, form = find_model(source)
+    for name, value, known in ("engine", engine or "auto", EngineName), ("precision", precision, Precision):
+        if value not in get_args(known):
+            raise ArgumentError(name, f"must be one of {', '.join(get_args(known))}", value)
+    own = "keras" if form is None else form.runtime
+    if form is not None and engine not in (None, "auto", own):
         remedy = f"Leave --engine out; {own} runs it. Other engines run the .keras file or preset it was made from."
         raise ArgumentError("engine", f"must be {own} for {path.name}, which was exported for it", engine, remedy)
-    if precision != "float32" and "openvino" not in (own, engine if own == "keras" else own) and engine != "auto":
-        raise ArgumentError("precision", "must be float32: only openvino has another", precision, "Add --engine auto.")
-    if own != "keras" or engine in (None, "keras"):
-        return Choice(path, own, None, "engine: keras" if own == "keras" else "", precision)
-    if engine == "auto":
-        return _choose(path, precision)
-    _check_installed(engine)
+    runtime = own if form is not None or engine is None else engine
+    if runtime == "auto":
+        return _select_fastest(path, precision)
+    if precision not in RUNTIMES[runtime].precisions:
+        able = " or ".join(name for name, facts in RUNTIMES.items() if precision in facts.precisions)
+        raise ArgumentError("precision", f"must be float32: only {able} has another", precision, "Add --engine auto.")
+    if runtime not in CONVERTED or form is not None:
+        message = "engine: keras" if engine is not None and form is None else ""
+        return EngineSelection(path, runtime, form, None, message, precision)
+    if missing := missing_modules(RUNTIMES[runtime].modules):
+        remedy = f"{pip_install(RUNTIMES[runtime].extra)}, or add --engine keras."
+        raise ArgumentError("engine", f"needs the module {missing[0]!r}, which is not installed", engine, remedy)
     try:
-        return _converted(path, "openvino" if engine == "openvino" else "onnxruntime", precision)
+        return _converted(path, runtime, precision)
     except ConversionError as error:
-        raise FileError(
-            str(path), f"cannot be converted for {engine}: {error.reason}", "Add --engine keras."
-        ) from error
+        reason = f"cannot be converted for {engine}: {error.reason}"
+        raise FileError(str(path), reason, "Add --engine keras.") from error
 
 
-def _choose(path: Path, precision: Precision) -> Choice:
-    """Return what is taken for the fastest: OpenVINO, otherwise ONNX Runtime, on a CPU; Keras on a GPU."""
+def _select_fastest(path: Path, precision: Precision) -> EngineSelection:
+    """Return what is taken for the fastest: on a CPU the first runtime that is installed; Keras on a GPU."""
     reasons: list[str] = []
-    candidates = FASTEST if precision == "float32" else FASTEST[:1]
+    candidates = [name for name in CONVERTED if precision in RUNTIMES[name].precisions]
     if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1"):
-        reasons, candidates = ["this machine has a GPU, which only keras uses"], ()
-    for runtime, modules, remedy in candidates:
-        missing = [name for name in modules if importlib.util.find_spec(name) is None]
-        if missing:
+        reasons, candidates = ["this machine has a GPU, which only keras uses"], []
+    for runtime in candidates:
+        if missing := missing_modules((*RUNTIMES[runtime].modules, *CONVERTED[runtime].modules)):
             needed = "is not installed" if missing[0] == runtime else f"needs {missing[0]}, which is not installed"
-            reasons.append(f"{runtime} {needed} (pip install {remedy})")
+            reasons.append(f"{runtime} {needed} ({pip_install(RUNTIMES[runtime].extra)})")
             continue
         try:
-            choice = _converted(path, runtime, precision)
+            selection = _converted(path, runtime, precision)
         except ConversionError as error:
             reasons.append(f"{runtime} cannot be used: {error.reason}")
             break  # what one cannot take the other will not either, after a long time
-        return replace(choice, said="; ".join([choice.said, *reasons]))
+        return replace(selection, message="; ".join([selection.message, *reasons]))
     if precision != "float32":
         raise ArgumentError("precision", f"must be float32: {reasons[0]}", precision)
-    return Choice(path, "keras", said="; ".join(["engine: keras", *reasons]))
+    return EngineSelection(path, "keras", message="; ".join(["engine: keras", *reasons]))
 
 
-def _converted(path: Path, runtime: Runtime, precision: Precision) -> Choice:
+def _converted(path: Path, runtime: str, precision: Precision) -> EngineSelection:
     conversion = convert(path, runtime)
-    said = f"engine: {runtime} {importlib.metadata.version(runtime)}"
+    message = f"engine: {runtime} {importlib.metadata.version(runtime)}"
     if conversion.seconds is not None:
-        where = f"kept in {conversion.folder.parent}" if conversion.kept else "not kept: the cache cannot be written"
-        said += f"; converted from {path.name} in {conversion.seconds:.1f} s, {where}"
-    return Choice(path, runtime, conversion, said, precision)
+        place = f"kept in {conversion.folder.parent}" if conversion.cached else "not kept: the cache cannot be written"
+        message += f"; converted from {path.name} in {conversion.seconds:.1f} s, {place}"
+    return EngineSelection(path, runtime, None, conversion, message, precision)
 
 
-def _check_installed(engine: str) -> None:
-    if importlib.util.find_spec(engine) is None:
-        extra = {"onnxruntime": "onnx"}.get(engine, engine)
-        rule = f"needs the module {engine!r}, which is not installed"
-        raise ArgumentError("engine", rule, engine, f"pip install 'convunext[{extra}]', or add --engine keras.")
-
-
-def find_model(source: str | os.PathLike) -> tuple[Path, str]:
-    """Return the file or folder of a model, and what runs it: keras, openvino, onnxruntime, litert or tensorflow.
+def find_model(source: str | os.PathLike) -> tuple[Path, ArtifactFormat | None]:
+    """Return the file or folder of a model, and the format of an export, `None` for models of Keras.
 
     Raises:
         FileError: There is no such file.
@@ -139,14 +138,13 @@ def find_model(source: str | os.PathLike) -> tuple[Path, str]:
     path = Path(source)
     if (path / RUN_MODEL).is_file():
         path = path / RUN_MODEL
-    if (path / "saved_model.pb").is_file():
-        return path, "tensorflow"
-    if path.suffix in RUNTIMES:
-        if not path.is_file():
-            raise FileError(str(path), "does not exist.", "Check the path.")
-        return path, RUNTIMES[path.suffix]
+    form = find_format(path)
+    if path.suffix in (".keras", *SUFFIXES) and not path.is_file():
+        raise FileError(str(path), "does not exist.", "Check the path.")
+    if form is not None or path.suffix == ".keras":
+        return path, form
     try:
-        return preset_folder(str(source)), "keras"
+        return preset_folder(str(source)), None
     except ArgumentError as error:
-        rule = f"must be a file (.keras, .onnx, .xml, .tflite), an exported folder or one of {shipped_presets()}"
-        raise ArgumentError("model", rule, str(source)) from error
+        known = f"a file ({', '.join(('.keras', *SUFFIXES))}), an exported folder or one of {shipped_presets()}"
+        raise ArgumentError("model", f"must be {known}", str(source)) from error

@@ -1,4 +1,4 @@
-"""Work that Keras does on another backend than this process has, or without one here: in a process of its own."""
+"""Work that Keras does on another backend than this process has, or without one here: in a subprocess."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import dl_techniques
+from dl_techniques.engines.openvino import import_openvino
 from dl_techniques.errors import ConvUNextError
 
 
@@ -16,11 +17,11 @@ class ConversionError(ConvUNextError):
     """Say why a model could not be converted."""
 
 
-def run_apart(module: str, arguments: Sequence[str], backend: str, subject: str) -> None:
+def run_in_subprocess(module: str, arguments: Sequence[str], backend: str, subject: str) -> None:
     """Run `python -m module arguments` on a backend of Keras and wait for its end.
 
     Args:
-        module: Its work is done by `answer`.
+        module: Its work is done by `exit_status_of`.
         arguments: Of its command line.
         backend: Of Keras: `"openvino"`, `"tensorflow"` and so on.
         subject: What an error is of.
@@ -42,22 +43,20 @@ def run_apart(module: str, arguments: Sequence[str], backend: str, subject: str)
         raise ConversionError(subject, lines[-1] if lines else f"the conversion ended with {done.returncode}.")
 
 
-def answer(work: Callable[[], None]) -> int:
-    """Do what `run_apart` asked for; return the exit status, and say in the last line of stderr why it failed."""
+def exit_status_of(work: Callable[[], None]) -> int:
+    """Do the work of a subprocess; return its exit status, and print why it failed as the last line of stderr."""
+    if os.environ.get("KERAS_BACKEND") == "openvino":
+        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # Keras would look for it, which takes seconds
     try:
+        if os.environ.get("KERAS_BACKEND") == "openvino":
+            import_openvino()  # before Keras imports it
         work()
+        return 0
     except ConvUNextError as error:
-        print(error, file=sys.stderr)
-        return 1
+        reason = str(error)
     except ModuleNotFoundError as error:
-        print(f"needs the module {error.name!r}, which is not installed.", file=sys.stderr)
-        return 1
+        reason = f"needs the module {error.name!r}, which is not installed."
     except Exception as error:  # the errors of converters have no class in common
-        print((str(error).strip() or type(error).__name__).splitlines()[0], file=sys.stderr)
-        return 1
-    return 0
-
-
-def without_tensorflow() -> None:
-    """Keep Keras on OpenVINO from looking for TensorFlow, which takes seconds."""
-    sys.modules["tensorflow"] = None  # type: ignore[assignment]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    print(reason, file=sys.stderr)
+    return 1

@@ -1,13 +1,10 @@
-"""A model as one artifact for another runtime, run there and held against Keras before it is called done."""
+"""Exports a model for another runtime and writes the artifact only if its outputs there match those of Keras."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,14 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dl_techniques import __version__
+from dl_techniques.atomic import publish, staged_folder
 from dl_techniques.card import ModelCard, artifact_digests, card_path, read_card, write_card
 from dl_techniques.datasets.normalization import standardize
-from dl_techniques.engines.conversion import float32_network, tiling_of, write_artifact
-from dl_techniques.engines.formats import ArtifactFormat
-from dl_techniques.engines.loading import Engine, Tiling, load_engine
-from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError
+from dl_techniques.engines.conversion import float32_network, tiling_of
+from dl_techniques.engines.engine import Engine, Tiling
+from dl_techniques.engines.formats import FORMATS, RUNTIMES, ArtifactFormat, missing_modules
+from dl_techniques.engines.loading import load_engine
+from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError, pip_install
 from dl_techniques.export.certify import Certificate, certify, print_certificate
-from dl_techniques.export.graph import GraphOptions, artifact_model, write_openvino_apart
+from dl_techniques.export.graph import GraphOptions, write_artifact
 from dl_techniques.export.quantize import Loss, quantize, read_centres
 from dl_techniques.export.settings import ExportOptions
 from dl_techniques.models.convunext.receptive import pools_image
@@ -37,9 +36,6 @@ SIZES = ((1, 1), (33, 47), (128, 160))
 BATCHES = (1, 2)
 ALPHAS = (0.013, 0.37, 1.7, 73.0)  # no powers of two: floats scale by those exactly
 LIMIT = 1e-4  # of the output's range, of the pixels of masks, and of f(a·x) = a·f(x)
-NEEDED = {"onnx": ("onnx", "onnxruntime", "tf2onnx"), "openvino": ("openvino",)}
-RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # what memory is reckoned for; else as of Keras
-LARGEST = {"onnx": 2**31, "litert": 2**31}  # bytes; both are one message of a serializer that counts to there
 
 
 @dataclass(frozen=True)
@@ -88,46 +84,43 @@ class Artifact:
 
 
 def export_model(source: str | os.PathLike, options: ExportOptions, console: Console) -> Artifact:
-    """Write a model in a format for deployment, open it in its runtime, compare it with Keras, then call it done.
+    """Export a model in a format for deployment.
 
     The artifact maps pixels, `(batch, height, width, channels)` float32, any batch, to the finest output in float32.
     Its card is the model's, with what was measured here; the normalization that the model's card names is done inside
-    the artifact. All is written beside the output and moved there at the end.
+    the artifact. All is written beside the output and moved there once it has run in its runtime and matches Keras.
 
     Args:
         source: A `.keras` file, a preset's name or folder.
         options: Settings.
-        console: Where to tell what was measured.
+        console: Where what was measured is printed.
 
     Raises:
         ExportError: The artifact cannot be made, or does not do what the model does; nothing is left of it.
         FileError: The model cannot be read, or the output exists or cannot be written.
         ArgumentError: A setting does not fit the model, or needs a module that is not installed.
     """
-    _check_runtime(options.artifact_format)
+    form = options.artifact_format
+    _check_installed(form)
     _check_free(options)
     engine = load_engine(source)
     card = read_card(engine.path)
-    standard = card.standardizes(str(engine.path)) and not options.tiles  # inside the artifact
+    standardizes = card.standardizes(str(engine.path)) and not options.tiles  # inside the artifact
     if card.details.get("labels") and options.activation == "argmax":
         raise ArgumentError("activation", "must not be argmax: the labels of this model may overlap", "argmax")
     network = _exportable(engine, options)
     centres = read_centres(options.int8, card, engine.channels, options.size) if options.int8 else []
-    staging = _staging_folder(options.output)
-    try:
+    with staged_folder(options.output) as staging:
         path = staging / options.output.name
-        with _named(options.output, f"cannot be made as {options.artifact_format}"):
-            energies = options.tiles and pools_image(network)
-            around = GraphOptions(standard, options.activation, options.size, energies)
-            if options.artifact_format == "openvino":
-                write_openvino_apart(engine.path, around, path)
-            else:
-                write_artifact(artifact_model(network, around), path, options.artifact_format)
+        with _named(options.output, f"cannot be made as {form.name}"):
+            sums = options.tiles and pools_image(network)
+            graph = GraphOptions(standardizes, options.activation, options.size, sums)
+            write_artifact(network, engine.path, graph, form, path)
         write_card(path, ModelCard(export={"tiling": asdict(_tiling(card, network, options))}))
         with _named(options.output, "does not run"), _full_precision():
             exported = load_engine(path)
-            comparison = _compare(exported, network, standard, options.activation)
-            promises = not network.use_bias and not standard and options.activation == "none"
+            comparison = _compare(exported, network, standardizes, options.activation)
+            promises = not network.use_bias and not standardizes and options.activation == "none"
             certificate = certify(exported, ALPHAS, SIZES, LIMIT) if promises else None
         artifact = Artifact(options.output, comparison, certificate)
         _judge(artifact, exported, console)
@@ -139,22 +132,16 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
                 remedy = f"Nothing was written. Add --max-loss {math.ceil(1000 * loss.value) / 1000:g} if that is fine."
                 raise ExportError(str(options.output), f"loses too much: {loss}.", remedy)
         write_card(path, _card(card, artifact, network, options, path))
-        _publish(staging, options)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _check_free(options)  # again: minutes have passed
+        publish(staging, _parts(options))
     return artifact
 
 
-def _check_runtime(form: ArtifactFormat) -> None:
-    import keras
-
-    if form != "openvino" and keras.backend.backend() != "tensorflow":
-        remedy = "Run `convunext export`, or set KERAS_BACKEND=tensorflow; models of every backend can be exported."
-        raise ArgumentError("backend", f"must be tensorflow to export as {form}", keras.backend.backend(), remedy)
-    for name in NEEDED.get(form, ()):
-        if importlib.util.find_spec(name) is None:
-            remedy = f"pip install 'convunext[{form}]'"
-            raise ArgumentError("format", f"needs the module {name!r}, which is not installed", form, remedy)
+def _check_installed(form: ArtifactFormat) -> None:
+    runtime = RUNTIMES[form.runtime]
+    if missing := missing_modules((*runtime.modules, *form.modules)):
+        rule = f"needs the module {missing[0]!r}, which is not installed"
+        raise ArgumentError("format", rule, form.name, pip_install(runtime.extra) if runtime.extra else "")
 
 
 # === The model ===
@@ -172,16 +159,16 @@ def _exportable(engine: Engine, options: ExportOptions) -> ConvUNextModel:
     if activation in ("softmax", "argmax") and model.output_channels == 1:
         rule = "must be none or sigmoid for a model of one output channel"
         raise ArgumentError("activation", rule, activation)
-    if 4 * model.count_params() >= LARGEST.get(form, math.inf):
-        remedy = "Choose openvino or saved_model."
-        raise ArgumentError("format", "must be one that holds 2 GB and more for this model", form, remedy)
+    if form.max_bytes is not None and 4 * model.count_params() >= form.max_bytes:
+        remedy = f"Choose {' or '.join(name for name, row in FORMATS.items() if row.max_bytes is None)}."
+        raise ArgumentError("format", "must be one that holds 2 GB and more for this model", form.name, remedy)
     return float32_network(model)
 
 
 # === The artifact ===
 
 
-def _compare(artifact: Engine, network: ConvUNextModel, standard: bool, activation: str) -> Comparison:
+def _compare(artifact: Engine, network: ConvUNextModel, standardizes: bool, activation: str) -> Comparison:
     from dl_techniques.models.convunext.function import keras_function
 
     function, rng = keras_function(network), np.random.default_rng(0)
@@ -190,7 +177,7 @@ def _compare(artifact: Engine, network: ConvUNextModel, standard: bool, activati
     for size in sizes:
         for batch in BATCHES:
             x = rng.uniform(size=(batch, *size, artifact.channels)).astype("float32")
-            normalized = np.stack([standardize(image) for image in x]) if standard else x
+            normalized = np.stack([standardize(image) for image in x]) if standardizes else x
             y = _activated(function(normalized).astype("float64"), activation)
             output = artifact.function(x)
             if output.shape != y.shape:
@@ -234,7 +221,7 @@ def _card(
 ) -> ModelCard:
     """Return the model's card with what holds for the artifact instead of what held for the model."""
     export = {
-        "format": options.artifact_format,
+        "format": options.artifact_format.name,
         "size": options.size or "any",
         "normalization": "none" if options.tiles else card.normalization,  # done inside
         "activation": options.activation,
@@ -242,7 +229,7 @@ def _card(
         "against_keras": asdict(artifact.comparison),
         **({} if artifact.loss is None else {"int8": asdict(artifact.loss)}),
         "convunext_version": __version__,
-        "sha256": artifact_digests(written),
+        "sha256": artifact_digests(written, options.artifact_format.companions),
     }
     certificate = None if artifact.certificate is None else artifact.certificate.as_dict()
     outside = card.normalization if options.tiles else "none"
@@ -254,7 +241,7 @@ def _tiling(card: ModelCard, network: ConvUNextModel, options: ExportOptions) ->
     pools = card.normalization != "none" or pools_image(network)
     whole = options.size is not None or (pools and not options.tiles)
     outputs = 1 if options.activation == "argmax" else network.output_channels
-    return tiling_of(network, outputs, RUNTIMES.get(options.artifact_format, "keras"), whole)
+    return tiling_of(network, outputs, options.artifact_format.runtime, whole)
 
 
 @contextlib.contextmanager
@@ -292,11 +279,9 @@ def _full_precision() -> Iterator[None]:
 
 def _parts(options: ExportOptions) -> list[Path]:
     """Return what an artifact consists of; the last makes it whole."""
-    output = options.output
-    if options.artifact_format == "saved_model":
-        return [output]  # a folder, which holds the card
-    weights = [output.with_suffix(".bin")] if options.artifact_format == "openvino" else []
-    return [*weights, card_path(output), output]
+    form, output = options.artifact_format, options.output
+    card = [card_path(output)] if form.suffix else []  # a folder holds its card
+    return [*form.parts(output)[:-1], *card, output]
 
 
 def _check_free(options: ExportOptions) -> None:
@@ -306,37 +291,8 @@ def _check_free(options: ExportOptions) -> None:
             continue
         if not options.overwrite:
             raise FileError(str(part), "exists already.", "Choose another --output, or add --overwrite.")
-        if options.artifact_format == "saved_model" and not (part / "saved_model.pb").is_file():
-            raise FileError(str(part), "is not a SavedModel.", "Choose another --output.")
-        if options.artifact_format != "saved_model" and part.is_dir():
+        form = options.artifact_format
+        if form.marker and not (part / form.marker).is_file():
+            raise FileError(str(part), f"is not a {form.title}.", "Choose another --output.")
+        if not form.marker and part.is_dir():
             raise FileError(str(part), "is a folder.", "Choose another --output.")
-
-
-def _staging_folder(output: Path) -> Path:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    except OSError as error:
-        raise FileError(str(output), f"cannot be written: {error.strerror}.", "Choose another --output.") from error
-
-
-def _publish(staging: Path, options: ExportOptions) -> None:
-    """Move all parts to their places; what makes an artifact whole goes first when old and comes last when new."""
-    _check_free(options)  # again: minutes have passed
-    parts, replaced = _parts(options), staging / f"{options.output.name}.old"
-    try:
-        for path in staging.rglob("*"):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-        replaced.mkdir()
-        for part in reversed(parts):
-            if part.exists():
-                os.rename(part, replaced / part.name)
-        for part in parts:
-            os.rename(staging / part.name, part)
-    except OSError as error:
-        for part in parts:
-            if (replaced / part.name).exists():
-                os.replace(replaced / part.name, part)
-        raise FileError(str(options.output), f"cannot be written: {error.strerror}.", "Free some space.") from error

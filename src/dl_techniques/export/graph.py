@@ -1,4 +1,4 @@
-"""What an export computes, from pixels to its answer; `python -m` writes that as OpenVINO has it, see `export`."""
+"""What an export computes, from pixels to its answer; `python -m` writes it on another backend, in a subprocess."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dl_techniques.engines.runtimes import import_openvino
-from dl_techniques.engines.subprocess import answer, run_apart, without_tensorflow
+from dl_techniques.engines.conversion import float32_network
+from dl_techniques.engines.formats import FORMATS, ArtifactFormat
+from dl_techniques.engines.keras import load_keras
+from dl_techniques.engines.subprocess import exit_status_of, run_in_subprocess
 
 if TYPE_CHECKING:
     from dl_techniques.models.convunext.model import ConvUNextModel
@@ -17,52 +19,63 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What an artifact does beside its network.
+    """What an artifact computes beside its network.
 
     Attributes:
-        standard: Whether images are brought to mean 0 and variance 1 inside.
-        activation: Done to the output: `none`, `sigmoid`, `softmax` or `argmax`.
+        standardizes: Whether images are brought to mean 0 and variance 1 inside.
+        activation: Of the output: `none`, `sigmoid`, `softmax` or `argmax`.
         size: Height and width of all images; any if not given.
-        energies: Whether the statistics of the whole image, of a V2 network, go in and out.
+        sums_of_squares: Whether the statistics of the complete image, of a V2 network, go in and out.
     """
 
-    standard: bool
+    standardizes: bool
     activation: str
     size: tuple[int, int] | None
-    energies: bool
+    sums_of_squares: bool
 
 
-def artifact_model(network: ConvUNextModel, around: GraphOptions) -> Any:
+def artifact_model(network: ConvUNextModel, options: GraphOptions) -> Any:
     """Return the functional model of an artifact: of pixels, or of a tile and what it is normalized by."""
     import keras
 
-    if around.energies:
+    if options.sums_of_squares:
         from dl_techniques.models.convunext.tiles import tile_network
 
         tiles = tile_network(network)
-        output, energies = tiles.outputs
-        return keras.Model(tiles.inputs, [_active(output, around.activation), energies])
-    image = keras.Input((*(around.size or (None, None)), network.input_channels), dtype="float32", name="image")
-    y = network(_standardized(image) if around.standard else image, training=False)
-    return keras.Model(image, _active(y, around.activation))
+        output, sums = tiles.outputs
+        return keras.Model(tiles.inputs, [_activated(output, options.activation), sums])
+    image = keras.Input((*(options.size or (None, None)), network.input_channels), dtype="float32", name="image")
+    y = network(_standardized(image) if options.standardizes else image, training=False)
+    return keras.Model(image, _activated(y, options.activation))
 
 
-def write_openvino_apart(source: Path, around: GraphOptions, path: Path) -> None:
-    """Write an artifact as OpenVINO's own operations: a graph that comes through TensorFlow takes twice the time.
+def write_artifact(
+    network: ConvUNextModel, source: Path, options: GraphOptions, form: ArtifactFormat, path: Path
+) -> None:
+    """Write an artifact, in a subprocess where its writer needs another backend than this process has.
+
+    OpenVINO files are made of its own operations: a graph that comes through TensorFlow takes twice the time.
 
     Args:
-        source: A `.keras` file or a preset's folder.
-        around: What the artifact does beside the network.
-        path: Where to, an `.xml` file.
+        network: What `float32_network` made of the model.
+        source: Its `.keras` file or preset's folder.
+        options: What the artifact computes beside the network.
+        form: Its format.
+        path: Where to.
 
     Raises:
-        ConversionError: It cannot be done.
+        ConversionError: The subprocess cannot do it.
     """
-    told = [str(source.resolve()), json.dumps(asdict(around)), str(path)]
-    run_apart("dl_techniques.export.graph", told, "openvino", str(source))
+    import keras
+
+    if form.backend in ("", keras.backend.backend()):
+        form.write(artifact_model(network, options), path)
+    else:
+        arguments = [str(source.resolve()), json.dumps(asdict(options)), form.name, str(path)]
+        run_in_subprocess("dl_techniques.export.graph", arguments, form.backend, str(source))
 
 
-def _active(y, activation: str):
+def _activated(y, activation: str):
     import keras
 
     if activation == "sigmoid":
@@ -75,7 +88,7 @@ def _active(y, activation: str):
 
 
 def _standardized(image):
-    """Return each image with mean 0 and variance 1, one of a single value as zeros; see `data.normalization`."""
+    """Return each image with mean 0 and variance 1, one of a single value as zeros; see `datasets.normalization`."""
     from keras import ops
 
     axes = (1, 2, 3)
@@ -85,16 +98,10 @@ def _standardized(image):
     return ops.where(varies, centred, 0.0) / ops.where(varies, deviation, 1.0)
 
 
-def _write(source: str, around: GraphOptions, path: Path) -> None:
-    from dl_techniques.engines.conversion import float32_network, write_openvino
-    from dl_techniques.engines.loading import load_engine
-
-    loaded: Any = load_engine(source).model
-    write_openvino(artifact_model(float32_network(loaded), around), path)
+def _write(source: str, options: str, form: str, path: str) -> None:
+    loaded: Any = load_keras(Path(source)).model
+    FORMATS[form].write(artifact_model(float32_network(loaded), GraphOptions(**json.loads(options))), Path(path))
 
 
 if __name__ == "__main__":
-    without_tensorflow()
-    import_openvino()  # before Keras imports it
-    _, named, given, output = sys.argv
-    sys.exit(answer(lambda: _write(named, GraphOptions(**json.loads(given)), Path(output))))
+    sys.exit(exit_status_of(lambda: _write(*sys.argv[1:])))

@@ -147,7 +147,7 @@ def _quantize(path: Path, calibration: list[np.ndarray]) -> None:
         def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
             return next(self.feeds, None)
 
-    prepared = path.with_name("prepared.onnx")
+    prepared = path.with_stem("prepared")
     with _quiet_logs():
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
         quantize_static(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from dl_techniques.engines.formats import ARTIFACT_SUFFIXES, ArtifactFormat
+from dl_techniques.engines.formats import FORMATS, SUFFIXES, ArtifactFormat, FormatName
 from dl_techniques.errors import ArgumentError
 
 
@@ -31,7 +31,7 @@ class ExportOptions:
     """
 
     output: Annotated[Path, Parameter(name=("--output", "-o"))]
-    format: ArtifactFormat | None = None
+    format: FormatName | None = None
     size: Annotated[tuple[int, int] | None, Parameter(negative=())] = None
     activation: Literal["none", "sigmoid", "softmax", "argmax"] = "none"
     overwrite: bool = False
@@ -40,28 +40,36 @@ class ExportOptions:
     max_loss: float | None = None
 
     def __post_init__(self) -> None:
-        suffix = self.output.suffix
-        if self.int8 is not None and suffix != ".onnx":
-            raise ArgumentError("int8", "needs an --output that ends in .onnx", str(self.output))
+        form = self.artifact_format
+        if self.int8 is not None and not form.int8:
+            raise ArgumentError("int8", f"needs an --output that ends in {_endings('int8')}", str(self.output))
         if self.max_loss is not None and self.int8 is None:
             raise ArgumentError("max_loss", "needs --int8", self.max_loss)
         if self.tiles and (self.size is not None or self.int8 is not None):
             raise ArgumentError("tiles", "must not go with --size or --int8", True)
-        if self.tiles and suffix not in (".onnx", ".xml"):
-            raise ArgumentError("tiles", "needs an --output that ends in .onnx or .xml", str(self.output))
-        if self.format is None and suffix not in ARTIFACT_SUFFIXES:
-            rule = "must end in .onnx, .xml (OpenVINO), .tflite (LiteRT) or, for a SavedModel, have no suffix"
-            raise ArgumentError("output", rule, str(self.output))
-        if self.format == "saved_model":  # "denoiser-1.2" is the name of a folder
-            if suffix and suffix in (*ARTIFACT_SUFFIXES, ".keras"):
-                raise ArgumentError("output", "must have no suffix for --format saved_model", str(self.output))
-        elif self.format is not None and ARTIFACT_SUFFIXES.get(suffix) != self.format:
-            wanted = next(key for key, value in ARTIFACT_SUFFIXES.items() if value == self.format)
-            raise ArgumentError("output", f"must end in {wanted} for --format {self.format}", str(self.output))
+        if self.tiles and not form.tiles:
+            raise ArgumentError("tiles", f"needs an --output that ends in {_endings('tiles')}", str(self.output))
+        suffix = self.output.suffix
+        if form.suffix and suffix != form.suffix:
+            raise ArgumentError("output", f"must end in {form.suffix} for --format {form.name}", str(self.output))
+        if not form.suffix and suffix in (*SUFFIXES, ".keras"):  # "denoiser-1.2" is the name of a folder
+            raise ArgumentError("output", f"must have no suffix for --format {form.name}", str(self.output))
         if self.size is not None and min(self.size) < 1:
             raise ArgumentError("size", "must be a height and a width of at least 1", self.size)
 
     @property
     def artifact_format(self) -> ArtifactFormat:
-        """The format, given or inferred."""
-        return self.format or ARTIFACT_SUFFIXES[self.output.suffix]
+        """The format, given or that of the suffix."""
+        if self.format is not None:
+            return FORMATS[self.format]
+        for form in FORMATS.values():
+            if form.suffix == self.output.suffix:
+                return form
+        known = [f"{form.suffix} ({form.title})" for form in FORMATS.values() if form.suffix]
+        folders = " or ".join(form.title for form in FORMATS.values() if not form.suffix)
+        rule = f"must end in {', '.join(known)} or, for a {folders}, have no suffix"
+        raise ArgumentError("output", rule, str(self.output))
+
+
+def _endings(ability: str) -> str:
+    return " or ".join(form.suffix for form in FORMATS.values() if getattr(form, ability))

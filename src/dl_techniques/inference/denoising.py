@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.engines.loading import Engine
-from dl_techniques.engines.selection import Choice
+from dl_techniques.engines.engine import Engine
+from dl_techniques.engines.selection import EngineSelection
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.display import centre, contact_sheet, to_display
 from dl_techniques.images.files import Picture, image_shape, read_image, write_image
@@ -130,7 +130,7 @@ def denoise_files(
     inputs: Sequence[str | os.PathLike],
     options: DenoisingOptions,
     console: Console,
-    choices: Mapping[str, Choice] | None = None,
+    choices: Mapping[str, EngineSelection] | None = None,
 ) -> list[DenoisingResult]:
     """Denoise image files; one that is refused is named and the others go on.
 
@@ -156,7 +156,7 @@ def denoise_files(
 class _Engines:
     """The model for images of one or three channels; what is not named is loaded when first needed."""
 
-    def __init__(self, options: DenoisingOptions, choices: Mapping[str, Choice]) -> None:
+    def __init__(self, options: DenoisingOptions, choices: Mapping[str, EngineSelection]) -> None:
         self.options, self.choices = options, choices
         self.loaded: dict[str, Engine] = {}
         for name in (options.model,) if options.model else choices:

@@ -16,7 +16,7 @@ from dl_techniques.datasets.inspection import describe_classes, describe_images,
 from dl_techniques.datasets.lazy import LazyDataset, MemoryBudget
 from dl_techniques.datasets.normalization import standardize
 from dl_techniques.datasets.pairs import Pair, find_pairs
-from dl_techniques.engines.loading import Engine
+from dl_techniques.engines.engine import Engine
 from dl_techniques.errors import FileError
 from dl_techniques.inference.memory import parse_memory
 from dl_techniques.inference.tiled_function import bounded_function

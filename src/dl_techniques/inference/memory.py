@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dl_techniques.engines.footprint import SIZED, model_bytes_per_pixel
+from dl_techniques.engines.formats import RUNTIMES
 from dl_techniques.errors import ArgumentError
 from dl_techniques.inference.settings import AUTO
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from dl_techniques.inference.network import Network
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-ANY_SIZE = 2.5  # times as much for images of fewer than SIZED pixels, which OpenVINO may not be compiled for
 WHOLE_REMEDY = "Raise --max-memory, or export the model again with --tiles."
 LARGEST_TILE = 4096  # beyond, what tiles overlap is little already
 AUTO_SHARE = 0.75  # of what is free; the rest is for the runtime and for what others begin meanwhile
@@ -59,19 +59,12 @@ def free_memory(container: Path = Path("/sys/fs/cgroup")) -> int:
     return free
 
 
-def bytes_per_pixel(network: Network, whole: bool = False) -> int:
-    """Return how many bytes a network takes for each pixel that is computed at once; 0 where that is not known.
-
-    Args:
-        network: The model.
-        whole: Of an image in one piece, not of tiles.
-    """
+def bytes_per_pixel(network: Network) -> int:
+    """Return how many bytes a network takes for each pixel that is computed at once; 0 where that is not known."""
     engine = network.engine
     if engine.model is not None:
         return model_bytes_per_pixel(engine.model)
-    if engine.tiling is None:
-        return 0
-    return (whole and engine.tiling.whole_bytes_per_pixel) or engine.tiling.bytes_per_pixel
+    return 0 if engine.tiling is None else engine.tiling.bytes_per_pixel
 
 
 def tile_bytes(network: Network, side: int) -> int:
@@ -80,14 +73,15 @@ def tile_bytes(network: Network, side: int) -> int:
 
 
 def _bytes(network: Network, each: int, pixels: int) -> int:
-    small = ANY_SIZE * min(pixels, SIZED) if network.engine.runtime == "openvino" else 0
+    small = RUNTIMES[network.engine.runtime].small_image_factor * min(pixels, SIZED)
     return math.ceil(each * max(pixels, small))
 
 
 def _side(network: Network, each: int, memory: int) -> int:
     """Return the largest height and width of tiles within an amount of memory."""
     side = math.isqrt(memory // each)
-    return side if _bytes(network, each, side * side) <= memory else math.isqrt(int(memory / (ANY_SIZE * each)))
+    factor = RUNTIMES[network.engine.runtime].small_image_factor
+    return side if _bytes(network, each, side * side) <= memory else math.isqrt(int(memory / (factor * each)))
 
 
 def array_bytes(network: Network, size: tuple[int, int], tta: int, planes: int = 1) -> int:
@@ -106,7 +100,7 @@ def array_bytes(network: Network, size: tuple[int, int], tta: int, planes: int =
 def network_bytes(network: Network, size: tuple[int, int]) -> int:
     """Return how many bytes a network takes, at least, for an image of this height and width; 0 if not known."""
     smallest = network.smallest_tile
-    whole = _bytes(network, bytes_per_pixel(network, whole=True), size[0] * size[1])
+    whole = _bytes(network, bytes_per_pixel(network), size[0] * size[1])
     return whole if smallest is None else min(whole, tile_bytes(network, smallest))
 
 
@@ -141,7 +135,7 @@ def plan_tile(network: Network, memory: int, extent: int = LARGEST_TILE) -> int:
     smallest = network.smallest_tile
     if smallest is None:
         return LARGEST_TILE
-    if not network.tiled_by_patch and extent <= _side(network, bytes_per_pixel(network, whole=True), memory):
+    if not network.tiled_by_patch and extent <= _side(network, bytes_per_pixel(network), memory):
         return max(-(-extent // network.multiple) * network.multiple, smallest)
     side = _side(network, bytes_per_pixel(network), memory) // network.multiple * network.multiple
     if side < min(smallest, extent):

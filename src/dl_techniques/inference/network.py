@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from dl_techniques.engines.loading import Engine
+from dl_techniques.engines.engine import Engine
 from dl_techniques.errors import ArgumentError
 from dl_techniques.inference.tiling import Tile, plan_tiles
 
@@ -74,7 +74,7 @@ class Network:
             self.halo, self.multiple, self.pools = receptive_radius(model), 2**model.depth, pools_image(model)
         elif self.engine.tiling is not None:
             self.halo, self.multiple = self.engine.tiling.halo, self.engine.tiling.multiple
-            self.pools = bool(self.engine.tiling.energies)
+            self.pools = bool(self.engine.tiling.sums_of_squares)
         self.tiled_by_patch = self.pools and global_stats == "tile"
         if self.tiled_by_patch:
             if patch is None:
@@ -85,7 +85,7 @@ class Network:
     @property
     def whole(self) -> bool:
         """Whether the model takes whole images only."""
-        return self.engine.model is None and (self.engine.tiling is None or self.engine.tiling.whole)
+        return self.engine.model is None and (self.engine.tiling is None or self.engine.tiling.whole_images_only)
 
     @property
     def outputs(self) -> int:
@@ -150,28 +150,28 @@ class Network:
         return (Pass(len(parts)),)
 
     def _passes(self, source: Source, parts: list[Tile], receive, on_tile) -> tuple[Pass, ...]:
-        sizes, model = list(self.engine.tiling.energies if self.engine.tiling else ()), self.engine.model
+        sizes, model = list(self.engine.tiling.sums_of_squares if self.engine.tiling else ()), self.engine.model
         if model is not None:
-            from dl_techniques.models.convunext.tiles import energy_sizes, tile_function
+            from dl_techniques.models.convunext.tiles import sum_sizes, tile_function
 
-            sizes = energy_sizes(model)
+            sizes = sum_sizes(model)
             self._function = self._function or tile_function(model)
         function: Any = self._function
-        energies = np.full(sum(sizes), -1, "float32")  # unknown
+        sums = np.full(sum(sizes), -1, "float32")  # unknown
         done: list[Pass] = []
         for number in range(1, 2 if self.tiled_by_patch else len(sizes) + 2):
             total = np.zeros(sum(sizes))
             for count, part in enumerate(parts, start=1):
                 crop = source[part.read]
-                kept = np.zeros(crop.shape[:2], "float32")
-                kept[part.keep] = 1
-                output, found = function(crop, kept, energies)
+                valid_mask = np.zeros(crop.shape[:2], "float32")
+                valid_mask[part.keep] = 1
+                output, found = function(crop, valid_mask, sums)
                 total += found
                 receive(part, output[part.keep], number)
                 on_tile(count, len(parts))
-            change = float(np.abs(_shares(total, sizes) - _shares(energies, sizes)).max())
+            change = float(np.abs(_shares(total, sizes) - _shares(sums, sizes)).max())
             done.append(Pass(len(parts), None if number == 1 else change))
-            energies = total.astype("float32")
+            sums = total.astype("float32")
             if number > 1 and change <= SETTLED:
                 break
         return tuple(done)
@@ -182,9 +182,9 @@ def min_tile(halo: int, multiple: int, kept: int) -> int:
     return 2 * (-(-halo // multiple) * multiple) + max(kept // multiple, 1) * multiple
 
 
-def _shares(energies: np.ndarray, sizes: list[int]) -> np.ndarray:
+def _shares(sums: np.ndarray, sizes: list[int]) -> np.ndarray:
     """Return what each normalization makes of its sums of squares: a channel's response by the mean of all."""
-    parts = np.split(np.sqrt(np.maximum(energies, 0.0)), np.cumsum(sizes)[:-1])
+    parts = np.split(np.sqrt(np.maximum(sums, 0.0)), np.cumsum(sizes)[:-1])
     return np.concatenate([part / (part.mean() or 1.0) for part in parts])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dl_techniques.datasets.noise import add_gaussian_noise
-from dl_techniques.engines.loading import Engine
+from dl_techniques.engines.engine import Engine
 from dl_techniques.errors import ArgumentError
 from dl_techniques.inference.denoising import denoise_pixels
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.engines.loading import Engine
+from dl_techniques.engines.engine import Engine
 from dl_techniques.inference.memory import check_whole, plan_tile
 from dl_techniques.inference.network import Network
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dl_techniques.engines.selection import Model
-from dl_techniques.errors import ArgumentError, ConvUNextError
+from dl_techniques.errors import ArgumentError, ConvUNextError, pip_install
 from dl_techniques.inference.predictor import Predictor
 from dl_techniques.page.applying import apply_model
 from dl_techniques.page.settings import LOOPBACK, PageOptions
@@ -48,7 +48,7 @@ def serve_page(models: Sequence[Model], options: PageOptions) -> None:
     """
     if importlib.util.find_spec("gradio") is None:
         raise ConvUNextError(
-            "page", "needs the module 'gradio', which is not installed.", "Install it: pip install gradio"
+            "page", "needs the module 'gradio', which is not installed.", f"Install it: {pip_install('page')}"
         )
     predictors = [Predictor(model, max_memory=options.max_memory, engine=options.engine) for model in models]
     with running_page(predictors, options) as url:

@@ -19,7 +19,7 @@ from dl_techniques.card import ModelCard, write_card
 from dl_techniques.datasets.inspection import Inspection
 from dl_techniques.datasets.lazy import LazyDataset
 from dl_techniques.datasets.pairs import Pair
-from dl_techniques.engines.loading import Engine
+from dl_techniques.engines.engine import Engine
 from dl_techniques.images.display import contact_sheet
 from dl_techniques.images.files import Picture, write_image
 from dl_techniques.inference.memory import parse_memory

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class TileBlock(keras.layers.Layer):
-    """A V2 block of a tile, its response normalization told the statistics of the whole image.
+    """A V2 block of a tile, which response normalization scales by statistics of the complete image.
 
     Args:
         block: The block; its weights are shared.
 
     Call arguments:
         x: `(batch, height, width, filters)`.
-        energy: Sum of squares over the whole image, `(batch, channels)`; where negative, that of this tile counts.
-        kept: 1 at the pixels that no other tile counts, elsewhere 0, `(batch, height, width, 1)`.
+        sums: Sums of squares over the complete image, `(batch, channels)`; where negative, those of this tile count.
+        valid_mask: 1 at the pixels that no other tile counts, elsewhere 0, `(batch, height, width, 1)`.
 
     Returns:
         A tensor of the shape of `x`, and the sum of squares over the pixels that count, `(batch, channels)`.
@@ -36,18 +36,18 @@ class TileBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.block = block
 
-    def call(self, x, energy, kept):
+    def call(self, x, sums, valid_mask):
         found = []
 
         def bottleneck(y):
             y = self.block.pwconv1(y)
-            found.append(self.block.grn.energy(y, kept))
-            return self.block.reduce(y, ops.where(energy < 0, found[0], energy))
+            found.append(self.block.grn.energy(y, valid_mask))
+            return self.block.reduce(y, ops.where(sums < 0, found[0], sums))
 
         return x + self.block.branch(x, bottleneck), found[0]
 
-    def compute_output_shape(self, x_shape, energy_shape, kept_shape):
-        return tuple(x_shape), tuple(energy_shape)
+    def compute_output_shape(self, x_shape, sums_shape, valid_mask_shape):
+        return tuple(x_shape), tuple(sums_shape)
 
 
 TileFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -56,15 +56,15 @@ TileFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, 
 def tile_function(model: ConvUNextModel) -> TileFunction:
     """Return a V2 model as a function of a tile and of the statistics of the image that it is cut from.
 
-    It shares the model's weights. Its arguments are the tile, `(height, width, channels)`; the pixels that no other
-    tile counts, as 1 among zeros, `(height, width)`; and the sums of squares that the normalizations find in the whole
-    image, `(energy_count(model),)`, float32, where negative those of this tile count. It returns the finest output and
-    the sums over the pixels that count.
+    It shares the model's weights. Its arguments are the tile, `(height, width, channels)`; the valid mask, 1 at the
+    pixels that no other tile counts, elsewhere 0, `(height, width)`; and the sums of squares over the complete image,
+    `(sum(sum_sizes(model)),)`, float32, where negative those of this tile count. It returns the finest output and the
+    sums over the valid pixels.
     """
     network = tile_network(model)
 
-    def call(tile: np.ndarray, kept: np.ndarray, energies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        inputs = [tile[None], kept[None, ..., None], energies[None]]
+    def call(tile: np.ndarray, valid_mask: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inputs = [tile[None], valid_mask[None, ..., None], sums[None]]
         if keras.backend.backend() == "jax":
             outputs = network.predict(inputs, batch_size=1, verbose=0)
         else:
@@ -76,31 +76,31 @@ def tile_function(model: ConvUNextModel) -> TileFunction:
     return call
 
 
-def energy_sizes(model: ConvUNextModel) -> list[int]:
+def sum_sizes(model: ConvUNextModel) -> list[int]:
     """Return the number of channels of every response normalization, in the order of computation."""
     down = [4 * size for size in model.filter_sizes for _ in range(model.blocks_per_level)]
     return down + down[: -model.blocks_per_level][::-1]
 
 
 def tile_network(model: ConvUNextModel) -> keras.Model:
-    """Return the graph of `tile_function`, of a batch: image, kept pixels and energies to output and energies."""
+    """Return the graph of `tile_function`, of a batch: image, valid mask and sums to output and sums."""
     image = keras.Input((None, None, model.input_channels), name="image")
-    kept = keras.Input((None, None, 1), name="kept")
-    sizes = energy_sizes(model)
-    energies = keras.Input((sum(sizes),), name="energies")
+    valid_mask = keras.Input((None, None, 1), name="valid_mask")
+    sizes = sum_sizes(model)
+    sums = keras.Input((sum(sizes),), name="sums_of_squares")
     ends = np.cumsum(sizes).tolist()
-    levels = [kept]
+    levels = [valid_mask]
     for _ in range(model.depth):  # tiles begin where the pooling windows begin: the same pixels, level by level
         levels.append(levels[-1][:, ::2, ::2])
     found = []
 
     def call_block(block, x, level: int):
         begin, end = ends[len(found)] - sizes[len(found)], ends[len(found)]
-        x, energy = TileBlock(block, dtype=block.dtype_policy)(x, energies[:, begin:end], levels[level])
-        found.append(energy)
+        x, found_here = TileBlock(block, dtype=block.dtype_policy)(x, sums[:, begin:end], levels[level])
+        found.append(found_here)
         return x
 
     arguments = {**model.get_config(), "enable_deep_supervision": False}
     layers = {layer.name: layer for layer in model.layers}
     (output,) = connect_layers(layers, arguments, image, call_block)
-    return keras.Model([image, kept, energies], [output, ops.concatenate(found, axis=-1)])
+    return keras.Model([image, valid_mask, sums], [output, ops.concatenate(found, axis=-1)])

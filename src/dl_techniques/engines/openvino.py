@@ -1,30 +1,59 @@
-"""OpenVINO and ONNX Runtime: a model in a file as a function from arrays to arrays."""
+"""OpenVINO files, and how OpenVINO is imported."""
 
 from __future__ import annotations
 
 import importlib
 import math
-import mmap
-import os
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dl_techniques.engines.engine import Graph, compute_threads
 from dl_techniques.engines.footprint import SIZED
 from dl_techniques.engines.formats import Precision
 from dl_techniques.errors import ArgumentError
 
-Shape = list[int | None]
-ArraysFunction = Callable[..., list[np.ndarray]]
 COMPILED, COMPILED_BYTES = 8, 2**28  # sizes compiled for, at most, and the weights of all of them
 ALONE = 2**14  # pixels of an image from which on OpenVINO computes those of a batch one by one
-# A string `location` in the first field of a message, in any encoding: where a tensor of an ONNX file lies elsewhere.
-ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
-SAMPLE = (1, 128, 160)  # image on which the deviation of half precision is measured
+
+
+def load_openvino(path: Path, precision: Precision = "float32") -> Graph:
+    """Return the graph of an OpenVINO file."""
+    function = OpenVINOFunction(path, precision)
+    return Graph(function.shape, function)
+
+
+def write_openvino(model: Any, path: Path) -> None:
+    """Write a Keras model as OpenVINO has it, without TensorFlow: Keras on OpenVINO makes the graph of any size.
+
+    Keras' own export there sees images of one pixel and leaves that size in the graph. A graph with sums over the image
+    takes one image at a time.
+
+    Args:
+        model: A functional model.
+        path: Where to, an `.xml` file; its `.bin` comes beside it.
+    """
+    import keras
+
+    openvino = import_openvino()
+    opset13 = openvino.opset13
+    batch = -1 if len(model.inputs) == 1 else 1
+    inputs = [
+        opset13.parameter([batch, *(-1 if size is None else size for size in x.shape[1:])], np.float32, name=x.name)
+        for x in model.inputs
+    ]
+    tensors = [keras.ops.convert_to_tensor(given.output(0)) for given in inputs]
+    outputs = keras.tree.flatten(model(tensors[0] if len(tensors) == 1 else tensors, training=False))
+    for given, x in zip(inputs, model.inputs, strict=True):
+        given.output(0).set_names({x.name})
+    results = [opset13.result(output.output) for output in outputs]
+    for name, result in zip(("output", "sums"), results, strict=False):
+        result.output(0).set_names({name})
+    graph = openvino.Model(results, inputs)
+    openvino.save_model(graph, str(path), compress_to_fp16=False)
 
 
 def import_openvino() -> Any:
@@ -37,12 +66,6 @@ def import_openvino() -> Any:
         return importlib.import_module("openvino")
     finally:
         del sys.modules[name]
-
-
-def threads() -> int:
-    """Return how many threads a runtime may compute with: OMP_NUM_THREADS, or 0, all cores, if not set."""
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    return int(named) if named.isdecimal() else 0
 
 
 class OpenVINOFunction:
@@ -72,9 +95,9 @@ class OpenVINOFunction:
         # Without a hint OpenVINO takes bfloat16 where it is.
         self._hints = {
             "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
-            "INFERENCE_NUM_THREADS": threads(),
+            "INFERENCE_NUM_THREADS": compute_threads(),
             # Processes that share the cores would all bind their threads to the first of them.
-            "ENABLE_CPU_PINNING": threads() == 0,
+            "ENABLE_CPU_PINNING": compute_threads() == 0,
         }
         self._model = self._core.read_model(str(path))
         self._any_size = any(given.get_partial_shape().is_dynamic for given in self._model.inputs)
@@ -90,7 +113,7 @@ class OpenVINOFunction:
             self._compile(())
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> list[int | None]:
         """Shape of the first input, `None` for sizes left open."""
         return [size.get_length() if size.is_static else None for size in self._model.inputs[0].get_partial_shape()]
 
@@ -116,7 +139,7 @@ class OpenVINOFunction:
         if pixels < SIZED and shapes not in self._seen and self._compiled:
             self._seen.add(shapes)
             return self._compiled[()] if () in self._compiled else self._compile(())
-        sized = [kept for kept in self._compiled if kept]
+        sized = [shapes for shapes in self._compiled if shapes]
         if len(sized) >= self._most:
             del self._compiled[sized[0]]
         return self._compile(shapes)
@@ -133,60 +156,3 @@ class OpenVINOFunction:
 def _outputs(compiled: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     results = compiled(list(arrays))
     return [np.array(results[index]) for index in range(len(compiled.outputs))]
-
-
-class ONNXFunction:
-    """A model on ONNX Runtime: takes arrays, returns a list of arrays.
-
-    Args:
-        path: The `.onnx` file.
-
-    Raises:
-        ValueError: The file is broken, or would have other files read.
-    """
-
-    def __init__(self, path: Path) -> None:
-        import onnxruntime
-
-        if _reads_others(path):
-            raise ValueError("it keeps weights in other files, which are not read")
-        try:
-            settings = onnxruntime.SessionOptions()
-            settings.intra_op_num_threads = threads()
-            self._session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's errors have no class in common
-            raise ValueError(error) from error
-        self._inputs = [given.name for given in self._session.get_inputs()]
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    @property
-    def shape(self) -> Shape:
-        """Shape of the first input, `None` for sizes left open."""
-        return [size if isinstance(size, int) else None for size in self._session.get_inputs()[0].shape]
-
-    def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        results = self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True)))
-        return [np.asarray(result) for result in results]
-
-
-def _reads_others(path: Path) -> bool:
-    """Return whether an ONNX file names others that hold its weights."""
-    with open(path, "rb") as file:
-        if not file.seek(0, 2):
-            return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return ELSEWHERE.search(content) is not None
-
-
-def deviation(path: Path, precision: Precision) -> float:
-    """Return how far a precision is from float32 on noise: the largest difference by the range of the output.
-
-    Args:
-        path: The `.xml` file.
-        precision: The precision.
-    """
-    exact, other = OpenVINOFunction(path), OpenVINOFunction(path, precision)
-    channels = exact.shape[3]
-    x = np.random.default_rng(0).uniform(size=(*SAMPLE, channels or 1)).astype("float32")
-    (y, *_), (z, *_) = exact(x), other(x)
-    return float(np.abs(z - y).max() / (np.ptp(y) or 1.0))
