@@ -46,7 +46,7 @@ def softmax(y: np.ndarray) -> np.ndarray:
 def sources(tmp_path_factory) -> dict[tuple[str, bool], Path]:
     """Models by version and whether they have biases."""
     cards = {
-        True: {"task": "segment", "normalization": "standardize", "certificate": "of the model"},
+        True: {"task": "segment", "normalization": "standardize", "certificate": {"of": "the model"}},
         False: {"task": "denoise"},
     }
     return {

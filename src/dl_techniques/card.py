@@ -14,6 +14,7 @@ from dl_techniques.atomic import write_file
 from dl_techniques.errors import FileError
 
 MEMBER = "card.json"
+ARCHIVE = ".keras"  # suffix of the files that hold their card
 LARGEST = 2**20
 SCHEMA_VERSION = 2  # 1, which says no number, is that of version 0.1
 NORMALIZATIONS = ("none", "standardize")
@@ -123,7 +124,7 @@ def read_card(model: Path) -> ModelCard:
         FileError: There is a card and it is broken.
     """
     try:
-        if zipfile.is_zipfile(model):
+        if model.suffix == ARCHIVE and zipfile.is_zipfile(model):
             with zipfile.ZipFile(model) as file:
                 names = {item.filename: item.file_size for item in file.infolist()}
                 if names.get(MEMBER, LARGEST + 1) > LARGEST:
@@ -143,7 +144,7 @@ def write_card(model: Path, card: ModelCard | Mapping[str, Any]) -> None:
     """
     card = card if isinstance(card, ModelCard) else ModelCard.from_dict(card)
     content = json.dumps(card.as_dict(), indent=2, ensure_ascii=False).encode()
-    if zipfile.is_zipfile(model):
+    if model.suffix == ARCHIVE and zipfile.is_zipfile(model):
         write_file(model, _with_member(model, content))
     else:
         write_file(card_path(model), content)

@@ -1,0 +1,128 @@
+"""A new export format is one module and one row of `engines/formats.py`."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from dl_techniques.engines.formats import FORMATS, RUNTIMES, SUFFIXES
+from dl_techniques.images.files import Picture, read_image, write_image
+from dl_techniques.inference.predictor import Predictor
+from models import DENOISER, image, saved
+
+# Exports are made on TensorFlow.
+__test__ = keras.backend.backend() == "tensorflow"
+
+PACKAGE = Path(__file__).parents[1] / "src" / "dl_techniques"
+MODULE = '''
+"""A network as its configuration and weights in one NumPy file."""
+
+import json
+
+import numpy as np
+
+from dl_techniques.engines.engine import Graph
+
+
+def write_npzm(model, path):
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+    (network,) = (layer for layer in model.layers if isinstance(layer, ConvUNextModel))
+    weights = {str(number): weight for number, weight in enumerate(network.get_weights())}
+    with open(path, "wb") as file:
+        np.savez(file, config=json.dumps(network.get_config()), **weights)
+
+
+def load_npzm(path, precision):
+    from dl_techniques.models.convunext.function import keras_function
+    from dl_techniques.models.convunext.model import ConvUNextModel
+
+    with np.load(path) as stored:
+        network = ConvUNextModel.from_config(json.loads(str(stored["config"])))
+        network.set_weights([stored[str(number)] for number in range(len(network.weights))])
+    function = keras_function(network)
+    return Graph([None, None, None, network.input_channels], lambda x: [function(x)])
+'''
+ROWS = "    for row in (\n"
+ROW = """        ArtifactFormat(
+            name="npzm",
+            title="NumPy",
+            suffix=".npzm",
+            runtime="keras",
+            loader="dl_techniques.engines.npzm:load_npzm",
+            writer="dl_techniques.engines.npzm:write_npzm",
+        ),
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """A copy of the package that has one more format."""
+    folder = tmp_path_factory.mktemp("package")
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    engines = folder / PACKAGE.name / "engines"
+    (engines / "npzm.py").write_text(MODULE)
+    table = (engines / "formats.py").read_text()
+    assert table.count(ROWS) == 1
+    (engines / "formats.py").write_text(table.replace(ROWS, ROWS + ROW))
+    return folder
+
+
+def test_a_format_is_a_module_and_a_row(package, tmp_path):
+    def command(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(package), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        words = [sys.executable, "-m", "dl_techniques.cli", *arguments]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    source = saved(tmp_path, {"task": "denoise"}, input_shape=(None, None, 1), **DENOISER)
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        write_image(tmp_path / "in" / f"{number}.png", Picture(np.uint8(255 * image(40, 50, 1, seed=number))))
+    assert command("export", str(source), "-o", "model.npzm").strip().endswith("model.npzm")
+    assert "scale-equivariance holds" in command("certify", "model.npzm")
+    command("predict", "model.npzm", "in", "-o", "toy", "--max-memory", "8MB")
+    assert "3 of 3 images done" in command("predict", "model.npzm", "in", "-o", "ray", "--ray")
+    for number in range(3):
+        pixels = read_image(tmp_path / "in" / f"{number}.png").pixels
+        expected = Predictor(source)(pixels).pixels.astype(int)
+        for folder in ("toy", "ray"):
+            assert np.abs(read_image(tmp_path / folder / f"{number}.png").pixels - expected).max() <= 1
+    words = [sys.executable, "-m", "dl_techniques.cli", "export", str(source), "-o", "a.npzm", "--tiles"]
+    refused = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(package)}, capture_output=True, text=True)
+    assert refused.returncode == 2 and "needs an --output that ends in .onnx or .xml" in refused.stderr
+
+
+# === The table is the only one ===
+
+
+def constants(tree: ast.AST) -> Iterator[ast.Constant]:
+    """Yield the strings of a file that are no docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    first = [node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and node.body]
+    docstrings = {id(statement.value) for statement in first if isinstance(statement, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "engines" / "formats.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_other_file_names_suffixes_or_lists_runtimes(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for constant in constants(tree):
+        assert not any(suffix in constant.value for suffix in SUFFIXES), constant.value
+    for node in ast.walk(tree):
+        items = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+        names = {item.value for item in items if isinstance(item, ast.Constant)}
+        assert len(names & set(RUNTIMES)) < 2 and len(names & set(FORMATS)) < 2, names
