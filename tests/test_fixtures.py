@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
@@ -12,9 +11,6 @@ from dl_techniques.cli import main
 from dl_techniques.engines.engine import Tiling
 from dl_techniques.engines.loading import load_engine
 from dl_techniques.inference.predictor import Predictor
-
-# The numbers are those of TensorFlow and of the runtimes of exports.
-__test__ = keras.backend.backend() == "tensorflow"
 
 FIXTURES = Path(__file__).parent / "fixtures" / "version_0_1"
 EXPECTED = dict(np.load(FIXTURES / "expected.npz"))

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
@@ -16,9 +15,6 @@ from dl_techniques.engines.formats import FORMATS, RUNTIMES, SUFFIXES
 from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.inference.predictor import Predictor
 from models import DENOISER, image, saved
-
-# Exports are made on TensorFlow.
-__test__ = keras.backend.backend() == "tensorflow"
 
 PACKAGE = Path(__file__).parents[1] / "src" / "dl_techniques"
 MODULE = '''

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dl_techniques.card import card_path, read_card, write_card
-from dl_techniques.engines.loading import Engine
+from dl_techniques.engines.engine import Engine
 
 if TYPE_CHECKING:
     from rich.console import Console
