@@ -14,6 +14,7 @@ from dl_techniques.datasets.inspection import inspect_pairs
 from dl_techniques.errors import FileError
 from dl_techniques.images.display import contact_sheet
 from dl_techniques.images.files import Picture, read_image, write_image
+from dl_techniques.tasks.segmentation.inspection import MaskReader
 from dl_techniques.tasks.segmentation.masks import read_mask
 from dl_techniques.tasks.segmentation.scores import error_row
 from dl_techniques.training.recipes.restoration.recipe import train_restorer
@@ -141,7 +142,7 @@ def test_channels_that_differ_are_named(tmp_path):
         SegmentationTask(config, QUIET)
     pairs = [facts.pair for facts in SegmentationTask(config_of(tmp_path / "more"), QUIET).inspection.facts]
     with pytest.raises(FileError, match="4 of 4 pairs cannot be used:\n.*nor of 4 channels"):
-        inspect_pairs(pairs, QUIET, "masks", channels=4)
+        inspect_pairs(pairs, QUIET, MaskReader(), channels=4)
 
 
 def config_of(folder) -> SegmentationConfig:

@@ -13,13 +13,13 @@ from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
+from dl_techniques import atomic
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
 from dl_techniques.datasets.batches import seeded_batches
 from dl_techniques.datasets.noise import add_gaussian_noise, add_poisson_gaussian_noise, recorrupt
 from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
-from dl_techniques.images import files
 from dl_techniques.images.files import Picture, read_pixels, write_image
 from dl_techniques.metrics import denoising_psnr, psnr
 from dl_techniques.training import callbacks, checkpoint
@@ -216,9 +216,9 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(FileError, match="cannot be written: No space left on device"):
-        files.write_file(path, b"new")
+        atomic.write_file(path, b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"old"
 
 

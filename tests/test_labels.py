@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
+from dl_techniques.datasets.inspection import inspect_pairs
 from dl_techniques.datasets.pairs import find_pairs
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import Picture, read_image, read_images, write_image
@@ -18,6 +19,7 @@ from dl_techniques.inference.predictor import Predictor
 from dl_techniques.metrics import LabelConfusion
 from dl_techniques.page.applying import apply_model
 from dl_techniques.tasks.segmentation.classes import COLOURS, IGNORED, Classes, choose_labels, overlay, paint
+from dl_techniques.tasks.segmentation.inspection import LabelReader, MaskReader, mask_counts
 from dl_techniques.tasks.segmentation.masks import read_labels, read_mask, write_masks
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
@@ -87,7 +89,7 @@ def test_targets_of_training_overlap_and_leave_ignored_pixels_out(tmp_path):
     )
     task = SegmentationTask(config, QUIET)
     assert task.config.mask_kind == "labels" and task.classes.outputs == 3 and task.activation == "sigmoid"
-    assert task.inspection.counts == {0: 4 * 224 - 1, 1: 4 * 30, 2: 4 * 32 - 1, IGNORED: 4 * 9}
+    assert mask_counts(task.inspection) == {0: 4 * 224 - 1, 1: 4 * 30, 2: 4 * 32 - 1, IGNORED: 4 * 9}
     images, (target, *_) = next(task.batches())
     assert images.shape == (1, 16, 16, 1) and target.shape == (1, 16, 16, 4)
     nucleus = target[..., 1] == 1
@@ -113,7 +115,7 @@ def test_stacks_have_their_labels_in_channels(tmp_path):
         (tmp_path / name).mkdir()
         pages = np.arange(2 * 5 * 6 * samples, dtype="uint8").reshape(2, 5, 6, samples) % 3
         write_masks(tmp_path / name / "a.tif", list(pages), Classes((0, 1), ("a", "b"), labels=True))
-    pairs = find_pairs(*sources(tmp_path).values(), labels=True)
+    pairs = inspect_pairs(find_pairs(*sources(tmp_path).values()), QUIET, LabelReader()).pairs
     assert [pair.page for pair in pairs] == [0, 1]
     assert np.array_equal(read_labels(pairs[1].target, page=1), pages[1] != 0)
 
@@ -141,7 +143,7 @@ def test_masks_that_are_no_labels_are_refused(tmp_path):
     (tmp_path / "data").mkdir()
     folder = paint_cells(tmp_path / "cells")
     with pytest.raises(FileError, match="holds 3 pages, its image .*need --mask-kind labels"):
-        find_pairs(*sources(folder).values())
+        inspect_pairs(find_pairs(*sources(folder).values()), QUIET, MaskReader())
     for count, names in ((1, ()), (300, ()), (3, ("a",))):
         with pytest.raises(ArgumentError, match="must have 2 to 254 channels|must name 3 labels"):
             choose_labels(count, names)

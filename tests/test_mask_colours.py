@@ -8,9 +8,9 @@ from rich.console import Console
 
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
-from dl_techniques.images.palettes import mask_colours
+from dl_techniques.images.files import open_image
 from dl_techniques.tasks.segmentation.classes import COLOURS, Classes
-from dl_techniques.tasks.segmentation.masks import read_mask
+from dl_techniques.tasks.segmentation.inspection import MaskReader
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 
@@ -43,19 +43,25 @@ def settings(folder, save, output="run") -> SegmentationConfig:
     return SegmentationConfig(**sources, output=folder / output, **SMALL)
 
 
+def mask_colours(path):
+    reader = MaskReader()
+    with open_image(path) as source:
+        return reader.describe(*reader.read(source, None, "declared", None)).colours
+
+
 def test_colours_are_those_of_the_file(tmp_path):
     path = tmp_path / "a.png"
     numbers = [red << 16 | green << 8 | blue for red, green, blue in PALETTE]
     save_palette(path)
-    assert mask_colours(path, (0, 2)) == {0: numbers[0], 2: numbers[2]}
+    assert mask_colours(path) == dict(enumerate(numbers))
     save_painted(path)
-    assert mask_colours(path, np.unique(read_mask(path)).tolist()) == {number: number for number in numbers}
+    assert mask_colours(path) == {number: number for number in numbers}
     Image.fromarray(MASK).save(path)
-    assert mask_colours(path, (0, 1, 2)) == {}
+    assert mask_colours(path) == {}
     save_palette(path, [(value, value, value) for value in range(3)])
-    assert mask_colours(path, (0, 1, 2)) == {}  # a ramp of grey shows nothing
+    assert mask_colours(path) == {}  # a ramp of grey shows nothing
     tifffile.imwrite(tmp_path / "a.tif", np.array(PALETTE, "uint8")[MASK], photometric="rgb")
-    assert mask_colours(tmp_path / "a.tif", numbers) == {number: number for number in numbers}
+    assert mask_colours(tmp_path / "a.tif") == {number: number for number in numbers}
 
 
 @pytest.mark.parametrize("save", [save_palette, save_painted])

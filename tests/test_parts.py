@@ -10,8 +10,8 @@ from rich.console import Console
 
 from dl_techniques.cli import main
 from dl_techniques.errors import FileError
-from dl_techniques.images.files import image_shape, read_image
-from dl_techniques.images.raster import BandWriter, TiffRaster
+from dl_techniques.images.files import image_shape, open_windows, read_image
+from dl_techniques.images.raster import BandWriter
 from dl_techniques.inference.predictor import Predictor, predict_files
 from dl_techniques.inference.settings import PredictionOptions
 from models import saved
@@ -48,7 +48,7 @@ def test_rows_of_strips_without_compression_are_read_however_large(rows, channel
     tifffile.imwrite(tmp_path / "a.tif", pixels.squeeze(), photometric=kind, rowsperstrip=rows, byteorder=order)
     cache = 40_000
     assert rows * SIZE[1] * channels * 2 > cache or rows == 7
-    with TiffRaster(tmp_path / "a.tif", cache) as raster:
+    with open_windows(tmp_path / "a.tif", cache) as raster:
         assert raster.block_bytes <= cache and raster.dtype.isnative
         for top, bottom, left, right in ((0, 300, 0, 280), (60, 140, 40, 97), (299, 300, 0, 1)):
             found = raster[slice(top, bottom), slice(left, right)]
@@ -69,7 +69,7 @@ def test_torn_and_absent_rows(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", WIDE, photometric="rgb", rowsperstrip=SIZE[0])
     content = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "torn.tif").write_bytes(content[:-1000])
-    with TiffRaster(tmp_path / "torn.tif", 40_000) as raster:
+    with open_windows(tmp_path / "torn.tif", 40_000) as raster:
         with pytest.raises(FileError, match="torn.tif: cannot be read: it ends before row 300 of 300"):
             raster[slice(290, 300), slice(0, 280)]
 
@@ -80,9 +80,9 @@ def test_one_large_strip_stays_within_the_memory(segmenters, tmp_path):
         tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros((rows, 4000), "uint16"), rowsperstrip=rows)
     peaks = []
     for name in ("small", "large"):
-        code = "import resource; from pathlib import Path; from dl_techniques.images.raster import TiffRaster\n"
+        code = "import resource; from pathlib import Path; from dl_techniques.images.files import open_windows\n"
         code += "from dl_techniques.inference.streaming import View, measure_raster\n"
-        code += f"with TiffRaster(Path({str(tmp_path / name)!r} + '.tif'), 8_000_000) as raster:\n"
+        code += f"with open_windows(Path({str(tmp_path / name)!r} + '.tif'), 8_000_000) as raster:\n"
         code += "    measure_raster(View(raster, (0,)))\n"
         code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

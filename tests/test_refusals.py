@@ -6,9 +6,11 @@ from PIL import Image
 from rich.console import Console
 
 from dl_techniques.cli import main
+from dl_techniques.datasets.inspection import inspect_pairs
 from dl_techniques.datasets.pairs import find_pairs
 from dl_techniques.errors import ConvUNextError, FileError, first_of
 from dl_techniques.images.files import Picture, write_image, write_images
+from dl_techniques.tasks.segmentation.inspection import MaskReader
 from dl_techniques.training.recipes.denoising.recipe import train_denoiser
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask, train_segmenter
@@ -127,8 +129,10 @@ def test_stacks_of_other_lengths_are_all_named(tmp_path):
         (tmp_path / name).mkdir()
         for index in range(3):
             write_images(tmp_path / name / f"{index}.tif", [Picture(np.zeros((8, 8, 1), "uint8"))] * pages)
-    with pytest.raises(FileError, match=r"0.tif: holds 2 pages, .*3 pages; nor fit 1.tif, 2.tif"):
-        find_pairs(str(tmp_path / "images"), str(tmp_path / "masks"))
+    with pytest.raises(FileError, match="3 of 3 pairs cannot be used") as refused:
+        inspect_pairs(find_pairs(str(tmp_path / "images"), str(tmp_path / "masks")), QUIET, MaskReader())
+    for name, line in zip(("0.tif", "1.tif", "2.tif"), str(refused.value).splitlines()[1:], strict=True):
+        assert f"masks/{name}: holds 2 pages, its image " in line and f"images/{name} 3 pages. A stack needs" in line
 
 
 def test_samples_that_are_no_numbers_are_named_in_every_task(tmp_path):

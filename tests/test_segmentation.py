@@ -212,7 +212,7 @@ def test_samples_stay_in_memory_while_there_is_room(tmp_path):
         read.append(pair.name)
         return SegmentationSample(pair.name, np.zeros((5, 5, 1), "float32"), np.zeros((5, 5), "uint8"))
 
-    samples = LazyDataset([Pair(Path(name), Path(name)) for name in "abc"], sample, room=MemoryBudget(2 * 125 + 124))
+    samples = LazyDataset([Pair(Path(name), Path(name)) for name in "abc"], sample, budget=MemoryBudget(2 * 125 + 124))
     assert [each.name for _ in range(2) for each in samples] == ["a", "b", "c"] * 2
     assert read == ["a", "b", "c", "c"] and samples.names == ["a", "b", "c"] and samples[1:][0] is samples[1]
 

@@ -11,9 +11,11 @@ import tifffile
 from rich.console import Console
 
 from dl_techniques.cli import main
-from dl_techniques.datasets.pairs import find_pairs, split_pairs
+from dl_techniques.datasets.inspection import inspect_pairs
+from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import read_image, read_images
+from dl_techniques.tasks.segmentation.inspection import MaskReader
 from dl_techniques.training.recipes.restoration.recipe import RestorationTask
 from dl_techniques.training.recipes.restoration.settings import RestorationConfig
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
@@ -38,6 +40,10 @@ def sources(folder) -> dict[str, str]:
     return {"images": str(folder / "images"), "masks": str(folder / "masks")}
 
 
+def pages_of(folder) -> list[Pair]:
+    return inspect_pairs(find_pairs(*sources(folder).values()), QUIET, MaskReader()).pairs
+
+
 def test_one_stack_is_trained_on_validated_by_a_block_measured_and_predicted(tmp_path, capfd):
     images = stack(tmp_path / "em.tif", 6)
     flags, run = [f"--{name}={path}" for name, path in sources(tmp_path).items()], tmp_path / "run"
@@ -60,7 +66,7 @@ def test_one_stack_is_trained_on_validated_by_a_block_measured_and_predicted(tmp
 def test_pages_are_pairs_and_read_one_by_one(tmp_path):
     images = stack(tmp_path / "a.tif", 3)
     stack(tmp_path / "b.tif", 1)
-    pairs = find_pairs(*sources(tmp_path).values())
+    pairs = pages_of(tmp_path)
     assert [(pair.name, pair.page) for pair in pairs] == [("a-0000", 0), ("a-0001", 1), ("a-0002", 2), ("b", None)]
     for pair in pairs[:3]:
         assert np.array_equal(read_image(pair.image, page=pair.page).pixels[..., 0], images[pair.page])
@@ -81,10 +87,10 @@ def test_stacks_of_different_length_are_named_both(tmp_path):
     stack(tmp_path / "a.tif", 3)
     tifffile.imwrite(tmp_path / "masks" / "a.tif", np.zeros((2, 20, 24), "uint8"), photometric="minisblack")
     with pytest.raises(FileError, match="masks/a.tif: holds 2 pages, its image .*images/a.tif 3 pages"):
-        find_pairs(*sources(tmp_path).values())
+        pages_of(tmp_path)
     (tmp_path / "masks" / "a.tif").write_bytes(b"II*\0")
     with pytest.raises(FileError, match="masks/a.tif: cannot be read"):
-        find_pairs(*sources(tmp_path).values())
+        pages_of(tmp_path)
 
 
 def test_what_is_wrong_with_a_page_is_said_with_its_number(tmp_path):
@@ -101,7 +107,7 @@ def test_what_is_wrong_with_a_page_is_said_with_its_number(tmp_path):
 def test_pages_stay_on_one_side(tmp_path):
     for number in range(5):
         stack(tmp_path / f"film{number}.tif", 3, seed=number)
-    pairs = find_pairs(*sources(tmp_path).values())
+    pairs = pages_of(tmp_path)
     for regex in (None, "[0-9]$"):
         training, validation = split_pairs(pairs, 0.2, 0, regex)
         assert len(validation) == 3 and len({pair.image for pair in validation}) == 1
@@ -112,7 +118,7 @@ def test_pages_stay_on_one_side(tmp_path):
 
 def test_blocks_of_one_stack_move_with_the_seed_and_are_never_all(tmp_path):
     stack(tmp_path / "a.tif", 10)
-    pairs = find_pairs(*sources(tmp_path).values())
+    pairs = pages_of(tmp_path)
     firsts = set()
     for seed in range(12):
         training, validation = split_pairs(pairs, 0.25, seed)
@@ -155,7 +161,7 @@ def test_what_the_inspection_read_is_not_read_again_as_far_as_there_is_room(tmp_
     for sample, again in zip([*task.training, *task.validation], expected, strict=True):
         assert np.array_equal(sample.image, again.image) and np.array_equal(sample.classes, again.classes)
     assert [sample.name for sample in task.training] == task.training.names  # kept, now as samples
-    assert task.inspection.decoded.room.free == round(4e9) - sum(sample.nbytes for sample in expected)
+    assert task.inspection.decoded.budget.free == round(4e9) - sum(sample.nbytes for sample in expected)
     held = 0
     for samples in (partly.training, partly.validation):
         for number in range(len(samples)):

@@ -24,7 +24,7 @@ from dl_techniques.bulk.work import Job, Journal, Worker, possible_names
 from dl_techniques.engines.formats import RUNTIMES
 from dl_techniques.engines.selection import EngineSelection
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError, printable
-from dl_techniques.images.formats import SUFFIXES
+from dl_techniques.images.formats import suffixes
 from dl_techniques.inference.predictor import Predictor, check_options, predictor_settings
 from dl_techniques.inference.settings import AUTO, PredictionOptions
 
@@ -146,7 +146,7 @@ def predict_bulk(
 
 
 def _output_folder(output: os.PathLike) -> Folder:
-    if Path(output).suffix.lower() in SUFFIXES:
+    if Path(output).suffix.lower() in suffixes():
         raise ArgumentError("output", "must be a folder with --ray", str(output))
     return Folder(output)
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.images.formats import SUFFIXES
+from dl_techniques.images.formats import suffixes
 from dl_techniques.inference.pipeline import find_inputs
 
 if TYPE_CHECKING:
@@ -240,9 +240,9 @@ def _find_remote(source: str) -> list[Found]:
         folder, _ = folder_of(str(folder))
         infos = [folder.look(last)]
         infos = [info for info in infos if info.is_file]
-    wanted = [info for info in infos if PurePosixPath(info.base_name).suffix.lower() in SUFFIXES]
+    wanted = [info for info in infos if PurePosixPath(info.base_name).suffix.lower() in suffixes()]
     if not wanted:
-        raise FileError(source, f"holds no image file ({', '.join(SUFFIXES)}).", "Check the address.")
+        raise FileError(source, f"holds no image file ({', '.join(suffixes())}).", "Check the address.")
     wanted.sort(key=lambda info: info.base_name)
     return [Found(folder / info.base_name, info.size or 0, info.mtime_ns or 0) for info in wanted]
 

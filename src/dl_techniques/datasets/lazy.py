@@ -22,7 +22,7 @@ Sample = TypeVar("Sample", bound=Sized)
 
 
 class MemoryBudget:
-    """Memory that several share.
+    """Memory that several caches share.
 
     Args:
         free: Bytes.
@@ -46,27 +46,27 @@ class MemoryBudget:
 
 
 class DecodedCache:
-    """Images and targets of files that were read already, while there is room, each to be handed out once.
+    """Images and targets that were read already, as far as a memory budget allows, each until it is taken out.
 
     Args:
-        room: Where they stay.
+        budget: Memory for them.
     """
 
-    def __init__(self, room: MemoryBudget) -> None:
-        self.room = room
-        self._kept: dict[Pair, tuple[np.ndarray, np.ndarray]] = {}
+    def __init__(self, budget: MemoryBudget) -> None:
+        self.budget = budget
+        self._decoded: dict[Pair, tuple[np.ndarray, np.ndarray]] = {}
 
-    def keep(self, pair: Pair, image: np.ndarray, target: np.ndarray) -> None:
-        """Keep what was read of a pair, if there is room."""
-        if self.room.take(_bytes_of(image, target)):
-            self._kept[pair] = image, target
+    def put(self, pair: Pair, image: np.ndarray, target: np.ndarray) -> None:
+        """Store what was read of a pair, if it fits the budget."""
+        if self.budget.take(_bytes_of(image, target)):
+            self._decoded[pair] = image, target
 
-    def hand_out(self, pair: Pair) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return image and target and forget them; `None` if they are not here."""
-        kept = self._kept.pop(pair, None)
-        if kept is not None:
-            self.room.give(_bytes_of(*kept))
-        return kept
+    def pop(self, pair: Pair) -> tuple[np.ndarray, np.ndarray] | None:
+        """Remove and return image and target of a pair; `None` if they are not here."""
+        decoded = self._decoded.pop(pair, None)
+        if decoded is not None:
+            self.budget.give(_bytes_of(*decoded))
+        return decoded
 
 
 def _bytes_of(image: np.ndarray, target: np.ndarray) -> int:
@@ -74,17 +74,17 @@ def _bytes_of(image: np.ndarray, target: np.ndarray) -> int:
 
 
 class LazyDataset(Sequence[Sample], Generic[Sample]):
-    """The samples of pairs of files, in their order; the first that fit into a given room stay in memory once read.
+    """The samples of pairs of files, in their order; those that fit a memory budget stay in memory once read.
 
     Args:
         pairs: The files.
         read: Makes the sample of a pair, the same each time.
-        room: Where samples stay.
+        budget: Memory for samples.
     """
 
-    def __init__(self, pairs: Sequence[Pair], read: Callable[[Pair], Sample], room: MemoryBudget) -> None:
-        self.pairs, self.read, self.room = tuple(pairs), read, room
-        self._kept: dict[int, Sample] = {}
+    def __init__(self, pairs: Sequence[Pair], read: Callable[[Pair], Sample], budget: MemoryBudget) -> None:
+        self.pairs, self.read, self.budget = tuple(pairs), read, budget
+        self._samples: dict[int, Sample] = {}
         self._lock = threading.Lock()
 
     @property
@@ -103,12 +103,12 @@ class LazyDataset(Sequence[Sample], Generic[Sample]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        if (kept := self._kept.get(number)) is not None:
-            return kept
+        if (sample := self._samples.get(number)) is not None:
+            return sample
         sample = self.read(self.pairs[number])
         with self._lock:  # threads that read the same sample at once count it once
-            if number not in self._kept and self.room.take(sample.nbytes):
-                self._kept[number] = sample
+            if number not in self._samples and self.budget.take(sample.nbytes):
+                self._samples[number] = sample
         return sample
 
     def __iter__(self) -> Iterator[Sample]:

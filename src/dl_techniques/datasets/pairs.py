@@ -1,4 +1,4 @@
-"""Images and what belongs to each, found by name; splits that keep together what belongs together."""
+"""Images and what belongs to each, found by name, without opening them; splits that keep groups together."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import glob
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from dl_techniques.errors import ArgumentError, FileError, first_of
-from dl_techniques.images.files import count_images, find_images, image_shape
+from dl_techniques.images.files import find_images
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def find_files(source: str) -> list[Path]:
 
 
 def find_singles(images: str) -> list[Pair]:
-    """Return each image of a folder or pattern, each page of a stack, as its own target, sorted by name.
+    """Return each image of a folder or pattern as its own target, sorted by name.
 
     Args:
         images: Folder or pattern; or a CSV file with a column `image`, paths relative to it.
@@ -62,29 +62,27 @@ def find_singles(images: str) -> list[Pair]:
         FileError: There is none.
     """
     if images.lower().endswith(".csv"):
-        return _paged(_read_csv(Path(images), "image", "image"), labels=False)
-    return _paged([Pair(path, path) for path in find_files(images)], labels=False)
+        return _read_csv(Path(images), "image", "image")
+    return [Pair(path, path) for path in find_files(images)]
 
 
-def find_pairs(images: str, targets: str | None = None, labels: bool = False) -> list[Pair]:
+def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
     """Match images with their targets.
 
     A target has the stem of its image, or that stem and an ending that all targets share (`a.png` and `a_mask.png`).
-    TIFF files of several pages, stacks, become a pair for each page.
 
     Args:
         images: Folder or pattern; or a CSV file with columns `image` and `target`, paths relative to it.
         targets: Folder or pattern; `None` with a CSV file.
-        labels: The pages of a target whose image is no stack are labels of that image.
 
     Raises:
-        FileError: Something has no counterpart, or two, or another number of pages; the first ten are named.
+        FileError: Something has no counterpart, or two; the first ten are named.
         ArgumentError: `targets` is missing, or given with a CSV file.
     """
     if images.lower().endswith(".csv"):
         if targets is not None:
             raise ArgumentError("targets", "must not be given with a CSV file, which names them", targets)
-        return _paged(_read_csv(Path(images)), labels)
+        return _read_csv(Path(images))
     if targets is None:
         raise ArgumentError("targets", "must name the folder of targets, unless `images` is a CSV file", targets)
     by_stem, targets_by_stem = _by_stem(find_files(images)), _by_stem(find_files(targets))
@@ -98,7 +96,7 @@ def find_pairs(images: str, targets: str | None = None, labels: bool = False) ->
         raise FileError(targets, f"{reason}.", remedy)
     if left:
         raise FileError(images, f"has no image for {_list_of(left)}.", "Add the images or take the targets away.")
-    return _paged([Pair(path, targets_by_stem[stem + ending]) for stem, path in by_stem.items()], labels)
+    return [Pair(path, targets_by_stem[stem + ending]) for stem, path in by_stem.items()]
 
 
 def split_pairs(
@@ -143,30 +141,6 @@ def _split_stack(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[lis
     draw = int.from_bytes(hashlib.sha256(f"{seed}/{pairs[0].image.stem}".encode()).digest()[:8], "big")
     first = places[draw % len(places)]
     return [*pairs[:first], *pairs[first + held_out :]], list(pairs[first : first + held_out])
-
-
-def _paged(pairs: Sequence[Pair], labels: bool) -> list[Pair]:
-    """Return a pair for each page of those that are stacks."""
-    found: list[Pair] = []
-    differ: list[tuple[Pair, str]] = []
-    for pair in pairs:
-        pages, target_pages = count_images(pair.image), count_images(pair.target)
-        if pages != target_pages and not (labels and pages == 1):
-            for path in (pair.image, pair.target):
-                image_shape(path)  # a broken file is named as such
-            differ.append((pair, f"holds {_pages_of(target_pages)}, its image {pair.image} {_pages_of(pages)}"))
-            continue
-        found += [pair] if pages == 1 else [replace(pair, page=number) for number in range(pages)]
-    if differ:
-        remedy = "A stack needs a target of as many pages; pages that are labels need --mask-kind labels."
-        (first, reason), *rest = differ
-        others = f"; nor fit {first_of([pair.target.name for pair, _ in rest])}" if rest else ""
-        raise FileError(str(first.target), f"{reason}{others}.", remedy)
-    return found
-
-
-def _pages_of(count: int) -> str:
-    return f"{count} page{'s' if count > 1 else ''}"
 
 
 def _group_of(name: str, group_regex: str | None) -> str:

@@ -1,51 +1,19 @@
-"""Image files to arrays and back, with a clear refusal of what is not a whole image.
-
-Pillow reads and writes what it reads faithfully; TIFF goes through tifffile, 16-bit colour PNG through imagecodecs.
-"""
+"""Image files to arrays and back, whatever their format; what is not an image is refused by name."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
-from dl_techniques.atomic import write_file
+from dl_techniques.atomic import staged_file
 from dl_techniques.errors import FileError
-from dl_techniques.images import tiff
-from dl_techniques.images.colours import cmyk_to_rgb
-from dl_techniques.images.formats import FORMATS, MAX_PIXELS, SUFFIXES
-from dl_techniques.images.metadata import ORIENTATION, file_extras, save_options, turned_upright, with_extras
-
-SAMPLE_TYPES = ("uint8", "uint16", "float32", "float64")
-
-# Which samples of a pixel are channels: all where there are so many; all that the file does not call alpha; or, where
-# `None`, one or three of at most four.
-Channels = int | Literal["declared"] | None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """The content of an image file.
-
-    Attributes:
-        pixels: `(height, width, channels)`, uint8, uint16, float32 or float64; 1 (grey) or 3 (RGB) channels, or as many
-            as were asked for.
-        alpha: `(height, width)` of the same type, `None` where the file has none.
-        notes: What was converted on the way, in words.
-        extras: Colour profile, resolution, EXIF and words; see `metadata`.
-    """
-
-    pixels: np.ndarray
-    alpha: np.ndarray | None = None
-    notes: tuple[str, ...] = ()
-    extras: dict[str, Any] = field(default_factory=dict)
+from dl_techniques.images.formats import HEAD, MAX_PIXELS, ImageFormat, format_of, holding, recognize, suffixes
+from dl_techniques.images.source import Channels, ImageSource, Picture, Raster, naming
 
 
 def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
@@ -65,13 +33,65 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
 def _images_at(path: Path) -> list[Path]:
     if path.is_dir():
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        inside = sorted(file for file in path.iterdir() if format_of(file) is not None)
         if not inside:
-            raise FileError(str(path), f"holds no image file ({', '.join(SUFFIXES)}).", "Name another folder.")
+            raise FileError(str(path), f"holds no image file ({', '.join(suffixes())}).", "Name another folder.")
         return inside
     if not path.exists():
         raise FileError(str(path), "does not exist.", "Check the path.")
     return [path]
+
+
+@contextlib.contextmanager
+def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Iterator[ImageSource]:
+    """Open an image file once, for all that is asked of it.
+
+    Args:
+        path: The file; its first bytes tell its format, not its name.
+        max_pixels: Refuse larger images before they are decoded.
+
+    Raises:
+        FileError: The file is missing, may not be read, or is no image.
+    """
+    path = Path(path)
+    with naming(path):
+        file = open(path, "rb")  # noqa: SIM115 - closed below, where errors are not those of opening
+    with file:
+        with naming(path):
+            row = recognize(file.read(HEAD), path)
+            file.seek(0)
+            source = import_module(row.module).Source(path, file, row, max_pixels)
+        yield source
+
+
+@contextlib.contextmanager
+def open_windows(path: str | os.PathLike, cache: int = 2**26) -> Iterator[Raster]:
+    """Open an image file to read windows of it; see `ImageSource.windows`.
+
+    Raises:
+        FileError: The file is broken, or cannot be read in parts.
+    """
+    with open_image(path) as source:
+        yield source.windows(cache)
+
+
+def read_image(
+    path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: Channels = None, page: int | None = None
+) -> Picture:
+    """Read an image, upright, with its alpha apart; see `ImageSource.read`.
+
+    Raises:
+        FileError: The file is missing, broken, too large, or of a kind that is not read; it is named.
+    """
+    with open_image(path, max_pixels) as source:
+        return source.read(page, channels)
+
+
+def read_images(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: Channels = None) -> Iterator[Picture]:
+    """Yield the pages of an image file; see `read_image`."""
+    with open_image(path, max_pixels) as source:
+        for page in range(source.count):
+            yield source.read(page, channels)
 
 
 def read_gray(path: str | os.PathLike) -> np.ndarray:
@@ -96,226 +116,54 @@ def read_pixels(path: str | os.PathLike, channels: int) -> np.ndarray:
     return picture.pixels
 
 
-def read_image(
-    path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: Channels = None, page: int | None = None
-) -> Picture:
-    """Read an image of 8 or 16 bits or floats, upright, with its alpha apart.
-
-    Args:
-        path: A file in one of `FORMATS`.
-        max_pixels: Refuse larger images before they are decoded.
-        channels: Where the file has as many samples a pixel, all are channels and none is alpha; `"declared"`: all that
-            the file does not call alpha, however many; `None`: grey or RGB, and alpha what is beyond.
-        page: Page of a TIFF, from 0; if `None`, it must have but one.
-
-    Raises:
-        FileError: The file is missing, broken, too large, animated, or of a kind that is not read; it is named.
-    """
-    path = Path(path)
-    with _refusals(path):
-        if is_tiff(path):
-            (picture,) = _read_tiff(path, max_pixels, channels, single=page is None, only=page)
-            return picture
-        return _read_with_pillow(path, max_pixels, channels)
-
-
-def read_images(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: Channels = None) -> Iterator[Picture]:
-    """Yield the images of a file: the pages of a TIFF, or the one that it holds; see `read_image`."""
-    path = Path(path)
-    with _refusals(path):
-        if not is_tiff(path):
-            yield _read_with_pillow(path, max_pixels, channels)
-            return
-        yield from _read_tiff(path, max_pixels, channels, single=False)
-
-
 def count_images(path: str | os.PathLike) -> int:
-    """Return the number of images in a file: the pages of a TIFF; 1 for all others and for what cannot be read."""
+    """Return the number of pages of an image file; 1 for what cannot be read."""
     try:
-        return tiff.count_pages(Path(path)) if is_tiff(Path(path)) else 1
-    except (OSError, FileError):
+        with open_image(path) as source:
+            return source.count
+    except FileError:
         return 1
 
 
 def image_shape(path: str | os.PathLike) -> tuple[int, int, int]:
-    """Return height, width and samples a pixel of a file's first image, before it is turned, from its head alone.
+    """Return height, width and samples a pixel of a file's first image before it is turned, without decoding it.
 
     Raises:
         FileError: It cannot be read.
     """
-    from PIL import Image
-
-    path = Path(path)
-    with _refusals(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        if is_tiff(path):
-            return tiff.page_shape(path)
-        with Image.open(path, formats=FORMATS) as file:
-            return file.size[1], file.size[0], 3 if file.mode == "P" else len(file.getbands())
-
-
-def is_tiff(path: Path) -> bool:
-    """Return whether a file begins as TIFF files do.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    with open(path, "rb") as head:
-        return head.read(4) in tiff.MAGIC
-
-
-@contextlib.contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """Say in our words what is wrong with a file."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileError(str(path), "does not exist.", "Check the path.") from error
-    except UnidentifiedImageError as error:
-        remedy = "Save it in one of them, or leave it out."
-        raise FileError(str(path), f"is not an image in one of {', '.join(FORMATS)}.", remedy) from error
-    except Image.DecompressionBombError as error:  # Pillow's own limit, beyond which it opens nothing
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        remedy = "Crop it, or save it as TIFF, which `convunext predict` reads in parts."
-        raise FileError(str(path), f"has more pixels than the {limit} that can be decoded.", remedy) from error
-    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # the decoder of 16-bit PNG raises the last
-        raise FileError(str(path), f"cannot be read: {error}.", "Copy or export it again.") from error
-
-
-def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        remedy = "Crop it, or allow more: --max-pixels of `convunext predict` and `denoise`."
-        raise FileError(str(path), f"has {width}x{height} pixels, more than the {max_pixels} allowed.", remedy)
-
-
-def _read_with_pillow(path: Path, max_pixels: int, channels: Channels) -> Picture:
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap below is ours
-        with Image.open(path, formats=FORMATS) as file:
-            _check_size(path, file.size, max_pixels)
-            if (frames := getattr(file, "n_frames", 1)) > 1:
-                reason = f"holds {frames} frames, not one image."
-                raise FileError(str(path), reason, "Save the frames as files of their own.")
-            return _decode(path, file, channels)
-
-
-def _decode(path: Path, file, channels: Channels) -> Picture:
-    from PIL import ImageOps
-
-    raw_mode = str(file.tile[0].args) if file.tile else ""
-    upright, orientation = ImageOps.exif_transpose(file), file.getexif().get(ORIENTATION, 1)
-    extras = file_extras(file, upright)
-    notes = ["turned upright as its EXIF says"] if orientation != 1 else []
-    if ";16B" in raw_mode and file.mode != "I;16":  # Pillow gives 8 of the 16 bits
-        import imagecodecs
-
-        array = turned_upright(np.asarray(imagecodecs.png_decode(path.read_bytes())), orientation)
-        return _split(array, tuple(notes), extras, channels)
-    if upright.mode == "P":
-        upright = upright.convert("RGBA" if "transparency" in file.info else "RGB")
-        notes.append("palette expanded")
-    elif upright.mode == "1":
-        upright = upright.convert("L")
-    elif upright.mode == "CMYK":
-        rgb, note = cmyk_to_rgb(np.asarray(upright), extras.pop("icc_profile", None))
-        return _split(rgb, (*notes, note), extras, channels)
-    elif upright.mode in ("YCbCr", "LAB", "HSV"):
-        notes.append(f"{upright.mode} converted to RGB")
-        upright = upright.convert("RGB")
-        extras.pop("icc_profile", None)  # it described the other colours
-    return _split(np.asarray(upright), tuple(notes), extras, channels)
-
-
-def _read_tiff(
-    path: Path, max_pixels: int, channels: Channels, single: bool, only: int | None = None
-) -> Iterator[Picture]:
-    pages = tiff.read_pages(path, lambda size: _check_size(path, size, max_pixels), single, only)
-    for array, notes, extras, alpha in pages:
-        if channels == "declared":
-            samples = 1 if array.ndim == 2 else array.shape[2]
-            yield _split(array, notes, extras, samples if alpha is None else None, alpha)
-        else:
-            yield _split(array, notes, extras, channels)
-
-
-def _split(
-    array: np.ndarray, notes: tuple[str, ...], extras: dict[str, Any], channels: Channels, alpha: int | None = None
-) -> Picture:
-    """Take the alpha channel off, `alpha` where the file names it, and give grey images their channel axis."""
-    if array.dtype == np.int32 and array.min() >= 0 and array.max() < 2**16:
-        array = array.astype(np.uint16)  # Pillow's mode "I"
-    if array.ndim == 2:
-        array = array[..., None]
-    known = array.ndim == 3 and (array.shape[2] == channels or alpha is not None or 1 <= array.shape[2] <= 4)
-    if array.dtype.name not in SAMPLE_TYPES or not known or array.size == 0:
-        wanted = "are neither grey nor RGB" + (f", nor of {channels} channels" if channels not in (None, 1, 3) else "")
-        raise ValueError(f"{array.dtype.name} samples of shape {array.shape} {wanted}")
-    if array.shape[2] == channels:
-        return Picture(np.ascontiguousarray(array), None, notes, extras)
-    if alpha is not None:
-        return Picture(np.delete(array, alpha, axis=2), array[..., alpha], notes, extras)
-    colours = array.shape[2] - (array.shape[2] % 2 == 0)
-    beyond = array[..., colours] if array.shape[2] > colours else None
-    return Picture(np.ascontiguousarray(array[..., :colours]), beyond, notes, extras)
+    with open_image(path) as source:
+        return source.shape()
 
 
 def write_image(path: Path, picture: Picture) -> None:
-    """Write an image in the format of the path's suffix, whole or not at all.
-
-    Raises:
-        FileError: The format cannot hold these samples, or the file cannot be written.
-    """
-    array = picture.pixels
-    if picture.alpha is not None:
-        array = np.concatenate([array, picture.alpha[..., None]], axis=-1)
-    array = array[..., 0] if array.shape[-1] == 1 else array
-    suffix = path.suffix.lower()
-    buffer = io.BytesIO()
-    if suffix in (".tif", ".tiff"):
-        tiff.write_pages(buffer, [_page(picture)])
-    elif suffix == ".png" and array.dtype == np.uint16:
-        import imagecodecs
-
-        buffer.write(with_extras(bytes(imagecodecs.png_encode(array)), picture.extras))
-    elif suffix in SUFFIXES and array.dtype == np.uint8:
-        from PIL import Image
-
-        if picture.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
-            raise FileError(str(path), f"{suffix} files hold no alpha.", "Choose .png or .tif.")
-        options = {".webp": {"lossless": True}, ".jpg": {"quality": 95}, ".jpeg": {"quality": 95}}.get(suffix, {})
-        form = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}.get(suffix, "PNG")
-        Image.fromarray(array).save(buffer, format=form, **options, **save_options(suffix, picture.extras))
-    else:
-        raise FileError(str(path), f"cannot hold {array.dtype.name} samples.", "Choose .tif, or .png up to 16 bits.")
-    write_file(path, buffer.getvalue())
+    """Write an image in the format of the path's suffix; see `write_images`."""
+    write_images(path, [picture])
 
 
 def write_images(path: Path, pictures: Sequence[Picture]) -> None:
-    """Write images as the pages of a TIFF, or the only one in the format of the path's suffix, whole or not at all.
+    """Write images as the pages of a file in the format of its suffix; it appears when it is complete.
 
     Raises:
         FileError: The format cannot hold them, or the file cannot be written.
     """
-    if len(pictures) == 1:
-        write_image(path, pictures[0])
-        return
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise FileError(str(path), f"cannot hold {len(pictures)} images.", "Choose .tif.")
-    buffer = io.BytesIO()
-    tiff.write_pages(buffer, [_page(picture) for picture in pictures])
-    write_file(path, buffer.getvalue())
+    row = _format_for(path, pictures)
+    with staged_file(path) as file:
+        import_module(row.module).write(file, path, row.name, pictures)
 
 
-def _page(picture: Picture) -> tiff.Page:
-    array = picture.pixels
-    if picture.alpha is not None:
-        array = np.concatenate([array, picture.alpha[..., None]], axis=-1)
-    return tiff.Page(array, picture.pixels.shape[2], picture.extras)
+def _format_for(path: Path, pictures: Sequence[Picture]) -> ImageFormat:
+    row = format_of(path)
+    if row is None:
+        raise FileError(str(path), f"ends in no suffix of image files ({', '.join(suffixes())}).", "Choose one.")
+    if len(pictures) != 1 and not row.pages:
+        raise FileError(str(path), f"cannot hold {len(pictures)} images.", f"Choose {holding(lambda r: r.pages)}.")
+    dtype = next((p.pixels.dtype.name for p in pictures if p.pixels.dtype.name not in row.dtypes), None)
+    if dtype is not None:
+        remedy = "Choose .tif, or .png up to 16 bits."
+        raise FileError(str(path), f"cannot hold {dtype} samples.", remedy)
+    if not row.alpha and any(picture.alpha is not None for picture in pictures):
+        raise FileError(str(path), f"{path.suffix.lower()} files hold no alpha.", "Choose .png or .tif.")
+    return row
 
 
 def unit_range(pixels: np.ndarray) -> np.ndarray:

@@ -22,7 +22,6 @@ TEXT_TAGS = {
 }  # fmt: skip
 ORIENTATION = 0x0112
 LARGEST_EXIF = 65_533  # of one segment of a JPEG
-EMPTY = b"Exif\0\0"
 
 
 def file_extras(file: Any, upright: Any) -> dict[str, Any]:
@@ -53,16 +52,16 @@ def turned_upright(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(turned[:, ::-1] if orientation in (2, 4, 5, 7) else turned)
 
 
-def save_options(suffix: str, extras: Mapping[str, Any]) -> dict[str, Any]:
-    """Return extras as Pillow's `save` takes them for files of a suffix."""
+def save_options(name: str, extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Return extras as Pillow's `save` takes them for a format."""
     options = {key: extras[key] for key in ("icc_profile", "dpi", "exif") if key in extras}
     text = extras.get("text", {})
-    if suffix in (".jpg", ".jpeg"):
+    if name == "JPEG":
         if len(options.get("exif", b"")) > LARGEST_EXIF:
             del options["exif"]
         if "Comment" in text:
             options["comment"] = text["Comment"].encode()[:LARGEST_EXIF]
-    elif suffix == ".png" and text:
+    elif name == "PNG" and text:
         from PIL.PngImagePlugin import PngInfo
 
         options["pnginfo"] = PngInfo()
@@ -76,7 +75,7 @@ def with_extras(png: bytes, extras: Mapping[str, Any]) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.new("L", (1, 1)).save(buffer, format="PNG", **save_options(".png", extras))
+    Image.new("L", (1, 1)).save(buffer, format="PNG", **save_options("PNG", extras))
     told = b"".join(chunk for name, chunk in _chunks(buffer.getvalue()) if name not in (b"IHDR", b"IDAT", b"IEND"))
     end = len(png) - sum(len(chunk) for _, chunk in list(_chunks(png))[1:])  # of the head and its first chunk
     return png[:end] + told + png[end:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections import OrderedDict
@@ -12,47 +11,39 @@ from typing import Any
 
 import numpy as np
 
+from dl_techniques.atomic import staged_file
 from dl_techniques.errors import FileError
-from dl_techniques.images.files import SAMPLE_TYPES
-from dl_techniques.images.metadata import tiff_extras
-from dl_techniques.images.tiff import page_options
+from dl_techniques.images.formats import DEEP
+from dl_techniques.images.metadata import tiff_extras, tiff_options
 
 BLOCK = 256  # height and width of the tiles that are written, in pixels
 PLAIN = 2**22  # bytes of rows without compression that are read at once
 
 
 class TiffRaster:
-    """The only page of a TIFF as an array of which windows are read: `raster[top:bottom, left:right]`.
+    """A page of an open TIFF as an array of which windows are read: `raster[top:bottom, left:right]`.
 
-    Tiles and strips are decoded whole; of strips without compression, however large, the rows that are wanted are read.
+    Tiles and compressed strips are decoded at once; of strips without compression, however large, only the rows of the
+    window are read.
 
     Args:
-        path: The file.
+        path: The file, for messages.
+        page: Its page, from tifffile.
         cache: Bytes of decoded strips or tiles that are kept for the next window; none may be larger.
 
     Raises:
-        FileError: The file is broken, or cannot be read in parts.
+        FileError: The page cannot be read in parts.
     """
 
-    def __init__(self, path: Path, cache: int = 2**26) -> None:
-        import tifffile
-
-        self.path, self.cache = path, cache
+    def __init__(self, path: Path, page: Any, cache: int = 2**26) -> None:
+        self.path, self.page, self.cache = path, page, cache
         self._decoded: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._file = tifffile.TiffFile(path)
-        self.page: Any = self._file.pages[0]
-        try:
-            self._check(cache)
-        except FileError:
-            self._file.close()
-            raise
-
-    def _check(self, cache: int) -> None:
-        page, name = self.page, self.page.photometric.name
+        self._file: Any = page.parent.filehandle
+        name = page.photometric.name
         samples = page.samplesperpixel
         if name not in ("MINISBLACK", "MINISWHITE", "RGB") or (samples > 1 and page.planarconfig.name == "SEPARATE"):
             self._refuse(f"is a {name} TIFF too large to be read whole, and is not read in parts.")
-        if page.dtype is None or page.dtype.name not in SAMPLE_TYPES:
+        if page.dtype is None or page.dtype.name not in DEEP:
             self._refuse(f"holds {page.dtype} samples.")
         self.shape = (page.imagelength, page.imagewidth, samples)
         self.dtype = np.dtype(page.dtype)
@@ -85,15 +76,8 @@ class TiffRaster:
         return {**tiff_extras(self.page), **({"orientation": int(orientation)} if orientation in range(2, 9) else {})}
 
     def _refuse(self, reason: str) -> None:
-        self._file.close()
         remedy = "Save it as grey or RGB TIFF, in tiles of some hundred pixels, or raise --max-memory."
         raise FileError(str(self.path), reason, remedy)
-
-    def __enter__(self) -> TiffRaster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
         (top, bottom), (left, right) = ((part.start or 0, part.stop) for part in window)
@@ -120,12 +104,12 @@ class TiffRaster:
         except (ValueError, RuntimeError, OSError, IndexError) as error:
             raise FileError(str(self.path), f"cannot be read: {error}.", "Copy or export it again.") from error
         self._decoded[index] = block
-        while sum(kept.nbytes for kept in self._decoded.values()) > self.cache and len(self._decoded) > 1:
+        while sum(other.nbytes for other in self._decoded.values()) > self.cache and len(self._decoded) > 1:
             self._decoded.popitem(last=False)
         return block
 
     def _decode(self, index: int) -> np.ndarray:
-        file = self._file.filehandle
+        file = self._file
         file.seek(self.page.dataoffsets[index])
         decoded, _, shape = self.page.decode(file.read(self.page.databytecounts[index]), index)
         if decoded is None:
@@ -134,7 +118,7 @@ class TiffRaster:
 
     def _rows(self, index: int) -> np.ndarray:
         """Read rows of strips that are not compressed, from wherever each strip lies."""
-        file, strip = self._file.filehandle, min(self.page.rowsperstrip, self.shape[0])
+        file, strip = self._file, min(self.page.rowsperstrip, self.shape[0])
         begin = index * self._block[0]
         end, row = min(begin + self._block[0], self.shape[0]), self.block_bytes // self._block[0]
         parts = []
@@ -146,12 +130,23 @@ class TiffRaster:
             if len(parts[-1]) < (last - begin) * row:
                 raise ValueError(f"it ends before row {last} of {self.shape[0]}")
             begin = last
-        samples = np.frombuffer(b"".join(parts), self.dtype.newbyteorder(self._file.byteorder))
+        samples = np.frombuffer(b"".join(parts), self.dtype.newbyteorder(self.page.parent.byteorder))
         return samples.astype(self.dtype, copy=False).reshape(-1, *self.shape[1:])
 
 
+def page_options(samples: int, colours: int, extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how tifffile writes a page: compressed without loss, the sample beyond the colours, if any, as alpha."""
+    return {
+        "photometric": "rgb" if colours == 3 else "minisblack",
+        "planarconfig": "contig" if samples > 1 else None,
+        "compression": "zlib",
+        **({"extrasamples": ["unassalpha"]} if samples > colours else {}),
+        **tiff_options(extras),
+    }
+
+
 class BandWriter:
-    """A TIFF, tiled and compressed, whose rows are given from top to bottom; whole in the end or not at all.
+    """A TIFF, tiled and compressed, whose rows are given from top to bottom; it appears when it is complete.
 
     Args:
         path: The file.
@@ -171,9 +166,9 @@ class BandWriter:
     ) -> None:
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
         self.options = page_options(shape[2], colours or shape[2], extras or {})
-        self._temporary = path.with_name(f".{path.name}.tmp")
         self._bands: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
+        self._abandoned = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -188,46 +183,39 @@ class BandWriter:
             self._raise()
 
     def close(self) -> None:
-        """Wait until all is written and put the file in its place.
+        """Wait until all is written and the file is in its place.
 
         Raises:
             FileError: It cannot be written.
         """
-        self.write(None)
-        self._thread.join()
+        self._end()
         if self._error is not None:
-            self.abandon()
             self._raise()
-        os.replace(self._temporary, self.path)
 
     def abandon(self) -> None:
         """Leave nothing behind of a file that is not closed."""
+        self._abandoned = True
+        self._end()
+
+    def _end(self) -> None:
         self.write(None)
         self._thread.join()
-        self._temporary.unlink(missing_ok=True)
 
     def _raise(self) -> None:
-        reason = getattr(self._error, "strerror", None) or self._error
-        raise FileError(str(self.path), f"cannot be written: {reason}.", "Free some space.") from self._error
+        if isinstance(self._error, FileError):
+            raise self._error
+        raise FileError(str(self.path), f"cannot be written: {self._error}.", "Free some space.") from self._error
 
     def _run(self) -> None:
         import tifffile
 
         height, width, samples = self.shape
+        options = {"tile": (BLOCK, BLOCK), "bigtiff": True, **self.options}
+        shape = (height, width) if samples == 1 else self.shape
         try:
-            with open(self._temporary, "wb") as file:
-                tifffile.imwrite(
-                    file,
-                    self._tiles(),
-                    shape=(height, width) if samples == 1 else self.shape,
-                    dtype=self.dtype,
-                    tile=(BLOCK, BLOCK),
-                    bigtiff=True,
-                    **self.options,
-                )
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException as error:  # told by `write` and on leaving
+            with staged_file(self.path) as file:
+                tifffile.imwrite(file, self._tiles(), shape=shape, dtype=self.dtype, **options)
+        except BaseException as error:  # raised by `write` and `close`
             self._error = error
 
     def _tiles(self) -> Iterator[np.ndarray]:
@@ -248,7 +236,7 @@ class BandWriter:
                 yield waiting[:BLOCK]
                 waiting = waiting[BLOCK:]
                 done += BLOCK
-        if done + len(waiting) < self.shape[0]:
+        if self._abandoned or done + len(waiting) < self.shape[0]:
             raise EOFError("not all rows came")
         if len(waiting):
             yield waiting

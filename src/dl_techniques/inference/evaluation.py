@@ -11,8 +11,7 @@ import numpy as np
 
 from dl_techniques.atomic import check_writable, write_file
 from dl_techniques.card import ModelCard
-from dl_techniques.datasets.checks import refuse_values
-from dl_techniques.datasets.inspection import describe_classes, describe_images, inspect_pairs, mask_values
+from dl_techniques.datasets.inspection import describe_images, inspect_pairs
 from dl_techniques.datasets.lazy import LazyDataset, MemoryBudget
 from dl_techniques.datasets.normalization import standardize
 from dl_techniques.datasets.pairs import Pair, find_pairs
@@ -22,6 +21,7 @@ from dl_techniques.inference.memory import parse_memory
 from dl_techniques.inference.tiled_function import bounded_function
 from dl_techniques.report import REPORT, Report, Table
 from dl_techniques.tasks.segmentation.classes import Classes
+from dl_techniques.tasks.segmentation.inspection import check_values, describe_classes, reader_of
 from dl_techniques.tasks.segmentation.scores import (
     Evaluation,
     colour_key,
@@ -169,14 +169,12 @@ def evaluate_files(
     if output.exists():
         raise FileError(str(output), "exists already.", "Name a new folder.")
     check_writable(output)
-    pairs = find_pairs(images, masks, classes.labels)
-    kind = "labels" if classes.labels else "masks"
-    room = MemoryBudget(KEPT)
-    inspection = inspect_pairs(pairs, console, kind, card.channels, classes.ignored, room)
+    budget = MemoryBudget(KEPT)
+    inspection = inspect_pairs(find_pairs(images, masks), console, reader_of(classes), card.channels, budget)
     if inspection.channels != card.channels:
         reason = f"have {inspection.channels} channels; {source} takes {card.channels}."
         raise FileError(images, reason, "Convert the images, or name another model.")
-    refuse_values(mask_values(inspection), classes)
+    check_values(inspection, classes)
     describe_images(inspection, console)
     describe_classes(inspection, classes, console)
     normalize = standardize if card.standardizes(source) else _as_floats
@@ -185,7 +183,7 @@ def evaluate_files(
     def read(pair: Pair) -> SegmentationSample:
         return read_sample(pair, classes, card.channels, normalize, inspection.decoded)
 
-    samples = LazyDataset(pairs, read, room)
+    samples = LazyDataset(inspection.pairs, read, budget)
     result = evaluate(function, samples, classes)
     describe_evaluation(result, classes, console)
     try:

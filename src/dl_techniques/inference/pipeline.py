@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dl_techniques.datasets.pairs import find_files
 from dl_techniques.errors import ConvUNextError, FileError, printable
+from dl_techniques.images.formats import result_suffix
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-LOSSLESS = {".jpg": ".png", ".jpeg": ".png", ".bmp": ".png"}  # what a result is saved as in a folder
 SHOWN = 10  # inputs that are not there
 Report = TypeVar("Report")
 OnTile = Callable[[int, int], object]
@@ -45,7 +45,7 @@ class FileResult(Generic[Report]):
 
 def lossless_name(source: Path) -> str:
     """Return the name of a file's result: its own, with a suffix that loses nothing."""
-    return f"{source.stem}{LOSSLESS.get(source.suffix.lower(), source.suffix)}"
+    return f"{source.stem}{result_suffix(source)}"
 
 
 @dataclass(frozen=True)

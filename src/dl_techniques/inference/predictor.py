@@ -15,7 +15,9 @@ from dl_techniques.engines.formats import EngineName, Precision
 from dl_techniques.engines.loading import load_engine
 from dl_techniques.engines.selection import Model
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.images.files import Picture, count_images, image_shape, is_tiff, read_images, write_images
+from dl_techniques.images.files import count_images, image_shape, open_image, read_images, write_images
+from dl_techniques.images.formats import format_of
+from dl_techniques.images.source import Picture
 from dl_techniques.inference.denoising import restore_pixels
 from dl_techniques.inference.memory import array_bytes, check_whole, network_bytes, parse_memory, plan_tile
 from dl_techniques.inference.network import Network, Pass
@@ -278,11 +280,12 @@ def predict_file(
 
 
 def streams(predictor: Predictor, source: Path) -> bool:
-    """Return whether a file is read and written in parts, which only TIFF files of one page are."""
+    """Return whether a file is too large for the memory and of a format that is read and written in parts."""
     try:
-        return not predictor.holds(image_shape(source)) and is_tiff(source) and count_images(source) == 1
-    except (OSError, FileError):
-        return False  # said when it is read
+        with open_image(source) as file:
+            return not predictor.holds(file.shape()) and file.can_read_windows
+    except FileError:
+        return False  # raised again when it is read
 
 
 def _stream(
@@ -293,7 +296,8 @@ def _stream(
     if wanted or options.tta > 1:
         reason = f"has {width}x{height} pixels, too many for {', '.join(wanted or ['--tta'])} within the memory."
         raise FileError(str(source), reason, "Leave it out, or raise --max-memory.")
-    if output.suffix.lower() not in (".tif", ".tiff"):
+    row = format_of(output)
+    if row is None or not row.windows:
         raise FileError(str(output), f"cannot be written in parts, which {width}x{height} need.", "Choose .tif.")
     probabilities = _beside(output, "probabilities.tif") if options.probabilities else None
     try:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.images.raster import BLOCK, BandWriter, TiffRaster
+from dl_techniques.images.files import open_windows
+from dl_techniques.images.raster import BLOCK, BandWriter
+from dl_techniques.images.source import Raster
 from dl_techniques.inference.denoising import known_unit
 from dl_techniques.inference.memory import WHOLE_REMEDY, tile_bytes
 from dl_techniques.inference.network import Network, Pass
@@ -35,7 +37,7 @@ class Statistics:
 class View:
     """Some of the samples of a raster's pixels, in any order, window by window."""
 
-    raster: TiffRaster
+    raster: Raster
     samples: tuple[int, ...]
 
     @property
@@ -67,7 +69,7 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def plan_layout(raster: TiffRaster, wanted: int, restores: bool, source: str) -> Layout:
+def plan_layout(raster: Raster, wanted: int, restores: bool, source: str) -> Layout:
     """Adapt the samples of a file to a network, as whole images are adapted.
 
     Args:
@@ -189,7 +191,7 @@ def stream_file(
         FileError: The file is broken, has other channels than the model, or cannot be read in parts.
         ArgumentError: The memory is too small.
     """
-    with TiffRaster(source, memory // 4) as raster:
+    with open_windows(source, memory // 4) as raster:
         layout = plan_layout(raster, network.engine.channels, classes is None, network.engine.source)
         left = memory - 2 * raster.block_bytes  # what is decoded, before it is in the cache
         network.tile = plan_streaming(network, raster.shape[:2], raster.shape[2] * raster.dtype.itemsize, left)
@@ -222,7 +224,7 @@ def _floats(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _restore(network: Network, raster: TiffRaster, layout: Layout, output: Path, on_tile: OnTile) -> tuple[Pass, ...]:
+def _restore(network: Network, raster: Raster, layout: Layout, output: Path, on_tile: OnTile) -> tuple[Pass, ...]:
     """Write a restored image; one that takes several runs or has alpha is put together from its parts at the end."""
     colours = sum(len(run) for run in layout.runs)
     largest = measure_raster(View(raster, tuple(range(colours)))).largest
@@ -243,13 +245,13 @@ def _restore(network: Network, raster: TiffRaster, layout: Layout, output: Path,
     return passes
 
 
-def _join(parts: list[Path], raster: TiffRaster, layout: Layout, output: Path) -> None:
+def _join(parts: list[Path], raster: Raster, layout: Layout, output: Path) -> None:
     """Put restored parts, and the alpha of their source, into one file, band by band."""
     colours = sum(len(run) for run in layout.runs)
     samples = colours + (layout.alpha is not None)
     with contextlib.ExitStack() as stack:
         cache = (2 * BAND * raster.shape[1] + BLOCK**2) * raster.dtype.itemsize * max(map(len, layout.runs))
-        rasters = [stack.enter_context(TiffRaster(path, cache)) for path in parts]
+        rasters = [stack.enter_context(open_windows(path, cache)) for path in parts]
         views = [View(part, tuple(range(part.shape[2]))) for part in rasters]
         if layout.alpha is not None:
             views.append(View(raster, (layout.alpha,)))

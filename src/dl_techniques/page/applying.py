@@ -11,6 +11,7 @@ import numpy as np
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.display import to_display
 from dl_techniques.images.files import read_image, write_image
+from dl_techniques.images.formats import format_of
 from dl_techniques.inference.pipeline import OnTile
 from dl_techniques.inference.predictor import Predictor, fit_channels
 from dl_techniques.tasks.denoising.noise_report import NoiseReport, inspect_centre
@@ -74,7 +75,8 @@ def apply_model(
     task = "restore" if predictor.classes is None else "segment"
     task = predictor.card.task or task
     labels = predictor.classes is not None and predictor.classes.labels
-    deep = labels or picture.pixels.dtype.kind == "f" or source.suffix.lower() in (".tif", ".tiff")
+    row = format_of(source)
+    deep = labels or picture.pixels.dtype.kind == "f" or (row is not None and "float32" in row.dtypes)
     suffix = ".tif" if deep else ".png"
     download = folder / f"{source.stem}-{WORDS.get(task, 'result')}{suffix}"
     step = -(-max(height, width) // SHOWN)

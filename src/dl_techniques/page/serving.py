@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dl_techniques.engines.selection import Model
 from dl_techniques.errors import ArgumentError, ConvUNextError, pip_install
+from dl_techniques.images.formats import format_of
 from dl_techniques.inference.predictor import Predictor
 from dl_techniques.page.applying import apply_model
 from dl_techniques.page.settings import LOOPBACK, PageOptions
@@ -150,8 +151,9 @@ def _page(predictors: Sequence[Predictor], options: PageOptions, folder: Path) -
         done, results = apply(source, model, progress)
         if not done:
             return [None, None, *results]
-        tiff = Path(source).suffix.lower() in (".tif", ".tiff")  # which browsers do not show
-        return [source, results[0][0] if tiff else gradio.skip(), *results]
+        row = format_of(Path(source))
+        shown = row is not None and row.browser
+        return [source, gradio.skip() if shown else results[0][0], *results]
 
     def change_model(source: str | None, model: int, progress=gradio.Progress()) -> list[Any]:  # noqa: B008
         return nothing(describe_model(predictors[model])) if source is None else apply(source, model, progress)[1]

@@ -97,9 +97,12 @@ class SupervisedTask(ABC, Generic[Config, Result]):
             count: Pairs to train on.
             read: Makes the sample of a pair.
         """
-        pairs = [facts.pair for facts in self.inspection.facts]
-        room = self.inspection.decoded.room  # what the inspection kept makes place as it is handed out
-        self.training, self.validation = LazyDataset(pairs[:count], read, room), LazyDataset(pairs[count:], read, room)
+        pairs = self.inspection.pairs
+        budget = self.inspection.decoded.budget  # shared: a sample takes the place of what it is made of
+        self.training, self.validation = (
+            LazyDataset(pairs[:count], read, budget),
+            LazyDataset(pairs[count:], read, budget),
+        )
 
     def whole(self, model: ConvUNextModel) -> Function:
         """Return a model as a function of whole images, which computes in tiles what would take too much memory.

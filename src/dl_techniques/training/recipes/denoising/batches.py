@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dl_techniques.datasets.batches import seeded_batches
+from dl_techniques.datasets.inspection import Split
 from dl_techniques.datasets.noise import add_gaussian_noise, add_poisson_gaussian_noise, recorrupt
 from dl_techniques.datasets.pairs import Pair, find_singles, split_pairs
 from dl_techniques.errors import FileError
@@ -35,22 +36,23 @@ class DenoisingSample:
         return self.image.nbytes
 
 
-def find_images_of(config: DenoisingConfig) -> tuple[list[Pair], list[Pair]]:
-    """Return the images to train on and those to validate on.
+def find_images_of(config: DenoisingConfig) -> tuple[list[Pair], list[Pair] | Split]:
+    """Return the images to train on and those to validate on, or what splits the pages of the first.
 
     Raises:
         FileError: Images are missing, or none is left to train on.
         ArgumentError: The groups cannot be split.
     """
-    images = find_singles(config.images)
-    if config.val_images is not None:
-        return images, find_singles(config.val_images)
-    if config.held_out >= len(images):
-        reason = f"holds {len(images)} images; {config.held_out} are held out and none is left to train on."
-        raise FileError(config.images, reason, "Add images or hold out fewer.")
-    if config.group_regex is not None:
-        return split_pairs(images, config.held_out / len(images), config.seed, config.group_regex)
-    return images[config.held_out :], images[: config.held_out]
+
+    def split(pages: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+        if config.held_out >= len(pages):
+            reason = f"holds {len(pages)} images; {config.held_out} are held out and none is left to train on."
+            raise FileError(config.images, reason, "Add images or hold out fewer.")
+        if config.group_regex is not None:
+            return split_pairs(pages, config.held_out / len(pages), config.seed, config.group_regex)
+        return pages[config.held_out :], pages[: config.held_out]
+
+    return find_singles(config.images), split if config.val_images is None else find_singles(config.val_images)
 
 
 MakePair = Callable[[np.ndarray, float, np.random.Generator], tuple[np.ndarray, np.ndarray]]

@@ -12,11 +12,12 @@ import numpy as np
 
 from dl_techniques.atomic import write_file
 from dl_techniques.card import ModelCard, write_card
-from dl_techniques.datasets.inspection import channels_of, describe_images, inspect_pairs, read_pair
+from dl_techniques.datasets.inspection import describe_images, inspect_pairs, read_pair
 from dl_techniques.datasets.lazy import MemoryBudget
 from dl_techniques.datasets.noise import add_gaussian_noise, estimate_sigma
 from dl_techniques.datasets.normalization import in_unit
 from dl_techniques.datasets.pairs import Pair
+from dl_techniques.datasets.targets import ImageReader
 from dl_techniques.errors import ArgumentError, FileError, first_of
 from dl_techniques.images.display import to_display
 from dl_techniques.metrics import denoising_psnr, estimate_gain, psnr
@@ -135,13 +136,18 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
         self.make = build
         self.applications = 2 if config.noisy_only else len(VALIDATION_SIGMAS)
         self.config = replace(config, precision=choose_precision(config.precision))
+        budget, reader, channels = (
+            MemoryBudget(round(config.cache_gb * 1e9)),
+            ImageReader(),
+            config.channels or "declared",
+        )
         images, validation = find_images_of(config)
-        room = MemoryBudget(round(config.cache_gb * 1e9))
-        pairs = [*images, *validation]
-        self.inspection = inspect_pairs(pairs, console, "images", channels_of(config), (), room, len(images))
+        self.inspection = inspect_pairs(images, console, reader, channels, budget, validation)
         facts = self.inspection.facts
         least = max(config.patch, config.final_patch)
-        if small := [entry.pair.words(entry.pair.image) for entry in facts[: len(images)] if min(entry.size) < least]:
+        if small := [
+            entry.pair.words(entry.pair.image) for entry in facts[: self.inspection.training] if min(entry.size) < least
+        ]:
             remedy = "Remove it or choose smaller --patch and --final-patch."
             also = f"; so are {first_of(small[1:])}" if small[1:] else ""
             raise FileError(small[0], f"is smaller than a patch of {least} pixels{also}.", remedy)
@@ -151,16 +157,14 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
             rule = f"must be 0 where values are negative, as photons never are; in {len(below)} images: {named}"
             raise ArgumentError("gain", rule, config.gain, remedy)
         describe_images(self.inspection, console)
-        console.print(f"{len(images)} images to train on, {len(validation)} to validate on")
         largest = self.inspection.largest_float
 
         def read(pair: Pair) -> DenoisingSample:
-            kept = self.inspection.decoded.hand_out(pair)
-            pixels = kept[0] if kept is not None else read_pair(pair, "images", channels_of(config))[1]
+            pixels, _ = self.inspection.decoded.pop(pair) or read_pair(pair, reader, channels)
             image = in_unit(pixels, largest)
             return DenoisingSample(pair.name, image, estimate_sigma(image) if config.noisy_only else 0.0)
 
-        self.split(len(images), read)
+        self.split(self.inspection.training, read)
 
     def whole(self, model: keras.Model) -> Function:
         from dl_techniques.models.convunext.function import keras_function

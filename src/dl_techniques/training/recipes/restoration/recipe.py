@@ -15,9 +15,10 @@ from dl_techniques.atomic import write_file
 from dl_techniques.card import ModelCard
 from dl_techniques.datasets.augmentation import SYMMETRIES, Augmentation
 from dl_techniques.datasets.batches import random_crop, seeded_batches
-from dl_techniques.datasets.inspection import channels_of, find_and_inspect, read_pair
+from dl_techniques.datasets.inspection import find_and_inspect, read_pair
 from dl_techniques.datasets.normalization import in_unit
 from dl_techniques.datasets.pairs import Pair
+from dl_techniques.datasets.targets import ImageReader
 from dl_techniques.images.display import to_display
 from dl_techniques.metrics import psnr, ssim
 from dl_techniques.report import REPORT, Report
@@ -118,18 +119,16 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
     score = "psnr"
 
     def __init__(self, config: RestorationConfig, console: Console) -> None:
-        count, self.inspection = find_and_inspect(config, config.targets, config.val_targets, console, "images")
+        reader = ImageReader()
+        self.inspection = find_and_inspect(config, config.targets, config.val_targets, console, reader)
         self.config = settle(config, self.inspection)
         largest = self.inspection.largest_float
 
         def read(pair: Pair) -> RestorationSample:
-            kept = self.inspection.decoded.hand_out(pair)
-            if kept is None:
-                picture, target = read_pair(pair, "images", channels_of(config))
-                kept = picture.pixels, target
-            return RestorationSample(pair.name, *(in_unit(pixels, largest) for pixels in kept))
+            arrays = self.inspection.decoded.pop(pair) or read_pair(pair, reader, config.channels or "declared")
+            return RestorationSample(pair.name, *(in_unit(pixels, largest) for pixels in arrays))
 
-        self.split(count, read)
+        self.split(self.inspection.training, read)
 
     @property
     def residual(self) -> bool:

@@ -14,8 +14,9 @@ from dl_techniques.datasets.inspection import read_pair
 from dl_techniques.datasets.lazy import DecodedCache
 from dl_techniques.datasets.normalization import standardize
 from dl_techniques.datasets.pairs import Pair
-from dl_techniques.images.files import Channels
+from dl_techniques.images.source import Channels
 from dl_techniques.tasks.segmentation.classes import IGNORED, Classes
+from dl_techniques.tasks.segmentation.inspection import reader_of
 from dl_techniques.training.distribution import batch_share
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from dl_techniques.training.supervision import channel_target, class_target, supervision_weights, target_pyramid
@@ -61,11 +62,7 @@ def read_sample(
     Raises:
         FileError: A file is broken, or the mask holds a value that is no class.
     """
-    kept = None if decoded is None else decoded.hand_out(pair)
-    if kept is None:
-        picture, target = read_pair(pair, "labels" if classes.labels else "masks", channels, classes.ignored)
-        kept = picture.pixels, target
-    pixels, target = kept
+    pixels, target = (decoded and decoded.pop(pair)) or read_pair(pair, reader_of(classes), channels)
     mask = classes.encode(target if classes.labels else target[..., 0], pair.words(pair.target))
     return SegmentationSample(pair.name, normalize(pixels), mask)
 

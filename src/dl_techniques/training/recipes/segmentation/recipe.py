@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dl_techniques.card import ModelCard
-from dl_techniques.datasets.checks import refuse_unnamed
-from dl_techniques.datasets.inspection import (
-    channels_of,
+from dl_techniques.datasets.inspection import find_and_inspect
+from dl_techniques.inference.evaluation import REPORT, write_evaluation
+from dl_techniques.tasks.segmentation.inspection import (
+    LabelReader,
+    MaskReader,
     class_shares,
     describe_classes,
-    find_and_inspect,
-    mask_values,
-    painted,
-    refuse_uncounted,
+    find_classes,
 )
-from dl_techniques.inference.evaluation import REPORT, write_evaluation
-from dl_techniques.tasks.segmentation.classes import choose_classes, choose_labels
 from dl_techniques.tasks.segmentation.scores import (
     Evaluation,
     describe_evaluation,
@@ -119,26 +116,16 @@ class SegmentationTask(SupervisedTask[SegmentationConfig, SegmentationResult]):
     score = "dice"
 
     def __init__(self, config: SegmentationConfig, console: Console) -> None:
-        target = "labels" if config.mask_kind == "labels" else "masks"
-        count, self.inspection = find_and_inspect(
-            config, config.masks, config.val_masks, console, target, config.ignore
-        )
-        if config.mask_kind == "labels":
-            classes = choose_labels(self.inspection.facts[0].target_channels, config.classes, config.ignore)
-            kind = "labels"
-        else:
-            if config.mask_kind != "foreground":
-                refuse_unnamed(mask_values(self.inspection), config.classes, config.ignore)
-            classes = choose_classes(self.inspection.counts, config.mask_kind, config.classes, config.ignore)
-            kind = "foreground" if classes.foreground else "classes"
-        refuse_uncounted(self.inspection, count, classes)
-        classes = painted(self.inspection, classes)
+        reader = LabelReader(config.ignore) if config.mask_kind == "labels" else MaskReader()
+        self.inspection = find_and_inspect(config, config.masks, config.val_masks, console, reader)
+        classes = find_classes(self.inspection, config.mask_kind, config.classes, config.ignore)
         describe_classes(self.inspection, classes, console)
+        kind = "labels" if classes.labels else "foreground" if classes.foreground else "classes"
         self.config = replace(settle(config, self.inspection), mask_kind=kind, classes=classes.names)
         self.classes = classes
         self.activation = classes.activation
-        decoded = self.inspection.decoded
-        self.split(count, lambda pair: read_sample(pair, classes, channels_of(config), decoded=decoded))
+        decoded, channels = self.inspection.decoded, config.channels or "declared"
+        self.split(self.inspection.training, lambda pair: read_sample(pair, classes, channels, decoded=decoded))
 
     def found(self) -> dict[str, list[dict[str, Any]]]:
         shares = class_shares(self.inspection, self.classes)

@@ -1,0 +1,71 @@
+"""What belongs to an image in a data set, as its task reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from dl_techniques.images.source import Channels, ImageSource, Picture
+
+if TYPE_CHECKING:
+    from dl_techniques.datasets.inspection import PairFacts
+
+
+class TargetReader(Protocol):
+    """How a task reads targets from open files.
+
+    Attributes:
+        parts: Whether the pages of a target are parts of one where its image has a single page.
+        pages: What to do about a target that has not as many pages as its image.
+    """
+
+    @property
+    def parts(self) -> bool: ...
+
+    @property
+    def pages(self) -> str: ...
+
+    def read(
+        self, source: ImageSource, page: int | None, channels: Channels, image: Picture | None
+    ) -> tuple[np.ndarray, Picture]:
+        """Return a target, `(height, width, channels)`, and what the file held.
+
+        Args:
+            source: Its file.
+            page: Page of a stack; `None` where the image is no stack.
+            channels: Which samples of the image's pixels are channels; see `ImageSource.read`.
+            image: The image, where the file is the same.
+
+        Raises:
+            FileError: The file is broken, or holds no target of this task.
+        """
+        ...
+
+    def describe(self, target: np.ndarray, picture: Picture) -> Any:
+        """Return what `notes`, and the task, want to know of a target that was read."""
+        ...
+
+    def notes(self, facts: Sequence[PairFacts]) -> list[str]:
+        """Return what a user should know of all targets, in words."""
+        ...
+
+
+class ImageReader:
+    """Targets that are images: those to restore, or the images themselves, where nothing else belongs to them."""
+
+    parts = False
+    pages = "A stack needs a target of as many pages."
+
+    def read(
+        self, source: ImageSource, page: int | None, channels: Channels, image: Picture | None
+    ) -> tuple[np.ndarray, Picture]:
+        picture = image or source.read(page, channels)
+        return picture.pixels, picture
+
+    def describe(self, target: np.ndarray, picture: Picture) -> None:
+        return None
+
+    def notes(self, facts: Sequence[PairFacts]) -> list[str]:
+        return []

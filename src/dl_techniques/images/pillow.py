@@ -1,0 +1,111 @@
+"""Files that Pillow reads and writes faithfully: PNG (of 16-bit colours by imagecodecs), JPEG, WebP and BMP."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dl_techniques.errors import FileError
+from dl_techniques.images.colours import cmyk_to_rgb
+from dl_techniques.images.metadata import ORIENTATION, file_extras, save_options, turned_upright, with_extras
+from dl_techniques.images.source import Decoded, ImageSource, Picture
+
+OPTIONS: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}
+
+
+class Source(ImageSource):
+    """An open file of one image."""
+
+    @cached_property
+    def _image(self) -> Any:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+                image = Image.open(self.file, formats=[self.format.name])
+        except UnidentifiedImageError as error:
+            reason = f"begins like {self.format.name} and is no image."
+            raise FileError(str(self.path), reason, "Copy or export it again.") from error
+        except Image.DecompressionBombError as error:  # Pillow's own limit, beyond which it opens nothing
+            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            remedy = "Crop it, or save it as TIFF, which `convunext predict` reads in parts."
+            raise FileError(str(self.path), f"has more pixels than the {limit} that can be decoded.", remedy) from error
+        self._raw_mode = str(image.tile[0].args) if image.tile else ""  # gone once it is decoded
+        return image
+
+    def _shape(self, page: int) -> tuple[int, int, int]:
+        image = self._image
+        return image.size[1], image.size[0], 3 if image.mode == "P" else len(image.getbands())
+
+    def _indices(self) -> Picture | None:
+        if self._still.mode not in ("P", "1"):
+            return None
+        indices = np.asarray(self._upright(self._still)).astype("uint8")[..., None]
+        if self._still.mode == "1":
+            return Picture(indices)
+        return Picture(indices, palette=np.reshape(self._still.getpalette("RGB") or [], (-1, 3)).astype("uint8"))
+
+    @property
+    def _still(self) -> Any:
+        if (frames := getattr(self._image, "n_frames", 1)) > 1:
+            reason = f"holds {frames} frames, not one image."
+            raise FileError(str(self.path), reason, "Save the frames as files of their own.")
+        return self._image
+
+    def _upright(self, image: Any) -> Any:
+        from PIL import ImageOps
+
+        return ImageOps.exif_transpose(image)
+
+    def _decode(self, page: int) -> Decoded:
+        file = self._still
+        upright, orientation = self._upright(file), file.getexif().get(ORIENTATION, 1)
+        extras = file_extras(file, upright)
+        notes = ["turned upright as its EXIF says"] if orientation != 1 else []
+        if ";16B" in self._raw_mode and file.mode != "I;16":  # Pillow gives 8 of the 16 bits
+            import imagecodecs
+
+            self.file.seek(0)
+            array = turned_upright(np.asarray(imagecodecs.png_decode(self.file.read())), orientation)
+        elif upright.mode == "CMYK":
+            array, note = cmyk_to_rgb(np.asarray(upright), extras.pop("icc_profile", None))
+            notes.append(note)
+        else:
+            if upright.mode == "P":
+                upright = upright.convert("RGBA" if "transparency" in file.info else "RGB")
+                notes.append("palette expanded")
+            elif upright.mode == "1":
+                upright = upright.convert("L")
+            elif upright.mode in ("YCbCr", "LAB", "HSV"):
+                notes.append(f"{upright.mode} converted to RGB")
+                upright = upright.convert("RGB")
+                extras.pop("icc_profile", None)  # it described the other colours
+            array = np.asarray(upright)
+            if array.dtype == np.int32 and array.min() >= 0 and array.max() < 2**16:
+                array = array.astype(np.uint16)  # Pillow's mode "I"
+        alpha = array.shape[2] - 1 if array.ndim == 3 and array.shape[2] % 2 == 0 else None
+        return Decoded(array, tuple(notes), extras, alpha)
+
+
+def write(file: BinaryIO, path: Path, name: str, pictures: Sequence[Picture]) -> None:
+    """Write one image in the format of that name."""
+    from PIL import Image
+
+    (picture,) = pictures
+    array = picture.samples
+    array = array[..., 0] if array.shape[2] == 1 else array
+    if array.dtype == np.uint16:
+        import imagecodecs
+
+        file.write(with_extras(bytes(imagecodecs.png_encode(array)), picture.extras))
+        return
+    image = Image.fromarray(array)
+    if picture.palette is not None:
+        image.putpalette(picture.palette.ravel().tolist())
+    image.save(file, format=name, **OPTIONS.get(name, {}), **save_options(name, picture.extras))

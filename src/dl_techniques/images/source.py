@@ -1,0 +1,215 @@
+"""What is common to all image files: the content of one, and an open file of any format."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from dl_techniques.errors import ConvUNextError, FileError
+from dl_techniques.images.formats import DEEP, MAX_PIXELS, ImageFormat
+
+# Which samples of a pixel are channels: all where there are so many; all that the file does not call alpha; or, where
+# `None`, one or three of at most four.
+Channels = int | Literal["declared"] | None
+
+# What decoders raise on damaged files.
+DAMAGE = (
+    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, struct.error,
+    SyntaxError, TypeError, ValueError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The content of an image file, or of a page of it.
+
+    Attributes:
+        pixels: `(height, width, channels)`, uint8, uint16, float32 or float64; 1 (grey) or 3 (RGB) channels, or as many
+            as were asked for.
+        alpha: `(height, width)` of the same type, `None` where the file has none.
+        notes: What was converted, in words.
+        extras: Colour profile, resolution, EXIF and words; see `metadata`.
+        palette: `(entries, 3)`, uint8, where the pixels are indices of it.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+    extras: dict[str, Any] = field(default_factory=dict)
+    palette: np.ndarray | None = None
+
+    @property
+    def samples(self) -> np.ndarray:
+        """Channels and alpha, `(height, width, samples)`."""
+        return self.pixels if self.alpha is None else np.concatenate([self.pixels, self.alpha[..., None]], axis=-1)
+
+
+class Decoded(NamedTuple):
+    """A page as its file has it: `(height, width[, samples])`, upright, and which of the samples is alpha, if any."""
+
+    array: np.ndarray
+    notes: tuple[str, ...] = ()
+    extras: Mapping[str, Any] = {}
+    alpha: int | None = None
+
+
+class Raster(Protocol):
+    """An image of which windows are read, `raster[top:bottom, left:right]`, not turned upright.
+
+    Attributes:
+        path: The file.
+        shape: Height, width and samples.
+        dtype: Of the samples.
+        cache: Bytes of decoded parts that are kept for the next window.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    cache: int
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of what is decoded at once."""
+        ...
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """What the file says besides its samples; see `metadata`."""
+        ...
+
+    def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray: ...
+
+
+class ImageSource(ABC):
+    """An open image file of one or several pages, used by one thread at a time.
+
+    A format implements `_shape` and `_decode`, and of the others what it has.
+
+    Args:
+        path: For messages.
+        file: Its content, at the beginning.
+        format: Its row in the table of formats.
+        max_pixels: Larger images are refused before they are decoded.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, format: ImageFormat, max_pixels: int = MAX_PIXELS) -> None:
+        self.path, self.file, self.format, self.max_pixels = path, file, format, max_pixels
+
+    @cached_property
+    def count(self) -> int:
+        """Number of pages.
+
+        Raises:
+            FileError: The file is broken.
+        """
+        with naming(self.path):
+            return self._count()
+
+    @property
+    def can_read_windows(self) -> bool:
+        """Whether `windows` reads parts of the image."""
+        return self.format.windows and self.count == 1
+
+    def windows(self, cache: int) -> Raster:
+        """Return the only page as an array of which windows are read, with so many bytes kept for the next window.
+
+        Raises:
+            FileError: The file is broken, or cannot be read in parts.
+        """
+        with naming(self.path):
+            return self._windows(cache)
+
+    def shape(self, page: int = 0) -> tuple[int, int, int]:
+        """Return height, width and samples a pixel of a page before it is turned upright, without decoding it.
+
+        Raises:
+            FileError: The file is broken.
+        """
+        with naming(self.path):
+            return self._shape(page)
+
+    def read(self, page: int | None = None, channels: Channels = None, painted: bool = False) -> Picture:
+        """Read a page, upright.
+
+        Args:
+            page: From 0; if `None`, the file must have but one.
+            channels: Where the file has as many samples a pixel, all are channels and none is alpha; `"declared"`: all
+                that the file does not call alpha, however many; `None`: grey or RGB, and alpha what is beyond.
+            painted: Give the values that masks are painted with: indices of a palette, 0 and 1 of bits.
+
+        Raises:
+            FileError: The page is not there, broken, too large, or of a kind that is not read.
+        """
+        if page is None and self.count > 1:
+            reason = f"holds {self.count} pages, not one image."
+            raise FileError(str(self.path), reason, "Save the pages as files of their own.")
+        if page is not None and page not in range(self.count):
+            raise FileError(str(self.path), f"holds {self.count} pages, no page {page + 1}.", "Was it changed?")
+        height, width, _ = self.shape(page or 0)
+        if height * width > self.max_pixels:
+            reason = f"has {width}x{height} pixels, more than the {self.max_pixels} allowed."
+            remedy = "Crop it, or allow more: --max-pixels of `convunext predict` and `denoise`."
+            raise FileError(str(self.path), reason, remedy)
+        with naming(self.path):
+            indices = self._indices() if painted else None
+            return indices or _picture(self._decode(page or 0), channels)
+
+    def _count(self) -> int:
+        return 1
+
+    @abstractmethod
+    def _shape(self, page: int) -> tuple[int, int, int]: ...
+
+    @abstractmethod
+    def _decode(self, page: int) -> Decoded: ...
+
+    def _indices(self) -> Picture | None:
+        """Return the indices of an image with a palette, or its bits as 0 and 1."""
+        return None
+
+    def _windows(self, cache: int) -> Raster:
+        raise NotImplementedError
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what decoders raise into a `FileError` that names the file."""
+    try:
+        yield
+    except ConvUNextError:
+        raise
+    except FileNotFoundError as error:
+        raise FileError(str(path), "does not exist.", "Check the path.") from error
+    except DAMAGE as error:
+        raise FileError(str(path), f"cannot be read: {error}.", "Copy or export it again.") from error
+
+
+def _picture(decoded: Decoded, channels: Channels) -> Picture:
+    """Separate the alpha channel, and give grey images their channel axis."""
+    array, notes, extras, alpha = decoded.array, decoded.notes, dict(decoded.extras), decoded.alpha
+    array = array[..., None] if array.ndim == 2 else array
+    samples: int = array.shape[2] if array.ndim == 3 else 0
+    if channels != "declared":
+        alpha = None  # a guess of the format, or of the file
+    elif alpha is None:
+        channels = samples
+    known = samples > 0 and (samples in (channels, 1, 2, 3, 4) or alpha is not None)
+    if array.dtype.name not in DEEP or array.size == 0 or not known:
+        wanted = "are neither grey nor RGB" + (f", nor of {channels} channels" if channels not in (None, 1, 3) else "")
+        raise ValueError(f"{array.dtype.name} samples of shape {array.shape} {wanted}")
+    if samples == channels:
+        return Picture(np.ascontiguousarray(array), None, notes, extras)
+    if alpha is not None:
+        return Picture(np.delete(array, alpha, axis=2), array[..., alpha], notes, extras)
+    colours = samples - (samples % 2 == 0)
+    beyond = array[..., colours] if samples > colours else None
+    return Picture(np.ascontiguousarray(array[..., :colours]), beyond, notes, extras)
