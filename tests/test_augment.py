@@ -13,9 +13,9 @@ from dl_techniques.errors import ArgumentError
 from models import image
 
 GEOMETRY = {
-    "mirror": lambda sample, rng: augment.mirror(sample),
-    "upend": lambda sample, rng: augment.upend(sample),
-    "turn": augment.turn,
+    "horizontal_flip": lambda sample, rng: augment.horizontal_flip(sample),
+    "vertical_flip": lambda sample, rng: augment.vertical_flip(sample),
+    "rotation": augment.rotation,
     "affine": partial(augment.affine, scale=0.3, shift=0.1, angle=15.0),
     "elastic": partial(augment.elastic, spacing=8, displacement=0.4),
 }
@@ -28,7 +28,7 @@ DISTURBANCE = {
     "noise": partial(augment.noise, strength=0.1),
     "blur": partial(augment.blur, strength=2.0),
 }
-ALWAYS = Augmentation(**dict.fromkeys([*GEOMETRY, *LIGHT, *DISTURBANCE], 1.0), bend_spacing=8)
+ALWAYS = Augmentation(**dict.fromkeys([*GEOMETRY, *LIGHT, *DISTURBANCE], 1.0), elastic_spacing=8)
 OPERATIONS = {**GEOMETRY, **LIGHT, **DISTURBANCE, "pipeline": lambda sample, rng: ALWAYS(*sample, rng)}
 
 
@@ -84,7 +84,7 @@ def test_draws_come_from_the_generator_alone(name):
     sample = image(24, 24, 3), image(24, 24, 1) > 0.5
     first, same = (OPERATIONS[name](sample, np.random.default_rng(3)) for _ in range(2))
     assert all(np.array_equal(one, other) for one, other in zip(first, same, strict=True))
-    if name not in ("mirror", "upend"):
+    if name not in ("horizontal_flip", "vertical_flip"):
         assert any(
             not np.array_equal(OPERATIONS[name](sample, np.random.default_rng(n))[0], first[0]) for n in (4, 5, 6)
         )
@@ -92,13 +92,13 @@ def test_draws_come_from_the_generator_alone(name):
 
 def test_no_strength_changes_nothing(rng):
     sample = image(9, 14, 3), image(9, 14, 1) > 0.5
-    still = Augmentation(**{name: 0.0 for name in Augmentation.__dataclass_fields__ if name != "bend_spacing"})
+    still = Augmentation(**{name: 0.0 for name in Augmentation.__dataclass_fields__ if name != "elastic_spacing"})
     assert all(one is other for one, other in zip(still(*sample, rng), sample, strict=True))
     strengths = {name: 0.0 for name in Augmentation.__dataclass_fields__ if name.startswith("max_")}
     chances = {
-        "mirror": 0.0,
-        "upend": 0.0,
-        "turn": 0.0,
+        "horizontal_flip": 0.0,
+        "vertical_flip": 0.0,
+        "rotation": 0.0,
         **dict.fromkeys(["affine", "elastic", *LIGHT, *DISTURBANCE], 1),
     }
     changed, mask = Augmentation(**chances, **strengths)(*sample, rng)
@@ -127,7 +127,7 @@ def test_affine_is_its_matrix():
         assert np.allclose(moved[pixel], expected, atol=1e-5)
 
 
-def test_strongest_bending_folds_nothing():
+def test_strongest_deformation_folds_nothing():
     class Extreme:
         def __init__(self, seed):
             self.rng = np.random.default_rng(seed)
@@ -137,17 +137,17 @@ def test_strongest_bending_folds_nothing():
 
     places = np.stack(np.indices((64, 64)), axis=-1).astype("float32")
     for seed in range(20):
-        bent, _ = augment.elastic((places, places), Extreme(seed), spacing=16, displacement=0.479)
-        inside = bent[8:-8, 8:-8].astype("float64")  # away from the mirrored edge
+        deformed, _ = augment.elastic((places, places), Extreme(seed), spacing=16, displacement=0.479)
+        inside = deformed[8:-8, 8:-8].astype("float64")  # away from the mirrored edge
         down, across = np.diff(inside, axis=0)[:, :-1], np.diff(inside, axis=1)[:-1]
         assert (down[..., 0] * across[..., 1] - down[..., 1] * across[..., 0]).min() > 0
 
 
 def test_what_is_not_square_keeps_its_size_and_all_turns_occur():
     square, oblong = image(6, 6, 1), image(6, 9, 1)
-    turned = {augment.turn((square, square), np.random.default_rng(n))[0].tobytes() for n in range(20)}
+    turned = {augment.rotation((square, square), np.random.default_rng(n))[0].tobytes() for n in range(20)}
     assert turned == {np.rot90(square, quarters).tobytes() for quarters in (1, 2, 3)}
-    assert np.array_equal(augment.turn((oblong, oblong), np.random.default_rng(0))[0], oblong[::-1, ::-1])
+    assert np.array_equal(augment.rotation((oblong, oblong), np.random.default_rng(0))[0], oblong[::-1, ::-1])
 
 
 def test_symmetries_keep_every_intensity(rng):
@@ -187,11 +187,11 @@ def test_flat_images_stay_flat(rng):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"mirror": 1.1}, r"`mirror` must be a probability in \[0, 1\]"),
+        ({"horizontal_flip": 1.1}, r"`horizontal_flip` must be a probability in \[0, 1\]"),
         ({"max_scale": -0.1}, "`max_scale` must be at least 0"),
         ({"max_blur": np.inf}, "`max_blur` must be at least 0 and finite"),
-        ({"bend_spacing": 0}, "`bend_spacing` must be at least 1"),
-        ({"max_bend": 0.5}, "`max_bend` must be below 0.48, where images begin to fold"),
+        ({"elastic_spacing": 0}, "`elastic_spacing` must be at least 1"),
+        ({"max_displacement": 0.5}, "`max_displacement` must be below 0.48, where images begin to fold"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

@@ -171,10 +171,10 @@ def test_crops_are_changed_as_much_as_asked_for(data):
 
 def test_augmentation_is_told_as_it_is(data):
     told = segmentation(data).choices()["augmentation"]
-    assert told == "mirrored, turned, scaled, bent, brightened, blurred, noisy"
-    assert segmentation(data, augment="light").choices()["augmentation"] == "mirrored, turned, scaled, brightened"
+    assert told == "flips, rotations, scaling, elastic deformation, brightness, blur, noise"
+    assert segmentation(data, augment="light").choices()["augmentation"] == "flips, rotations, scaling, brightness"
     assert segmentation(data, augment="none").choices()["augmentation"] == "none"
-    assert restoration(data, symmetries="mirror").choices()["augmentation"] == "mirrored"
+    assert restoration(data, symmetries="mirror").choices()["augmentation"] == "flips"
 
 
 def test_plan_lists_how_often_the_classes_are(data, tmp_path):

@@ -249,9 +249,9 @@ def test_crops_of_any_image_have_the_size_asked_for(size, rng):
 def test_photographs_are_not_turned_upside_down(data, tmp_path):
     grey, colour = (Inspection((PairFacts(Pair(data, data), channels=channels),), ()) for channels in (1, 3))
     open_config = settings(data, tmp_path)
-    assert choose_augmentation(settle(open_config, grey)).upend > 0
-    assert choose_augmentation(settle(open_config, colour)).upend == 0
-    assert choose_augmentation(settle(settings(data, tmp_path, symmetries="all"), colour)).upend > 0
+    assert choose_augmentation(settle(open_config, grey)).vertical_flip > 0
+    assert choose_augmentation(settle(open_config, colour)).vertical_flip == 0
+    assert choose_augmentation(settle(settings(data, tmp_path, symmetries="all"), colour)).vertical_flip > 0
 
 
 # === what is wrong with a data set ===

@@ -1,4 +1,4 @@
-"""Random changes of a sample that leave its mask true: geometry for both, light and noise for the image.
+"""Random changes of a sample: geometry for image and target alike, intensities and noise for the image.
 
 A sample is an image, `(height, width, channels)`, float32, normalised, and its target of the same height and width. The
 target's type says what it is: integers and booleans are classes (taken from the nearest pixel, never mixed), floats are
@@ -26,39 +26,39 @@ Sample = tuple[np.ndarray, np.ndarray]
 FOLD = 0.48  # of the grid's spacing: displacements below it cannot fold a cubic B-spline (Choi and Lee 2000)
 
 
-def mirror(sample: Sample) -> Sample:
+def horizontal_flip(sample: Sample) -> Sample:
     """Exchange left and right."""
     image, target = sample
     return image[:, ::-1], target[:, ::-1]
 
 
-def upend(sample: Sample) -> Sample:
+def vertical_flip(sample: Sample) -> Sample:
     """Exchange top and bottom."""
     image, target = sample
     return image[::-1], target[::-1]
 
 
-def turn(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Turn by 90, 180 or 270 degrees; what is not square by 180, which keeps its size."""
+def rotation(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Rotate by 90, 180 or 270 degrees; what is not square by 180, which keeps its size."""
     image, target = sample
     quarters = int(rng.integers(1, 4)) if image.shape[0] == image.shape[1] else 2
     return np.rot90(image, quarters), np.rot90(target, quarters)
 
 
 def affine(sample: Sample, rng: np.random.Generator, scale: float, shift: float, angle: float) -> Sample:
-    """Scale and turn about the centre, and shift, each by a uniform draw.
+    """Scale and rotate about the centre, and shift, each by a uniform draw.
 
     Args:
         sample: Image and target.
         rng: Source of the draws.
         scale: Largest zoom less 1: 0.3 is from 1/1.3 to 1.3, its logarithm uniform.
         shift: Largest shift of each axis, as a share of its length.
-        angle: Largest turn, in degrees.
+        angle: Largest rotation, in degrees.
     """
     height, width = sample[0].shape[:2]
-    zoom, turned = _factor(scale, rng), math.radians(rng.uniform(-angle, angle))
+    zoom, radians = _factor(scale, rng), math.radians(rng.uniform(-angle, angle))
     down, right = rng.uniform(-shift, shift, 2) * (height, width)
-    cos, sin = math.cos(turned) / zoom, math.sin(turned) / zoom
+    cos, sin = math.cos(radians) / zoom, math.sin(radians) / zoom
     row = np.arange(height, dtype="float32")[:, None] - (height - 1) / 2 - down
     column = np.arange(width, dtype="float32")[None] - (width - 1) / 2 - right
     rows = np.float32(cos) * row + (np.float32(sin) * column + np.float32((height - 1) / 2))
@@ -67,7 +67,7 @@ def affine(sample: Sample, rng: np.random.Generator, scale: float, shift: float,
 
 
 def elastic(sample: Sample, rng: np.random.Generator, spacing: int, displacement: float) -> Sample:
-    """Bend by a cubic B-spline with a random displacement at every node of a coarse grid.
+    """Deform by a cubic B-spline with a random displacement at every node of a coarse grid.
 
     Args:
         sample: Image and target.
@@ -125,16 +125,17 @@ def blur(sample: Sample, rng: np.random.Generator, strength: float) -> Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What may happen to a sample: the probability of each change, and how strong it may be.
+    """Random changes of a sample: the probability of each, and its largest strength.
 
-    The defaults suit objects without an upright position, in images of unit range; `upend=0, turn=0` suit photographs.
+    The defaults suit objects without an upright position, in images of unit range; photographs want `vertical_flip=0,
+    rotation=0`.
 
     Attributes:
-        mirror: Probability of exchanging left and right.
-        upend: Probability of exchanging top and bottom.
-        turn: Probability of a turn by right angles.
-        affine: Probability of scale, shift and small turn.
-        elastic: Probability of bending.
+        horizontal_flip: Probability of exchanging left and right.
+        vertical_flip: Probability of exchanging top and bottom.
+        rotation: Probability of a rotation by right angles.
+        affine: Probability of scaling, shift and small rotation.
+        elastic: Probability of elastic deformation.
         brightness: Probability of another brightness.
         contrast: Probability of another contrast.
         gamma: Probability of another gamma.
@@ -142,9 +143,9 @@ class Augmentation:
         blur: Probability of Gaussian blur.
         max_scale: Largest zoom less 1.
         max_shift: Largest shift, as a share of the length of the axis.
-        max_angle: Largest small turn, in degrees.
-        bend_spacing: Distance of the nodes of bending, in pixels.
-        max_bend: Largest displacement of a node, as a share of their distance, below 0.48.
+        max_angle: Largest small rotation, in degrees.
+        elastic_spacing: Distance of the nodes of elastic deformation, in pixels.
+        max_displacement: Largest displacement of a node, as a share of their distance, below 0.48.
         max_brightness: Largest change of brightness, in the unit of the image.
         max_contrast: Largest factor of contrast less 1.
         max_gamma: Largest exponent less 1.
@@ -152,9 +153,9 @@ class Augmentation:
         max_blur: Largest standard deviation of the blur, in pixels.
     """
 
-    mirror: float = 0.5
-    upend: float = 0.5
-    turn: float = 0.75
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.5
+    rotation: float = 0.75
     affine: float = 0.3
     elastic: float = 0.15
     brightness: float = 0.2
@@ -165,8 +166,8 @@ class Augmentation:
     max_scale: float = 0.3
     max_shift: float = 0.1
     max_angle: float = 15.0
-    bend_spacing: int = 48
-    max_bend: float = 0.25
+    elastic_spacing: int = 48
+    max_displacement: float = 0.25
     max_brightness: float = 0.1
     max_contrast: float = 0.3
     max_gamma: float = 0.4
@@ -178,12 +179,14 @@ class Augmentation:
             value = getattr(self, field.name)
             if field.name.startswith("max_") and not 0 <= value < math.inf:
                 raise ArgumentError(field.name, "must be at least 0 and finite", value)
-            if not field.name.startswith(("max_", "bend_")) and not 0 <= value <= 1:
+            if not field.name.startswith(("max_", "elastic_")) and not 0 <= value <= 1:
                 raise ArgumentError(field.name, "must be a probability in [0, 1]", value)
-        if self.bend_spacing < 1:
-            raise ArgumentError("bend_spacing", "must be at least 1", self.bend_spacing)
-        if not self.max_bend < FOLD:
-            raise ArgumentError("max_bend", f"must be below {FOLD}, where images begin to fold", self.max_bend)
+        if self.elastic_spacing < 1:
+            raise ArgumentError("elastic_spacing", "must be at least 1", self.elastic_spacing)
+        if not self.max_displacement < FOLD:
+            raise ArgumentError(
+                "max_displacement", f"must be below {FOLD}, where images begin to fold", self.max_displacement
+            )
 
     def __call__(self, image: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> Sample:
         """Return a changed sample, the same for the same state of `rng`.
@@ -203,11 +206,11 @@ class Augmentation:
             raise ArgumentError("target", rule, f"shape {target.shape}")
         sample = image, target
         changes = (
-            (self.mirror, lambda: mirror(sample)),
-            (self.upend, lambda: upend(sample)),
-            (self.turn, lambda: turn(sample, rng)),
+            (self.horizontal_flip, lambda: horizontal_flip(sample)),
+            (self.vertical_flip, lambda: vertical_flip(sample)),
+            (self.rotation, lambda: rotation(sample, rng)),
             (self.affine, lambda: affine(sample, rng, self.max_scale, self.max_shift, self.max_angle)),
-            (self.elastic, lambda: elastic(sample, rng, self.bend_spacing, self.max_bend)),
+            (self.elastic, lambda: elastic(sample, rng, self.elastic_spacing, self.max_displacement)),
             (self.blur, lambda: blur(sample, rng, self.max_blur)),
             (self.brightness, lambda: brightness(sample, rng, self.max_brightness)),
             (self.contrast, lambda: contrast(sample, rng, self.max_contrast)),
@@ -221,13 +224,13 @@ class Augmentation:
 
     def __str__(self) -> str:
         words = {
-            "mirrored": self.mirror + self.upend,
-            "turned": self.turn,
-            "scaled": self.affine,
-            "bent": self.elastic,
-            "brightened": self.brightness + self.contrast + self.gamma,
-            "blurred": self.blur,
-            "noisy": self.noise,
+            "flips": self.horizontal_flip + self.vertical_flip,
+            "rotations": self.rotation,
+            "scaling": self.affine,
+            "elastic deformation": self.elastic,
+            "brightness": self.brightness + self.contrast + self.gamma,
+            "blur": self.blur,
+            "noise": self.noise,
         }
         return ", ".join(word for word, probability in words.items() if probability) or "none"
 
@@ -235,7 +238,8 @@ class Augmentation:
 # By the name that the settings of a training give.
 STRENGTHS = {
     "none": Augmentation(
-        mirror=0, upend=0, turn=0, affine=0, elastic=0, brightness=0, contrast=0, gamma=0, noise=0, blur=0
+        horizontal_flip=0, vertical_flip=0, rotation=0, affine=0, elastic=0, brightness=0, contrast=0, gamma=0, noise=0,
+        blur=0,
     ),
     "light": Augmentation(
         elastic=0, noise=0, blur=0, affine=0.15, brightness=0.1, contrast=0.1, gamma=0.1,

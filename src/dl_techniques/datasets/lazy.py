@@ -85,7 +85,7 @@ class LazyDataset(Sequence[Sample], Generic[Sample]):
     def __init__(self, pairs: Sequence[Pair], read: Callable[[Pair], Sample], budget: MemoryBudget) -> None:
         self.pairs, self.read, self.budget = tuple(pairs), read, budget
         self._samples: dict[int, Sample] = {}
-        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in self.pairs]
 
     @property
     def names(self) -> list[str]:
@@ -103,12 +103,12 @@ class LazyDataset(Sequence[Sample], Generic[Sample]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        if (sample := self._samples.get(number)) is not None:
-            return sample
-        sample = self.read(self.pairs[number])
-        with self._lock:  # threads that read the same sample at once count it once
-            if number not in self._samples and self.budget.take(sample.nbytes):
-                self._samples[number] = sample
+        with self._locks[number]:  # a thread waits for a sample that another reads
+            sample = self._samples.get(number)
+            if sample is None:
+                sample = self.read(self.pairs[number])
+                if self.budget.take(sample.nbytes):
+                    self._samples[number] = sample
         return sample
 
     def __iter__(self) -> Iterator[Sample]:

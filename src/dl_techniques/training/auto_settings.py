@@ -49,7 +49,7 @@ def choose_precision(precision: Literal["auto", "float32", "mixed_bfloat16"]) ->
 def choose_augmentation(config: PairedConfig) -> Augmentation:
     """Return the random changes of crops: as strong as asked for, without turns where up and down differ."""
     chosen = STRENGTHS[config.augment]
-    return replace(chosen, upend=0.0, turn=0.0) if config.symmetries == "mirror" else chosen
+    return replace(chosen, vertical_flip=0.0, rotation=0.0) if config.symmetries == "mirror" else chosen
 
 
 def _on_gpu() -> bool:

@@ -182,7 +182,7 @@ class DenoisingTask(SupervisedTask[DenoisingConfig, DenoisingResult]):
             f"{late.last - late.first} steps, while the learning rate falls",
             "noise": "that of the images; two noisier versions of each crop" if config.noisy_only else noise,
             "normalization": "none" if config.use_bias else "none: the model is scale-equivariant",
-            "augmentation": "mirrored, turned",
+            "augmentation": "flips, rotations",
             "loss": "mean squared error" if config.noisy_only else "mean absolute error",
             "model": f"ConvUNext {config.convnext_version}{'' if config.use_bias else ' without bias'}, depth "
             f"{config.depth}, {config.initial_filters} channels at the finest level",

@@ -138,7 +138,8 @@ class RestorationTask(SupervisedTask[RestorationConfig, RestorationResult]):
     @property
     def _augmentation(self) -> Augmentation:
         chosen = choose_augmentation(self.config)
-        return replace(SYMMETRIES, mirror=chosen.mirror, upend=chosen.upend, turn=chosen.turn)
+        kept = {name: getattr(chosen, name) for name in ("horizontal_flip", "vertical_flip", "rotation")}
+        return replace(SYMMETRIES, **kept)
 
     def choices(self) -> dict[str, str]:
         return {
