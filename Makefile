@@ -8,11 +8,12 @@ PYTEST = TF_CPP_MIN_LOG_LEVEL=3 OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN
 # Holds for what builds the package, too.
 export PIP_CONSTRAINT = constraints.txt
 
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test check lint bench lock clean
 
 help:
 	@echo "make demo   set up, train on the images that ship with the package, write a report (minutes)"
 	@echo "make test   set up, run the tests on TensorFlow, JAX and PyTorch (BACKENDS=tensorflow for one)"
+	@echo "make check  set up, run lint and the quick tests on TensorFlow (a minute and a half)"
 	@echo "make lint   set up, run ruff and pyright"
 	@echo "make bench  set up, time and memory beside other implementations, into docs/performance.md (20 minutes)"
 	@echo "make lock   resolve all dependencies anew into constraints.txt"
@@ -27,6 +28,9 @@ test: $(VENV)/.installed-dev
 		marks=; [ $$backend = tensorflow ] || marks="each_backend or only_backend"; \
 		KERAS_BACKEND=$$backend $(PYTEST) -m "$$marks" $(TESTS); \
 	done
+
+check: lint
+	KERAS_BACKEND=tensorflow $(PYTEST) --quick
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

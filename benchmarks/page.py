@@ -20,7 +20,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright  # type: ignore[import-not-found]
 
 DONE, REFUSED = '.facts :text("megapixels a second")', ".facts p"
-WAIT = 60_000  # milliseconds
+WAIT = 300_000  # milliseconds
 
 
 def find_chromium() -> str | None:

@@ -40,7 +40,19 @@ settings.load_profile("convunext")
 # servers, clusters or several processes are one group, so that they never compete with each other; the longest come
 # first, so that both processes end at about the same time.
 PROCESSES = ("test_devices", "test_bulk", "test_page", "test_browser")
-LONGEST = ("processes", "test_export", "test_docs")
+LONGEST = (
+    "processes", "test_engines", "test_run_folder", "test_export", "test_lifecycle", "test_saving", "test_cli",
+    "test_large_exports", "test_speed", "test_docs", "test_denoising", "test_segmentation", "test_runtime",
+    "test_equivariance", "test_layers", "test_training", "test_predict", "test_model",
+)  # fmt: skip
+# What `make check` has no time for (`--quick`): left out before anything is imported.
+SLOW = {
+    "test_artifact", "test_bad_models", "test_benchmarks", "test_browser", "test_bulk", "test_cli",
+    "test_custom_gradients", "test_denoising", "test_devices", "test_docs", "test_engines", "test_equivariance",
+    "test_export", "test_inference", "test_large", "test_large_exports", "test_lifecycle", "test_page", "test_parts",
+    "test_predict", "test_quantize", "test_restoration", "test_run_folder", "test_runtime", "test_saving",
+    "test_segmentation", "test_specification", "test_speed", "test_trained_tiles", "test_training",
+}  # fmt: skip
 
 
 def group_of(nodeid: str) -> str:
@@ -56,6 +68,10 @@ def place_of(item: pytest.Item) -> int:
 def runs_here(item: pytest.Item) -> bool:
     mark = item.get_closest_marker("only_backend")
     return mark is None or BACKEND in mark.args
+
+
+def pytest_ignore_collect(collection_path, config):
+    return True if config.option.quick and collection_path.stem in SLOW else None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -74,6 +90,11 @@ def pytest_xdist_make_scheduler(config, log):
     return ByGroup(config, log)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="leave out the files with tests that take long")
+    parser.addoption("--strict-skips", action="store_true", help="fail if a test is skipped for a reason of no list")
+
+
 # === Skips ===
 
 # The reasons for which a test may be skipped where nothing may be missing (`--strict-skips`, as .ci/run says).
@@ -82,10 +103,6 @@ ALLOWED_SKIPS = {
     "the orders in memory are those of processors with AVX-512": "a property of the processor",
 }
 skips: list[str] = []
-
-
-def pytest_addoption(parser):
-    parser.addoption("--strict-skips", action="store_true", help="fail if a test is skipped for a reason of no list")
 
 
 def pytest_runtest_logreport(report):

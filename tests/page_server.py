@@ -20,7 +20,7 @@ class Slow(Predictor):
     """A model that takes as long as it is told to."""
 
     def __call__(self, pixels, on_tile=lambda done, total: None):
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         while not Path(sys.argv[1]).exists() and time.monotonic() < end:
             time.sleep(0.05)
         return super().__call__(pixels, on_tile)

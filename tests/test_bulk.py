@@ -182,7 +182,7 @@ def test_a_worker_that_is_killed_costs_nothing(cluster, model, images, tmp_path)
     killed = []
 
     def kill_one():
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline and not killed:
             if any((tmp_path / "out").glob("*.png")):
                 for process in workers()[:1]:
@@ -228,7 +228,7 @@ def test_ctrl_c_ends_the_run_with_its_workers_and_keeps_the_rows(model, images, 
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         _, told = process.communicate(timeout=300)
     assert process.returncode == 130 and told.strip() == "convunext: interrupted."
-    _, alive = psutil.wait_procs(begun, timeout=60)
+    _, alive = psutil.wait_procs(begun, timeout=300)
     assert begun and not alive
     assert not (tmp_path / "status").exists()
 

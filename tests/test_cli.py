@@ -106,7 +106,7 @@ def test_interrupted_demo_leaves_nothing(sent, status, tmp_path):
             break
     time.sleep(0.2)
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == status
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []

@@ -73,7 +73,7 @@ def start_together(arguments: list[str], processes: int) -> list[subprocess.Pope
 
 def finish(*processes: subprocess.Popen) -> list[tuple[int, str, str]]:
     """Return status, output and errors of processes when they have ended."""
-    texts = [process.communicate(timeout=240) for process in processes]
+    texts = [process.communicate(timeout=900) for process in processes]
     return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
 
 
@@ -153,7 +153,7 @@ def test_a_lost_process_is_named_and_the_run_goes_on_with_others(data, tmp_path)
     second.kill()
     begin = time.monotonic()
     ((status, _, errors),) = finish(first)
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 90  # JAX itself notices after 100
     assert status == 1 and f"pid {second.pid}) ended before the run did" in errors
     assert f"convunext train --resume {run}" in errors
     second.communicate()
@@ -173,7 +173,7 @@ def test_a_lost_process_is_named_and_the_run_goes_on_with_others(data, tmp_path)
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 900
     while not path.exists():
         assert time.monotonic() < deadline, path
         time.sleep(0.05)

@@ -109,10 +109,10 @@ def serve(arguments: list[str], folder: Path) -> None:
     command = [sys.executable, "-m", "dl_techniques.cli", *arguments]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         addresses = (re.search(r"http://127\.0\.0\.1:\d+/", line) for line in process.stdout)
-        with urllib.request.urlopen(next(filter(None, addresses))[0], timeout=60) as page:
+        with urllib.request.urlopen(next(filter(None, addresses))[0], timeout=300) as page:
             assert b"ConvUNext" in page.read()
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode in (0, 130)
 
 

@@ -27,8 +27,9 @@ from models import DENOISER, image, saved
 pytestmark = pytest.mark.only_backend("tensorflow")
 
 GREY = {"input_shape": (None, None, 1)}
+SMALL_HALO = {"stem_kernel_size": 3, "block_kernel_size": 3}  # few tiles fill an image
 KINDS = {
-    "v2": {**GREY, "output_channels": 3, "final_activation": "softmax"},
+    "v2": {**GREY, "output_channels": 3, "final_activation": "softmax", **SMALL_HALO},
     "v1": {"convnext_version": "v1", "output_channels": 1, "final_activation": "sigmoid", "downsample": "conv"},
     "denoiser": {**GREY, **DENOISER},
     "v2 without bias": {**GREY, "use_bias": False, "enable_deep_supervision": True},

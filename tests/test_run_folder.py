@@ -168,13 +168,23 @@ def test_run_that_the_disk_stops_is_named_and_goes_on_to_the_same_end(
 # === what a run was begun on ===
 
 
-@pytest.fixture
-def own(data, tmp_path):
-    """A finished run and its data, to be spoiled."""
-    folder = shutil.copytree(data, tmp_path / "data")
-    config = settings(folder, tmp_path / "run")
+@pytest.fixture(scope="module")
+def unspoiled(data, tmp_path_factory):
+    """A finished run beside its data, and a copy of both."""
+    folder = tmp_path_factory.mktemp("own")
+    config = settings(shutil.copytree(data, folder / "here" / "data"), folder / "here" / "run")
     train_segmenter(config, QUIET)
+    shutil.copytree(folder / "here", folder / "copy")
     return config
+
+
+@pytest.fixture
+def own(unspoiled):
+    """A finished run and its data, to be spoiled: back as they were, at the paths that the run knows."""
+    here = unspoiled.output.parent
+    shutil.rmtree(here)
+    shutil.copytree(here.with_name("copy"), here)
+    return unspoiled
 
 
 def resumed(config) -> tuple[int, str]:
@@ -293,7 +303,7 @@ def test_signal_to_a_training_saves_tells_how_to_go_on_and_what_it_was(sent, sta
             break
     time.sleep(1)
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == status and "Traceback" not in errors
     assert "convunext: stopped; go on with: convunext train --resume run" in errors
     (saved,) = list_checkpoints(tmp_path / "run" / "checkpoints")
