@@ -46,15 +46,9 @@ def load_npzm(path, precision):
     function = keras_function(network)
     return Graph([None, None, None, network.input_channels], lambda x: [function(x)])
 '''
-ROWS = "    for row in (\n"
-ROW = """        ArtifactFormat(
-            name="npzm",
-            title="NumPy",
-            suffix=".npzm",
-            runtime="keras",
-            loader="dl_techniques.engines.npzm:load_npzm",
-            writer="dl_techniques.engines.npzm:write_npzm",
-        ),
+ROWS = "FORMATS = {row.name: row for row in (\n"
+ROW = """    ArtifactFormat(name="npzm", title="NumPy", suffix=".npzm", runtime="keras", loader="npzm:load_npzm",
+                   writer="npzm:write_npzm"),
 """
 
 

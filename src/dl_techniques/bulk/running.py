@@ -84,7 +84,7 @@ class Outcome:
 
 
 def predict_bulk(
-    choice: EngineSelection,
+    selection: EngineSelection,
     inputs: Sequence[str],
     options: PredictionOptions,
     console: Console,
@@ -97,7 +97,7 @@ def predict_bulk(
     each.
 
     Args:
-        choice: The model, and what runs it.
+        selection: The model, and what runs it.
         inputs: Files, folders and patterns, of this machine or addresses such as `s3://bucket/folder/`.
         options: Settings; `output` is a folder.
         console: Where to tell what happens.
@@ -112,7 +112,7 @@ def predict_bulk(
     if options.max_memory == AUTO:  # what is free is shared by workers, whose number depends on this
         options = replace(options, max_memory=WORKER_MEMORY)
     with _without_gpus():
-        predictor = Predictor(choice, *predictor_settings(options))
+        predictor = Predictor(selection, *predictor_settings(options))
     check_options(predictor, options)
     outcome = Outcome()
     found, outcome.lost = find_sources(inputs)
@@ -121,7 +121,7 @@ def predict_bulk(
     output.make()
     status = Status(output)
     outcome.status = str(status)
-    settings = _digest(choice, options)
+    settings = _digest(selection, options)
     missing = _missing(predictor, found, output, status, settings, options.overwrite, outcome)
     memory = predictor.memory
     del predictor, found
@@ -131,9 +131,9 @@ def predict_bulk(
         if missing:
             with connected(address):
                 remote = output.remote or any(is_address(source) for source in inputs)
-                workers = share_out(resources(), memory, RUNTIMES[choice.runtime].uses_gpu, remote)
+                workers = share_out(resources(), memory, RUNTIMES[selection.runtime].uses_gpu, remote)
                 console.print(f"{len(missing)} images for {workers}")
-                job = _job(choice, options, output, settings, workers)
+                job = _job(selection, options, output, settings, workers)
                 start = time.perf_counter()
                 for table in _told(_run(missing, job, workers), len(missing), outcome, console):
                     status.add(table)
@@ -216,24 +216,26 @@ def _as_row(image: Found) -> dict[str, Any]:
     return {"path": image.source, "bytes": image.bytes, "modified": image.modified}
 
 
-def _digest(choice: EngineSelection, options: PredictionOptions) -> str:
+def _digest(selection: EngineSelection, options: PredictionOptions) -> str:
     """Return what a refusal depends on, beside the image."""
     kept = {key: value for key, value in asdict(options).items() if key not in ("output", "overwrite")}
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in model_files(choice.path)]
-    told = json.dumps([__version__, choice.runtime, choice.precision, kept, files], default=str)
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in model_files(selection.path)]
+    told = json.dumps([__version__, selection.runtime, selection.precision, kept, files], default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _job(choice: EngineSelection, options: PredictionOptions, output: Folder, settings: str, workers: Workers) -> Job:
+def _job(
+    selection: EngineSelection, options: PredictionOptions, output: Folder, settings: str, workers: Workers
+) -> Job:
     import ray
 
     backend = ""
-    if choice.starts_keras:
+    if selection.starts_keras:
         import keras
 
         backend = keras.backend.backend()
-    shipment = ray.put(Shipment.of(choice)) if workers.nodes > 1 else None
-    return Job(choice, options, str(output), settings, backend, workers.cpus, workers.threads, shipment)
+    shipment = ray.put(Shipment.of(selection)) if workers.nodes > 1 else None
+    return Job(selection, options, str(output), settings, backend, workers.cpus, workers.threads, shipment)
 
 
 def _run(missing: list[Found], job: Job, workers: Workers) -> Iterator[pa.Table]:

@@ -29,16 +29,16 @@ class Shipment:
     conversion: str
 
     @classmethod
-    def of(cls, choice: EngineSelection) -> Shipment:
+    def of(cls, selection: EngineSelection) -> Shipment:
         """Read the files of a model."""
-        sources = model_files(choice.path)
-        files = [(f"model/{path.relative_to(choice.path.parent)}", path.read_bytes()) for path in sources]
-        folder = choice.conversion.folder if choice.conversion else None
+        sources = model_files(selection.path)
+        files = [(f"model/{path.relative_to(selection.path.parent)}", path.read_bytes()) for path in sources]
+        folder = selection.conversion.folder if selection.conversion else None
         if folder is not None:
             files += [(f"conversion/{path.name}", path.read_bytes()) for path in sorted(folder.iterdir())]
-        return cls(tuple(files), f"model/{choice.path.name}", "conversion" if folder else "")
+        return cls(tuple(files), f"model/{selection.path.name}", "conversion" if folder else "")
 
-    def unpack(self, choice: EngineSelection) -> EngineSelection:
+    def unpack(self, selection: EngineSelection) -> EngineSelection:
         """Return the model as it lies on this machine, where the first who asks puts it."""
         digest = hashlib.sha256()
         for name, content in self.files:
@@ -56,8 +56,8 @@ class Shipment:
                 shutil.rmtree(staging)  # another was first
         if folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{folder} is not ours")
-        conversion = choice.conversion and replace(choice.conversion, folder=folder / self.conversion)
-        return replace(choice, path=folder / self.model, conversion=conversion)
+        conversion = selection.conversion and replace(selection.conversion, folder=folder / self.conversion)
+        return replace(selection, path=folder / self.model, conversion=conversion)
 
 
 def model_files(path: Path) -> list[Path]:

@@ -48,7 +48,7 @@ class Job:
     """What all workers of a run are told.
 
     Attributes:
-        choice: The model, and what runs it.
+        selection: The model, and what runs it.
         options: As of the local command.
         output: Folder of the results, a path or an address.
         settings: Digest of all that a result depends on.
@@ -58,7 +58,7 @@ class Job:
         shipment: The model's files, where workers may not have them.
     """
 
-    choice: EngineSelection
+    selection: EngineSelection
     options: PredictionOptions
     output: str
     settings: str
@@ -138,9 +138,9 @@ class Worker:
         import ray
 
         shipment: Shipment | None = None if job.shipment is None else ray.get(job.shipment)
-        choice = job.choice if shipment is None else shipment.unpack(job.choice)
+        selection = job.selection if shipment is None else shipment.unpack(job.selection)
         self._job, self._journal, self._ask = job, journal, ray.get
-        self._predictor = SharedPredictor(choice, *predictor_settings(job.options))
+        self._predictor = SharedPredictor(selection, *predictor_settings(job.options))
         self._output = Folder(job.output)
         self._pool = ThreadPoolExecutor(job.threads)
         self._name = f"{socket.gethostname()}:{os.getpid()}"

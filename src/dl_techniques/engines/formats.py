@@ -1,6 +1,6 @@
 """The one table of artifact formats and of runtimes: a new format is a module in this room and a row here.
 
-Functions stand here by name, `"module:function"`, and are imported when they are needed.
+Functions stand here by name, `"module:function"` of this room, and are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -43,24 +43,17 @@ class Runtime:
     starts_keras: bool = False
 
 
-# Those that a Keras model is converted for: the fastest first.
-RUNTIMES = {
+# fmt: off
+RUNTIMES = {  # those that a Keras model is converted for: the fastest first
     "keras": Runtime(modules=("keras",), uses_gpu=True, starts_keras=True),
-    "openvino": Runtime(
-        modules=("openvino",),
-        extra="openvino",
-        conversion="openvino",
-        precisions=("float32", "bfloat16"),
-        wide_copies=1.45,
-        keeps_outputs=False,
-        small_image_factor=2.5,
-    ),
-    "onnxruntime": Runtime(
-        modules=("onnxruntime",), extra="onnx", conversion="onnx", wide_copies=5.0, keeps_outputs=False
-    ),
+    "openvino": Runtime(modules=("openvino",), extra="openvino", conversion="openvino", wide_copies=1.45,
+                        keeps_outputs=False, small_image_factor=2.5, precisions=("float32", "bfloat16")),
+    "onnxruntime": Runtime(modules=("onnxruntime",), extra="onnx", conversion="onnx", wide_copies=5.0,
+                           keeps_outputs=False),
     "litert": Runtime(modules=("tensorflow",), starts_keras=True),
     "tensorflow": Runtime(modules=("tensorflow",), uses_gpu=True, starts_keras=True),
 }
+# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,54 +104,19 @@ class ArtifactFormat:
 
 
 _MESSAGE = 2**31  # bytes of one message of a serializer that counts to there
-FORMATS = {
-    row.name: row
-    for row in (
-        ArtifactFormat(
-            name="onnx",
-            title="ONNX",
-            suffix=".onnx",
-            runtime="onnxruntime",
-            loader="dl_techniques.engines.onnx:load_onnx",
-            writer="dl_techniques.engines.onnx:write_onnx",
-            backend="tensorflow",
-            modules=("onnx", "tf2onnx", "tensorflow"),
-            max_bytes=_MESSAGE,
-            tiles=True,
-            int8=True,
-        ),
-        ArtifactFormat(
-            name="openvino",
-            title="OpenVINO",
-            suffix=".xml",
-            companions=(".bin",),
-            runtime="openvino",
-            loader="dl_techniques.engines.openvino:load_openvino",
-            writer="dl_techniques.engines.openvino:write_openvino",
-            backend="openvino",
-            tiles=True,
-        ),
-        ArtifactFormat(
-            name="saved_model",
-            title="SavedModel",
-            marker="saved_model.pb",
-            runtime="tensorflow",
-            loader="dl_techniques.engines.tensorflow:load_saved_model",
-            writer="dl_techniques.engines.tensorflow:write_saved_model",
-            backend="tensorflow",
-        ),
-        ArtifactFormat(
-            name="litert",
-            title="LiteRT",
-            suffix=".tflite",
-            runtime="litert",
-            loader="dl_techniques.engines.tensorflow:load_litert",
-            writer="dl_techniques.engines.tensorflow:write_litert",
-            backend="tensorflow",
-            max_bytes=_MESSAGE,
-        ),
-    )
-}
+# fmt: off
+FORMATS = {row.name: row for row in (
+    ArtifactFormat(name="onnx", title="ONNX", suffix=".onnx", runtime="onnxruntime", loader="onnx:load_onnx",
+                   writer="tensorflow:write_onnx", backend="tensorflow", modules=("onnx", "tf2onnx", "tensorflow"),
+                   max_bytes=_MESSAGE, tiles=True, int8=True),
+    ArtifactFormat(name="openvino", title="OpenVINO", suffix=".xml", companions=(".bin",), runtime="openvino",
+                   loader="openvino:load_openvino", writer="openvino:write_openvino", backend="openvino", tiles=True),
+    ArtifactFormat(name="saved_model", title="SavedModel", marker="saved_model.pb", runtime="tensorflow",
+                   loader="tensorflow:load_saved_model", writer="tensorflow:write_saved_model", backend="tensorflow"),
+    ArtifactFormat(name="litert", title="LiteRT", suffix=".tflite", runtime="litert", max_bytes=_MESSAGE,
+                   loader="tensorflow:load_litert", writer="tensorflow:write_litert", backend="tensorflow"),
+)}
+# fmt: on
 CONVERTED = {name: FORMATS[runtime.conversion] for name, runtime in RUNTIMES.items() if runtime.conversion}
 SUFFIXES = [row.suffix for row in FORMATS.values() if row.suffix]
 
@@ -191,4 +149,4 @@ def missing_modules(modules: Iterable[str]) -> list[str]:
 
 def _function(name: str) -> Any:
     module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
+    return getattr(importlib.import_module(f"dl_techniques.engines.{module}"), function)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import functools
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dl_techniques.card import ModelCard, check_artifact, read_card
+from dl_techniques.card import check_artifact, read_card
 from dl_techniques.engines.cache import Conversion
 from dl_techniques.engines.engine import Engine, Graph, Tiling
 from dl_techniques.engines.formats import CONVERTED, ArtifactFormat, EngineName, Precision
 from dl_techniques.engines.keras import load_keras
 from dl_techniques.engines.selection import EngineSelection, Model, select_engine
 from dl_techniques.errors import ConvUNextError, FileError
+
+if TYPE_CHECKING:
+    from dl_techniques.models.convunext.tiles import TileFunction
 
 SAMPLE = (128, 160)  # height and width of the noise on which a precision is measured
 
@@ -71,18 +76,13 @@ def _first_words(error: Exception) -> str:
 
 
 def _load_conversion(selection: EngineSelection, conversion: Conversion) -> Engine:
-    form, folder, facts = CONVERTED[selection.runtime], conversion.folder, conversion.facts
+    path, form, facts = selection.path, CONVERTED[selection.runtime], conversion.facts
 
     @functools.cache
     def graph(name: str) -> Graph:
-        return form.load(folder / f"{name}{form.suffix}", selection.precision)
+        return form.load(conversion.folder / f"{name}{form.suffix}", selection.precision)
 
     network, tiling = graph("network").function, Tiling.from_dict(facts["tiling"])
-
-    def compute_tile(tile: np.ndarray, valid_mask: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _compute_tile(graph("tiles"), tile, valid_mask, sums)
-
-    path = selection.path
     return Engine(
         lambda batch: network(batch)[0],
         facts["channels"],
@@ -90,36 +90,37 @@ def _load_conversion(selection: EngineSelection, conversion: Conversion) -> Engi
         path,
         tiling=tiling,
         use_bias=facts["use_bias"],
-        tile_function=compute_tile if tiling.sums_of_squares else None,
+        tile_function=_tile_function(lambda: graph("tiles")) if tiling.sums_of_squares else None,
         runtime=selection.runtime,
     )
 
 
-def _compute_tile(
-    graph: Graph, tile: np.ndarray, valid_mask: np.ndarray, sums: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute one tile with a graph of batches of tiles, valid masks and sums of squares."""
-    output, found = graph.function(tile[None], valid_mask[None, ..., None], sums[None])
-    return output[0], found[0]
+def _tile_function(graph: Callable[[], Graph]) -> TileFunction:
+    """Return the function of one tile that a graph of batches of tiles, valid masks and sums of squares makes."""
+
+    def call(tile: np.ndarray, valid_mask: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        output, found = graph().function(tile[None], valid_mask[None, ..., None], sums[None])
+        return output[0], found[0]
+
+    return call
 
 
 def _load_artifact(path: Path, form: ArtifactFormat, precision: Precision) -> Engine:
     """Return the engine of an artifact of images, or of a V2 artifact for tiles, which also takes statistics."""
     card = read_card(path)
     check_artifact(path, card, form.companions)
-    graph = form.load(path, precision)
-    _, height, width, channels = graph.shape
-    tiling, largest = _stated(card, path)
-    engine = Engine(
-        lambda batch: graph.function(batch)[0],
-        channels,  # type: ignore[arg-type]  # of no artifact is it left open
-        path.name,
-        path,
-        size=(height, width),
-        tiling=tiling,
-        largest=largest,
-        runtime=form.runtime,
-    )
+    (_, height, width, channels), function = graph = form.load(path, precision)
+    stated, integers = card.exported.get("tiling"), card.exported.get("int8")
+    try:
+        tiling = None if stated is None else Tiling.from_dict(stated)
+        largest = None if integers is None else float(integers["largest"])
+        if largest is not None and largest <= 0:
+            raise ValueError(largest)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"has a card whose tiling is {stated!r} and int8 {integers!r}."
+        raise FileError(str(path), reason, "Export it again.") from error
+    engine = Engine(lambda batch: function(batch)[0], channels, path.name, path, None, (height, width), tiling, largest)
+    engine = replace(engine, runtime=form.runtime)
     if tiling is None or tiling.whole_images_only or not tiling.sums_of_squares:
         return engine
     count = sum(tiling.sums_of_squares)
@@ -127,19 +128,6 @@ def _load_artifact(path: Path, form: ArtifactFormat, precision: Precision) -> En
     def compute_images(batch: np.ndarray) -> np.ndarray:
         """Compute images as they are: all pixels are valid, and nothing is known from outside."""
         valid_mask, unknown = np.ones((1, *batch.shape[1:3], 1), "float32"), np.full((1, count), -1, "float32")
-        return np.concatenate([graph.function(image[None], valid_mask, unknown)[0] for image in batch])
+        return np.concatenate([function(image[None], valid_mask, unknown)[0] for image in batch])
 
-    return replace(engine, function=compute_images, tile_function=functools.partial(_compute_tile, graph))
-
-
-def _stated(card: ModelCard, path: Path) -> tuple[Tiling | None, float | None]:
-    """Return tiling and largest intensity as an artifact's card states them; `None` for what it does not."""
-    stated, integers = card.exported.get("tiling"), card.exported.get("int8")
-    try:
-        tiling = None if stated is None else Tiling.from_dict(stated)
-        largest = None if integers is None else integers["largest"]
-        if largest is None or largest > 0:
-            return tiling, largest
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise FileError(str(path), f"has a card whose tiling is {stated!r} and int8 {integers!r}.", "Export it again.")
+    return replace(engine, function=compute_images, tile_function=_tile_function(lambda: graph))

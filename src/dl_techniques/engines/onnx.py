@@ -5,13 +5,11 @@ from __future__ import annotations
 import mmap
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dl_techniques.engines.engine import Graph, compute_threads
 from dl_techniques.engines.formats import Precision
-from dl_techniques.engines.tensorflow import write_by_keras
 
 # A string `location` in the first field of a message, in any encoding: where a tensor of an ONNX file lies elsewhere.
 ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
@@ -41,11 +39,6 @@ def load_onnx(path: Path, precision: Precision = "float32") -> Graph:
         return [np.asarray(result) for result in results]
 
     return Graph([size if isinstance(size, int) else None for size in inputs[0].shape], call)
-
-
-def write_onnx(model: Any, path: Path) -> None:
-    """Write a functional Keras model as ONNX; needs Keras on TensorFlow."""
-    write_by_keras(model, path, "onnx")
 
 
 def _reads_others(path: Path) -> bool:

@@ -41,7 +41,12 @@ def load_litert(path: Path, precision: Precision = "float32") -> Graph:
 
 def write_saved_model(model: Any, path: Path) -> None:
     """Write a functional Keras model as a SavedModel folder; needs Keras on TensorFlow."""
-    write_by_keras(model, path, "tf_saved_model")
+    _export(model, path, format="tf_saved_model")
+
+
+def write_onnx(model: Any, path: Path) -> None:
+    """Write a functional Keras model as an ONNX file; needs Keras on TensorFlow."""
+    _export(model, path, format="onnx")
 
 
 def write_litert(model: Any, path: Path) -> None:
@@ -49,18 +54,11 @@ def write_litert(model: Any, path: Path) -> None:
     import tensorflow as tf
 
     # Nothing beyond LiteRT's own operations: its runtime alone, without TensorFlow's, must do.
-    write_by_keras(model, path, "litert", target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]})
+    _export(model, path, format="litert", target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]})
 
 
-def write_by_keras(model: Any, path: Path, form: str, **options: Any) -> None:
-    """Write a functional Keras model by `Model.export`, its inputs named and of their own types.
-
-    Args:
-        model: The model.
-        path: Where to.
-        form: Of `Model.export`.
-        options: Further arguments of it.
-    """
+def _export(model: Any, path: Path, **options: Any) -> None:
+    """Call `Model.export`, the inputs named and of their own types."""
     import keras
 
     specs = [keras.InputSpec(shape=x.shape, dtype="float32", name=x.name) for x in model.inputs]
@@ -68,4 +66,4 @@ def write_by_keras(model: Any, path: Path, form: str, **options: Any) -> None:
     with warnings.catch_warnings():
         # Keras mends tf2onnx under NumPy 2 and is warned for looking.
         warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
-        model.export(str(path), format=form, verbose=False, input_signature=signature, **options)
+        model.export(str(path), verbose=False, input_signature=signature, **options)

@@ -52,16 +52,11 @@ def artifact_model(network: ConvUNextModel, options: GraphOptions) -> Any:
 def write_artifact(
     network: ConvUNextModel, source: Path, options: GraphOptions, form: ArtifactFormat, path: Path
 ) -> None:
-    """Write an artifact, in a subprocess where its writer needs another backend than this process has.
+    """Write an artifact of a network, which `float32_network` made of `source`, a `.keras` file or a preset's folder.
+
+    A subprocess does it where the format's writer needs another backend than this process has.
 
     OpenVINO files are made of its own operations: a graph that comes through TensorFlow takes twice the time.
-
-    Args:
-        network: What `float32_network` made of the model.
-        source: Its `.keras` file or preset's folder.
-        options: What the artifact computes beside the network.
-        form: Its format.
-        path: Where to.
 
     Raises:
         ConversionError: The subprocess cannot do it.

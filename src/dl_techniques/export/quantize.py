@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,6 +137,7 @@ def _noisy(x: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _quantize(path: Path, calibration: list[np.ndarray]) -> None:
+    from onnxruntime import InferenceSession
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -147,38 +148,16 @@ def _quantize(path: Path, calibration: list[np.ndarray]) -> None:
         def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
             return next(self.feeds, None)
 
+    (name, *_) = (x.name for x in InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_inputs())
     prepared = path.with_stem("prepared")
-    with _quiet_logs():
-        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(path),
-            Reader(_input_name(path)),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-    prepared.unlink()
-
-
-def _input_name(path: Path) -> str:
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_inputs()[0].name
-
-
-@contextlib.contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Hide what ONNX Runtime logs of operations that it leaves in float."""
-    import logging
-
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    logging.disable(logging.WARNING)  # what ONNX Runtime logs of operations that it leaves in float
     try:
-        yield
+        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        quantize_static(str(prepared), str(path), Reader(name), per_channel=True, **kinds)
     finally:
-        logger.setLevel(level)
+        logging.disable(logging.NOTSET)
+    prepared.unlink()
 
 
 def _agreement(expected: list[np.ndarray], actual: list[np.ndarray], card: ModelCard) -> float:
