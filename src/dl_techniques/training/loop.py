@@ -1,4 +1,4 @@
-"""Training in stages that can be stopped at any moment and gone on with as if it had not been."""
+"""The training loop: a run in stages that can be stopped and resumed with bit-identical results."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Stage:
     """Steps of a run whose batches have one shape.
 
     Attributes:
-        first: Steps done before it.
-        last: Steps done after it.
-        batches: Gives the batches of the stage that come after so many of its steps.
+        first: Steps of the run done before the stage.
+        last: Steps of the run done after the stage.
+        batches: Returns the remaining batches of the stage, given how many of its steps are done.
     """
 
     first: int
@@ -53,35 +53,36 @@ class Stage:
 
 
 class MirroredAdamW(keras.optimizers.AdamW):
-    """AdamW under TensorFlow's `MirroredStrategy` that clips the gradient of the whole batch, as on one device.
+    """AdamW for TensorFlow's `MirroredStrategy` that clips the gradient of the full batch, as on one device.
 
-    Each device gives its share of the gradient, and Keras adds them up after it has clipped each. Here every device
-    gives the same share of their sum, clipped to that share of the norm.
+    Keras clips the gradient of each device and then sums over devices. Here the gradients are summed first; each device
+    passes on the sum divided by the number of devices, clipped to the norm divided by that number.
     """
 
     def apply(self, grads, trainable_variables=None):
         import tensorflow as tf
 
         replica = tf.distribute.get_replica_context()
-        whole = replica.all_reduce(tf.distribute.ReduceOp.SUM, grads)
-        return super().apply([part / replica.num_replicas_in_sync for part in whole], trainable_variables)
+        total = replica.all_reduce(tf.distribute.ReduceOp.SUM, grads)
+        return super().apply([gradient / replica.num_replicas_in_sync for gradient in total], trainable_variables)
 
 
 def averaged_adamw(
     rate: keras.optimizers.schedules.LearningRateSchedule, momentum: float, accumulate: int = 1
 ) -> keras.optimizers.AdamW:
-    """Return the optimizer of all runs: AdamW that keeps a moving average of the weights beside them.
+    """Return the optimizer of all runs: AdamW with an exponential moving average of the weights.
 
     Args:
-        rate: Learning rate over the run.
-        momentum: Of the average: it looks back over about 1 / (1 − momentum) steps.
-        accumulate: Steps whose gradients are averaged before the weights change.
+        rate: Learning rate schedule.
+        momentum: Momentum of the average, which spans about 1 / (1 − momentum) steps.
+        accumulate: Steps whose gradients are averaged before the weights are updated.
     """
-    kind, mirrored = (MirroredAdamW, mirrored_replicas()) if mirrored_replicas() else (keras.optimizers.AdamW, 1)
-    return kind(
+    replicas = mirrored_replicas()
+    optimizer = MirroredAdamW if replicas else keras.optimizers.AdamW
+    return optimizer(
         rate,
         weight_decay=1e-4,
-        clipnorm=1.0 / mirrored,
+        clipnorm=1.0 / max(replicas, 1),
         use_ema=True,
         ema_momentum=momentum,
         ema_overwrite_frequency=None,
@@ -100,28 +101,24 @@ def fit_stages(
     resume: bool,
     stop: EarlyStop | None = None,
 ) -> keras.Model:
-    """Train, saving the whole state after every epoch and before a signal ends the run.
+    """Train and return the model of the last step; save the state after every epoch and before a signal ends the run.
 
-    A run that is stopped and resumed gives the same weights as one that was not: batches depend on their number alone,
-    and each stage begins on a fresh model that takes up the state of the last, as a resumed run does.
+    A run that is stopped and resumed gives the same weights as an uninterrupted one.
 
     Args:
-        build: Makes the model, compiled with an optimizer that is built.
-        stages: The run from its first step to its last, each a whole number of epochs.
+        build: Builds the compiled model; its optimizer is built, too.
+        stages: Stages from the first step to the last, each an integer number of epochs.
         steps_per_epoch: Steps between two checkpoints, each with a line in the log.
-        checkpoints: Their folder, in the folder of the run.
-        callbacks: What is done after an epoch before it is logged and saved.
-        console: Where to tell what happens.
-        resume: Go on from the newest whole checkpoint.
-        stop: Ends the run before its last step; never if not given.
-
-    Returns:
-        The model, with the weights of the last step.
+        checkpoints: Folder of the checkpoints, inside the run's folder.
+        callbacks: Callbacks that run after an epoch before it is logged and saved.
+        console: Console for messages.
+        resume: Continue from the newest undamaged checkpoint.
+        stop: Ends the run early; default: never.
     """
     run, last = checkpoints.parent, stages[-1].last
-    # An epoch is logged right before it is saved.
-    unbegun = is_writer() and resume and not list_checkpoints(checkpoints) and len(read_log(run)) <= 1
-    if broadcast_from_writer(unbegun):
+    # An epoch is logged before it is saved, so a run that was killed in between has one line and no checkpoint.
+    no_checkpoint_yet = is_writer() and resume and not list_checkpoints(checkpoints) and len(read_log(run)) <= 1
+    if broadcast_from_writer(no_checkpoint_yet):
         console.print("stopped before its first checkpoint: starting from the first step")
         resume = False
 
@@ -149,56 +146,57 @@ def fit_stages(
                 if step >= stage.last:
                     continue
                 if step == stage.first > 0:
+                    # Every stage starts on a fresh model and from a checkpoint, because a run that is resumed between
+                    # two stages does the same: only so are the results of both identical to the bit.
                     model, step = begin(resume=True)
                 while step < stage.last and not stop.due():
-                    rest = steps_per_epoch - step % steps_per_epoch  # of an epoch that was interrupted
+                    remaining = steps_per_epoch - step % steps_per_epoch  # less than an epoch after an interruption
                     epoch = step // steps_per_epoch
-                    whole = rest == steps_per_epoch
-                    until = stage.last // steps_per_epoch if whole else epoch + 1
+                    epochs = stage.last // steps_per_epoch if remaining == steps_per_epoch else epoch + 1
                     done = step - stage.first
-                    with _refusals_kept(partial(stage.batches, done)) as make:
+                    with _original_errors(partial(stage.batches, done)) as make_batches:
                         model.fit(
-                            as_training_data(make),
-                            steps_per_epoch=rest,
+                            as_training_data(make_batches),
+                            steps_per_epoch=remaining,
                             initial_epoch=epoch,
-                            epochs=until,
+                            epochs=epochs,
                             shuffle=False,
                             callbacks=[
                                 FiniteLoss(), *callbacks, EpochLog(run / LOG), save, progress, stop, interruption,
                             ],
                             verbose=0,
                         )  # fmt: skip
-                    step = until * steps_per_epoch
+                    step = epochs * steps_per_epoch
     finally:
         progress.stop()
     return model
 
 
 @contextmanager
-def _refusals_kept(make: Callable[[], Iterator]) -> Iterator[Callable[[], Iterator]]:
-    """Give what makes batches, and raise what their making refused; TensorFlow turns it into a text of its own."""
-    refused: list[ConvUNextError] = []
+def _original_errors(make_batches: Callable[[], Iterator]) -> Iterator[Callable[[], Iterator]]:
+    """Raise our errors from making batches as they are: TensorFlow would wrap them in an error of its own."""
+    errors: list[ConvUNextError] = []
 
     def observed() -> Iterator:
         try:
-            yield from make()
+            yield from make_batches()
         except ConvUNextError as error:
-            refused.append(error)
+            errors.append(error)
             raise
 
     try:
         yield observed
     except Exception:
-        if refused:
-            raise refused[0] from None
+        if errors:
+            raise errors[0] from None
         raise
 
 
 def _restore(model: keras.Model, checkpoints: Path, console: Console) -> tuple[keras.Model, int]:
     step, state = 0, model_state(model)
     if is_writer():
-        step, state, torn = load_checkpoint(checkpoints)
-        for path in torn:
+        step, state, damaged = load_checkpoint(checkpoints)
+        for path in damaged:
             lost = step_of(path) - step
             console.print(f"{path}: damaged, passed over; going on from step {step}, {lost} steps are trained again")
     step, state = broadcast_from_writer((step, state))
