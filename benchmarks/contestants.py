@@ -274,7 +274,7 @@ def _runtime(job: Job, name: str) -> Built:
     import importlib.metadata
 
     from dl_techniques.engines.loading import load_engine
-    from dl_techniques.inference.tiled_function import bounded_function
+    from dl_techniques.inference.tiled_function import tiled_function
 
     if name == "openvino":
         engine = load_engine(job.artifact, "openvino", "bfloat16" if job.dtype == "bfloat16" else "float32")
@@ -282,7 +282,7 @@ def _runtime(job: Job, name: str) -> Built:
         raise ModuleNotFoundError(f"{name} is exported in float32 only")
     else:
         engine = load_engine(job.artifact, "onnxruntime")
-    function = engine.function if job.memory is None else bounded_function(engine, job.memory, job.size)
+    function = engine.function if job.memory is None else tiled_function(engine, job.memory, job.size)
     image, _ = job.arrays()
     facts = {
         "output": [job.size, job.size, engine.tiling.outputs if engine.tiling else 1],

@@ -23,7 +23,7 @@ from skimage import data, restoration
 from dl_techniques.engines.loading import load_engine
 from dl_techniques.images.display import contact_sheet, to_display
 from dl_techniques.images.files import Picture, read_pixels, unit_range, write_image
-from dl_techniques.inference.denoising import denoise_pixels
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.inference.prior import denoise_prior
 from dl_techniques.metrics import psnr
 
@@ -73,7 +73,8 @@ def main() -> None:
     start = time.perf_counter()
     ours = deblur(blurred, transfer, denoise_prior(engine))
     seconds = time.perf_counter() - start
-    blind = deblur(blurred, transfer, lambda x, _: denoise_pixels(x, engine))
+    predictor = Predictor(engine, task="denoise")
+    blind = deblur(blurred, transfer, lambda x, _: predictor(x).pixels)
     results = {"blurred": blurred, "Wiener": wiener, "prior": ours, "the blind denoiser alone": blind}
     for name, result in results.items():
         print(f"| {name} | {psnr(np.clip(result, 0, 1), clean):.2f} |")

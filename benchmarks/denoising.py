@@ -22,9 +22,8 @@ import numpy as np
 from skimage import restoration
 
 from dl_techniques.datasets.noise import add_gaussian_noise
-from dl_techniques.engines.loading import load_engine
 from dl_techniques.images.files import find_images, read_image, unit_range
-from dl_techniques.inference.denoising import denoise_pixels
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.metrics import psnr, ssim
 
 Method = Callable[[np.ndarray, float], np.ndarray]
@@ -54,8 +53,8 @@ def tv_method(noisy: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def preset_method(name: str, tta: int) -> Method:
-    engine = load_engine(name)
-    return lambda noisy, _: denoise_pixels(noisy, engine, tta=tta)
+    predictor = Predictor(name, tta)
+    return lambda noisy, _: predictor(noisy).pixels
 
 
 def main() -> None:

@@ -25,8 +25,9 @@ from rich.console import Console
 from dl_techniques.images.files import find_images, read_pixels, unit_range
 from dl_techniques.metrics import denoising_psnr
 from dl_techniques.models.convunext.function import keras_function
-from dl_techniques.training.recipes.denoising.recipe import build_denoiser, train_denoiser
+from dl_techniques.training.recipes.denoising.recipe import DenoisingRecipe, build_denoiser
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
+from dl_techniques.training.trainer import train
 from tables import replace_section
 
 SIGMAS = (5, 10, 15, 25, 50, 75, 100)
@@ -89,7 +90,9 @@ def train_and_measure(name: str, folder: Path, arguments: argparse.Namespace) ->
         initial_filters=arguments.filters, **settings,
     )  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
-    model = train_denoiser(config, Console(), resume=folder.exists(), build=build).model
+    model = train(
+        config, Console(), folder.exists(), lambda config, console: DenoisingRecipe(config, console, build)
+    ).model
     clean = [unit_range(read_pixels(path, 1)) for path in find_images([arguments.test])]
     function = keras_function(model)
     scores = [denoising_psnr(lambda x: function(x[None])[0], clean, sigma) for sigma in SIGMAS]

@@ -22,8 +22,8 @@ from dl_techniques.datasets.noise import add_gaussian_noise
 from dl_techniques.images.files import Picture, find_images, read_pixels, unit_range, write_image
 from dl_techniques.metrics import denoising_psnr
 from dl_techniques.models.convunext.function import keras_function
-from dl_techniques.training.recipes.denoising.recipe import train_denoiser
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
+from dl_techniques.training.trainer import train
 from tables import replace_section
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     for name, settings in runs.items():
         folder = arguments.runs / name.replace(" ", "-")
         config = DenoisingConfig(output=folder, **settings, **common)
-        function = keras_function(train_denoiser(config, Console(), resume=folder.exists()).model)
+        function = keras_function(train(config, Console(), resume=folder.exists()).model)
         score = denoising_psnr(lambda x, function=function: function(x[None])[0], clean, arguments.sigma)
         lines.append(f"| {name} | {arguments.steps:,} | {score:.2f} |")
         print(lines[-1], flush=True)

@@ -23,8 +23,8 @@ from dl_techniques.datasets.noise import add_gaussian_noise
 from dl_techniques.images.files import Picture, find_images, read_pixels, unit_range, write_image
 from dl_techniques.inference.predictor import Predictor
 from dl_techniques.metrics import psnr
-from dl_techniques.training.recipes.restoration.recipe import train_restorer
 from dl_techniques.training.recipes.restoration.settings import RestorationConfig
+from dl_techniques.training.trainer import train
 
 
 def degraded(sharp: np.ndarray, blur: float, sigma: float, seed: int) -> np.ndarray:
@@ -57,7 +57,7 @@ def main() -> None:
         output=run,
         steps=arguments.steps,
     )
-    train_restorer(config, Console(), resume=run.exists())
+    train(config, Console(), resume=run.exists())
     predictor, before, after = Predictor(run), [], []
     for number, path in enumerate(find_images([arguments.test])):
         sharp = unit_range(read_pixels(path, 1)).astype("float32")

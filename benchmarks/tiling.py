@@ -26,7 +26,9 @@ from dl_techniques.inference.network import Network
 from dl_techniques.inference.predictor import Predictor
 from dl_techniques.inference.tiling import Tile
 from dl_techniques.metrics import Confusion
+from dl_techniques.tasks.base import Statistics
 from dl_techniques.tasks.segmentation.masks import read_mask
+from dl_techniques.tasks.segmentation.task import SegmentationTask
 
 
 def mosaic(images: list[np.ndarray], across: int, height: int, width: int) -> np.ndarray:
@@ -45,7 +47,8 @@ def passes(arguments: argparse.Namespace) -> None:
     """Print how far tiles are from the whole, pass by pass, for three sizes of tiles."""
     predictor = Predictor(arguments.model)
     images = alike([read_image(path).pixels for path in find_images([Path(arguments.images)])])[:12]
-    x = predictor.normalized(mosaic(images, 4, 701, 903))
+    pixels = mosaic(images, 4, 701, 903)
+    x = predictor.task.scaling(Statistics.of(pixels), None).apply(pixels)
     whole = predictor.engine.function(x[None])[0]
     print(f"{x.shape[1]}x{x.shape[0]} pixels; the model looks {predictor.network.halo} pixels far")
     for tile in arguments.tiles:
@@ -58,7 +61,7 @@ def passes(arguments: argparse.Namespace) -> None:
             if done == total:
                 errors.append(float(np.abs(result - whole).max() / np.ptp(whole)))
 
-        done = Network(predictor.engine, tile).scan(x, receive, on_tile)
+        done = predictor.network.scan(x, tile, receive, on_tile)
         print(f"| {tile} | {done[0].tiles} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
 
 
@@ -79,16 +82,16 @@ def dice(arguments: argparse.Namespace) -> None:
         masks = [mosaic(masks[n : n + count], arguments.mosaic, 10**6, 10**6) for n in groups]
     print(f"{len(images)} images of {images[0].shape[1]}x{images[0].shape[0]} pixels")
     for name, predictor in predictors.items():
-        classes = predictor.classes
-        if classes is None:
+        if not isinstance(predictor.task, SegmentationTask):
             raise SystemExit("The model must be a segmenter.")
-        total, start = Confusion(classes.count), time.perf_counter()
+        classes = predictor.task.classes
+        total, start, tiles = Confusion(classes.count), time.perf_counter(), 0
         for image, mask in zip(images, masks, strict=True):
             prediction = predictor(image)
+            tiles = prediction.passes[0].tiles * len(prediction.passes)
             truth = classes.encode(mask, Path(name))
             total.update(prediction.pixels[..., 0], truth, np.ones(truth.shape, bool))
         seconds = time.perf_counter() - start
-        tiles = predictor.network.passes[0].tiles * len(predictor.network.passes)
         print(f"| {name} | {total.mean_dice:.4f} | {tiles} | {seconds:.1f} |")
 
 

@@ -26,9 +26,8 @@ from dl_techniques.export.certify import certify, save_certificate
 from dl_techniques.images.files import find_images, read_pixels, unit_range
 from dl_techniques.metrics import denoising_psnr
 from dl_techniques.models.convunext.presets import SHIPPED
-from dl_techniques.training.recipes.denoising.recipe import train_denoiser
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
-from dl_techniques.training.trainer import MODEL
+from dl_techniques.training.trainer import MODEL, train
 
 SIGMAS = (15, 25, 50)
 RECIPES = {
@@ -48,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     config = DenoisingConfig(images=str(arguments.images), output=arguments.run, **RECIPES[arguments.kind])
-    model = train_denoiser(config, Console(), resume=arguments.run.exists()).model
+    model = train(config, Console(), resume=arguments.run.exists()).model
 
     card = read_card(arguments.run / MODEL)
     training = {

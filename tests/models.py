@@ -4,9 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.console import Console
 
 from dl_techniques.card import write_card
 from dl_techniques.engines.engine import Engine
+from dl_techniques.inference import files
+from dl_techniques.inference.denoising_presets import DenoisingPredictors
+from dl_techniques.inference.network import ignore
+from dl_techniques.inference.predictor import Predictor
+from dl_techniques.inference.settings import DenoisingOptions, PredictionOptions
 
 if TYPE_CHECKING:
     import keras
@@ -85,7 +91,23 @@ def smoothing_engine() -> Engine:
         shifts = [padded[:, i : i + batch.shape[1], j : j + batch.shape[2]] for i in range(3) for j in range(3)]
         return np.mean(shifts, axis=0, dtype="float32")
 
-    return Engine(mean, 1, "mean of neighbours", None)
+    return Engine(mean, 1, "mean of neighbours", Path("mean"))
+
+
+def denoise_pixels(pixels, engine: Engine, tile: int | None = None, on_tile=ignore, tta: int = 1) -> np.ndarray:
+    """Return what a predictor of a denoiser makes of an image."""
+    return Predictor(engine, tta, tile=tile, task="denoise")(pixels, on_tile).pixels
+
+
+def predict_files(model, inputs, options: PredictionOptions, console: Console) -> list:
+    """Apply one model to files."""
+    predictor = files.create_predictor(model, options)
+    return files.predict_files(lambda _: predictor, inputs, options, console)
+
+
+def denoise_files(inputs, options: DenoisingOptions, console: Console) -> list:
+    """Denoise files, as `convunext denoise` does."""
+    return files.predict_files(DenoisingPredictors(options), [str(path) for path in inputs], options, console)
 
 
 def saved(folder: Path, card: dict, **kwargs) -> Path:

@@ -35,8 +35,8 @@ from dl_techniques.bulk.work import DEATHS, Job, Journal, SharedPredictor, Worke
 from dl_techniques.cli import main
 from dl_techniques.engines.selection import select_engine
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
-from dl_techniques.inference.predictor import predict_files
 from dl_techniques.inference.settings import PredictionOptions
+from models import predict_files
 from test_predict import QUIET, save_segmenter
 
 # One backend: the others make the same bytes of the same engine, and each test starts processes.
@@ -443,7 +443,7 @@ def test_a_model_that_was_shipped_is_the_same(model, tmp_path, monkeypatch):
 
 
 def test_threads_that_share_a_predictor_change_nothing(model):
-    shared = SharedPredictor(select_engine(model, "keras"), 1, "auto", "200MB", 48)
+    shared = SharedPredictor(select_engine(model, "keras"), max_memory="200MB", tile=48)
     images = [samples(50 + 9 * index, 40, 1) for index in range(4)]
     alone = [shared(pixels).probabilities for pixels in images]
     with ThreadPoolExecutor(4) as pool:

@@ -14,14 +14,15 @@ from dl_techniques.datasets.inspection import inspect_pairs
 from dl_techniques.errors import FileError
 from dl_techniques.images.display import contact_sheet
 from dl_techniques.images.files import Picture, read_image, write_image
+from dl_techniques.tasks.base import Sample
+from dl_techniques.tasks.segmentation.classes import Classes
 from dl_techniques.tasks.segmentation.inspection import MaskReader
 from dl_techniques.tasks.segmentation.masks import read_mask
-from dl_techniques.tasks.segmentation.scores import error_row
-from dl_techniques.training.recipes.restoration.recipe import train_restorer
+from dl_techniques.tasks.segmentation.task import SegmentationTask
 from dl_techniques.training.recipes.restoration.settings import RestorationConfig
-from dl_techniques.training.recipes.segmentation.batches import SegmentationSample
-from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
+from dl_techniques.training.trainer import train
 
 SMALL = {
     "steps": 2, "steps_per_epoch": 2, "patch": 16, "batch_size": 1, "depth": 2, "initial_filters": 4,
@@ -69,8 +70,9 @@ def test_all_samples_of_a_tiff_are_trained_on_measured_and_predicted_from(tmp_pa
 @pytest.mark.parametrize("channels, shown", [(1, 1), (2, 1), (3, 3), (4, 3), (5, 3)])
 def test_pictures_show_three_channels_or_one(channels, shown):
     image = np.random.default_rng(0).normal(size=(6, 7, channels)).astype("float32")
-    sample = SegmentationSample("a", image, np.zeros((6, 7), "uint8"))
-    pictures = [picture for _, picture in error_row("a", sample, sample.classes, 1.0)]
+    sample = Sample("a", image, np.zeros((6, 7), "uint8"))
+    task = SegmentationTask(Classes((0, 1), ("background", "cell")))
+    pictures = [picture for _, picture in task.pictures(sample, np.zeros((6, 7, 1), "float32"))]
     assert pictures[0].shape == ((6, 7, 3) if shown == 3 else (6, 7))
     assert contact_sheet([[("", picture) for picture in pictures]]).shape == (14, 4 * 15, 3)
     low, high = np.percentile(image[..., :shown], (0.5, 99.5))
@@ -89,7 +91,7 @@ def test_pairs_of_four_channels_are_restored(tmp_path):
     config = RestorationConfig(
         images=str(tmp_path / "images"), targets=str(tmp_path / "targets"), output=tmp_path / "run", **SMALL
     )
-    result = train_restorer(config, QUIET)
+    result = train(config, QUIET)
     assert np.isfinite(result.psnr) and read_card(config.output / "model.keras").as_dict()["channels"] == 4
     assert main(["predict", str(config.output), str(tmp_path / "images"), "-o", str(tmp_path / "out")]) == 0
     restored = read_image(tmp_path / "out" / "1.tif", channels=4).pixels
@@ -102,11 +104,11 @@ def test_what_files_call_alpha_is_left_out_unless_it_is_asked_for(tmp_path):
         pixels = read_image(path, channels=4).pixels
         Image.fromarray(pixels, "RGBA").save(path.with_suffix(".png"))
         path.unlink()
-    task = SegmentationTask(SegmentationConfig(**sources(folder), output=tmp_path / "run", **SMALL), QUIET)
+    task = SegmentationRecipe(SegmentationConfig(**sources(folder), output=tmp_path / "run", **SMALL), QUIET)
     assert task.inspection.channels == 3 and task.training[0].image.shape == (24, 28, 3)
     assert task.inspection.notes == ("alpha left out: 4 of 4 images",)
     config = SegmentationConfig(**sources(folder), output=tmp_path / "run", channels=4, **SMALL)
-    task = SegmentationTask(config, QUIET)
+    task = SegmentationRecipe(config, QUIET)
     assert task.inspection.channels == 4 and task.training[0].image.shape == (24, 28, 4) and not task.inspection.notes
 
 
@@ -139,8 +141,8 @@ def test_channels_that_differ_are_named(tmp_path):
     write_image(folder / "images" / "2.tif", Picture(np.ones((24, 28, 4), "uint16")))
     config = SegmentationConfig(**sources(folder), output=tmp_path / "run", **SMALL)
     with pytest.raises(FileError, match="2.tif: has 4 channels where most have 5"):
-        SegmentationTask(config, QUIET)
-    pairs = [facts.pair for facts in SegmentationTask(config_of(tmp_path / "more"), QUIET).inspection.facts]
+        SegmentationRecipe(config, QUIET)
+    pairs = [facts.pair for facts in SegmentationRecipe(config_of(tmp_path / "more"), QUIET).inspection.facts]
     with pytest.raises(FileError, match="4 of 4 pairs cannot be used:\n.*nor of 4 channels"):
         inspect_pairs(pairs, QUIET, MaskReader(), channels=4)
 

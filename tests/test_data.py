@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dl_techniques.datasets.batches import seeded_batches
-from dl_techniques.datasets.crops import RandomCrops
 from dl_techniques.datasets.samples import NUCLEI, load_nuclei
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import read_gray
@@ -55,26 +54,6 @@ def test_oversized_images_are_refused_before_decoding(tmp_path):
     Image.new("L", (30_000, 6_000)).save(path)
     with pytest.raises(FileError, match="bomb.png"):
         read_gray(path)
-
-
-def crops(seed: int = 1) -> RandomCrops:
-    rng = np.random.default_rng(0)
-    images = [rng.uniform(size=(20, 30, 1)).astype("float32") for _ in range(3)]
-    return RandomCrops(images, [image > 0.5 for image in images], 8, 4, 5, seed, make_targets=lambda masks: masks)
-
-
-def test_crops_keep_image_and_mask_together():
-    images, masks = crops()[0]
-    assert images.shape == masks.shape == (4, 8, 8, 1)
-    assert np.array_equal(images > 0.5, masks)
-
-
-def test_crops_follow_seed_epoch_and_place_alone():
-    first, same, other = crops(), crops(), crops(seed=2)
-    assert np.array_equal(first[3][0], same[3][0])
-    assert not np.array_equal(first[3][0], other[3][0]) and not np.array_equal(first[3][0], first[2][0])
-    same.on_epoch_end()
-    assert not np.array_equal(first[3][0], same[3][0])
 
 
 @given(height=st.integers(1, 9), width=st.integers(1, 9))

@@ -26,10 +26,11 @@ from dl_techniques.training import callbacks, checkpoint
 from dl_techniques.training.callbacks import steps_done
 from dl_techniques.training.estimate import time_steps
 from dl_techniques.training.recipes.denoising.batches import DenoisingSample, choose_pairs, training_patches
-from dl_techniques.training.recipes.denoising.recipe import build_denoiser, train_denoiser
+from dl_techniques.training.recipes.denoising.recipe import build_denoiser
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig, Phase
 from dl_techniques.training.run_folder import open_run, read_log, stored_config, task_of, trim_log
 from dl_techniques.training.schedule import WarmupStableDecay
+from dl_techniques.training.trainer import train
 
 SMALL = {
     "patch": 12, "final_patch": 16, "batch_size": 2, "steps": 6, "steps_per_epoch": 3, "held_out": 1,
@@ -51,7 +52,7 @@ def photos(tmp_path_factory):
 def finished(photos, tmp_path_factory):
     """A short run, from its first step to its last."""
     config = DenoisingConfig(images=str(photos), output=tmp_path_factory.mktemp("runs") / "run", **SMALL)
-    return config, train_denoiser(config, Console(quiet=True))
+    return config, train(config, Console(quiet=True))
 
 
 def weights(model) -> list[np.ndarray]:
@@ -64,7 +65,7 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does(finished):
     assert [path.name[:14] for path in files] == ["step-000000006", "step-000000003"]
     log = (config.output / "log.csv").read_text()
     files[0].unlink()
-    resumed = train_denoiser(config, Console(quiet=True), resume=True)
+    resumed = train(config, Console(quiet=True), resume=True)
     for actual, expected in zip(weights(resumed.model), weights(result.model), strict=True):
         assert np.array_equal(actual, expected)
     assert (config.output / "log.csv").read_text().splitlines()[-1] == log.splitlines()[-1]
@@ -104,11 +105,11 @@ def test_validation_images_may_be_named(photos, tmp_path):
     settings = {**SMALL, "steps": 3, "sigma": 10.0}
     training, validation = str(photos / "[01].png"), str(photos / "2.png")
     config = DenoisingConfig(images=training, val_images=validation, output=tmp_path / "run", **settings)
-    train_denoiser(config, Console(quiet=True))
+    train(config, Console(quiet=True))
     assert (config.output / "split.csv").read_text().splitlines()[-1] == 'validation,"2"'
     both = DenoisingConfig(images=str(photos), val_images=validation, output=tmp_path / "other", **settings)
     with pytest.raises(FileError, match="2.png: is the same image as .*2.png, which is trained on"):
-        train_denoiser(both, Console(quiet=True))
+        train(both, Console(quiet=True))
 
 
 def test_batches_depend_on_seed_and_position_alone(photos):
@@ -160,7 +161,7 @@ def test_noisy_images_alone_teach_a_denoiser(tmp_path):
         write_image(tmp_path / f"{index}.tif", Picture((4095 * noisy).astype("float32")))
     settings = {**SMALL, "steps": 400, "steps_per_epoch": 200, "batch_size": 4, "patch": 16}
     config = DenoisingConfig(images=str(tmp_path), output=tmp_path / "run", noisy_only=True, **settings)
-    train_denoiser(config, Console(quiet=True))
+    train(config, Console(quiet=True))
     gains = [row["val_gain"] for row in read_log(config.output)]
     assert gains[1] > gains[0] and gains[1] > 1.0  # dB, and the images were never seen clean
 
@@ -229,9 +230,9 @@ def test_disk_without_room_for_a_run_is_refused_before_its_first_step(finished, 
     usage = checkpoint.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage._replace(free=2 * size))
     with pytest.raises(FileError, match="checkpoints: has .* MB free; the checkpoints and models of this run take"):
-        train_denoiser(DenoisingConfig(images=str(photos), output=tmp_path / "run", **SMALL), Console(quiet=True))
+        train(DenoisingConfig(images=str(photos), output=tmp_path / "run", **SMALL), Console(quiet=True))
     assert not (tmp_path / "run" / "log.csv").exists()
-    train_denoiser(config, Console(quiet=True), resume=True)  # has two checkpoints already
+    train(config, Console(quiet=True), resume=True)  # has two checkpoints already
 
 
 @pytest.mark.each_backend
@@ -253,7 +254,7 @@ def test_checkpoint_of_another_model_is_refused_before_anything_changes(finished
 def test_resuming_with_other_settings_shows_the_difference(finished, photos):
     other = DenoisingConfig(images=str(photos), output=finished[0].output, **{**SMALL, "initial_filters": 6, "seed": 3})
     with pytest.raises(FileError, match="other settings: initial_filters was 4 and is 6; seed was 0 and is 3"):
-        train_denoiser(other, Console(quiet=True), resume=True)
+        train(other, Console(quiet=True), resume=True)
 
 
 def test_run_remembers_its_settings(finished, tmp_path):
@@ -293,10 +294,10 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(step, finished, ph
     with monkeypatch.context() as patch:
         patch.setattr(callbacks, "Validation", lambda *args: StopAt(step, *args))
         with pytest.raises(KeyboardInterrupt):
-            train_denoiser(config, Console(quiet=True))
+            train(config, Console(quiet=True))
     assert checkpoint.list_checkpoints(config.output / "checkpoints")[0].name.startswith(f"step-00000000{step + 1}")
     assert len(read_log(config.output)) == (step + 1) // 3
-    resumed = train_denoiser(config, Console(quiet=True), resume=True)
+    resumed = train(config, Console(quiet=True), resume=True)
     for actual, expected in zip(weights(resumed.model), weights(result.model), strict=True):
         assert np.array_equal(actual, expected)
 
@@ -309,20 +310,20 @@ def test_run_killed_before_its_first_checkpoint_starts_anew_and_says_so(logged, 
         if logged:
             rows = (first.output / "log.csv").read_text().splitlines(keepends=True)
             (config.output / "log.csv").write_text("".join(rows[:2]))
-    resumed = train_denoiser(config, Console(soft_wrap=True), resume=True)
+    resumed = train(config, Console(soft_wrap=True), resume=True)
     assert "stopped before its first checkpoint: starting from the first step" in capsys.readouterr().out
     assert all(map(np.array_equal, weights(resumed.model), weights(result.model)))
     assert read_log(config.output) == read_log(first.output)
     for path in checkpoint.list_checkpoints(config.output / "checkpoints"):
         path.unlink()
     with pytest.raises(FileError, match="holds no checkpoint"):  # it had some, as its log tells
-        train_denoiser(config, Console(quiet=True), resume=True)
+        train(config, Console(quiet=True), resume=True)
 
 
 def test_loss_that_is_no_number_stops_the_run(photos, tmp_path):
     config = DenoisingConfig(images=str(photos), output=tmp_path / "run", **{**SMALL, "learning_rate": float("inf")})
     with pytest.raises(ConvUNextError, match="loss: became nan in step 2. Lower the learning rate"):
-        train_denoiser(config, Console(quiet=True))
+        train(config, Console(quiet=True))
 
 
 def test_log_loses_what_came_after_the_checkpoint(tmp_path):
@@ -333,7 +334,7 @@ def test_log_loses_what_came_after_the_checkpoint(tmp_path):
 
 def test_a_run_is_never_begun_over_another(finished):
     with pytest.raises(FileError, match="exists already. Name a new folder, or resume"):
-        train_denoiser(finished[0], Console(quiet=True))
+        train(finished[0], Console(quiet=True))
 
 
 @pytest.mark.parametrize(
@@ -352,13 +353,13 @@ def test_a_run_is_never_begun_over_another(finished):
 def test_wrong_settings_are_refused_and_leave_nothing(change, message, photos, tmp_path):
     with pytest.raises(ConvUNextError, match=message):
         config = DenoisingConfig(output=tmp_path / "run", **{"images": str(photos), **SMALL, **change})
-        train_denoiser(config, Console(quiet=True))
+        train(config, Console(quiet=True))
     assert not (tmp_path / "run").exists()
 
 
 def test_empty_folder_is_named(tmp_path):
     with pytest.raises(FileError, match="holds no image file"):
-        train_denoiser(DenoisingConfig(images=str(tmp_path), output=tmp_path / "run", **SMALL), Console(quiet=True))
+        train(DenoisingConfig(images=str(tmp_path), output=tmp_path / "run", **SMALL), Console(quiet=True))
 
 
 def test_photons_are_never_negative(tmp_path):
@@ -367,7 +368,7 @@ def test_photons_are_never_negative(tmp_path):
         write_image(tmp_path / f"{number}.tif", Picture(pixels.astype("float32")))
     config = DenoisingConfig(images=str(tmp_path), output=tmp_path / "run", gain=4.0, **SMALL)
     with pytest.raises(ArgumentError, match="`gain` must be 0 where values are negative.*in 1 images: 1.tif"):
-        train_denoiser(config, Console(quiet=True))
+        train(config, Console(quiet=True))
     assert not config.output.exists()
 
 

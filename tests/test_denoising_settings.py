@@ -9,9 +9,10 @@ from rich.console import Console
 from dl_techniques.cli import main
 from dl_techniques.datasets.pairs import find_pairs
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.training.recipes.denoising.recipe import DenoisingTask, train_denoiser
+from dl_techniques.training.recipes.denoising.recipe import DenoisingRecipe
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
 from dl_techniques.training.run_folder import read_log
+from dl_techniques.training.trainer import train
 
 QUIET = Console(quiet=True)
 SMALL = {
@@ -36,32 +37,32 @@ def settings(films, output, **changes) -> DenoisingConfig:
 
 
 def test_frames_of_a_film_stay_on_one_side(films, tmp_path):
-    task = DenoisingTask(settings(films, tmp_path, group_regex="^([a-z])_"), QUIET)
+    task = DenoisingRecipe(settings(films, tmp_path, group_regex="^([a-z])_"), QUIET)
     training, validation = ({name[0] for name in side.names} for side in (task.training, task.validation))
     assert len(validation) == 1 and len(training) == 2 and not training & validation
     with pytest.raises(ArgumentError, match="`group_regex` must match every name"):
-        DenoisingTask(settings(films, tmp_path, group_regex="^x"), QUIET)
+        DenoisingRecipe(settings(films, tmp_path, group_regex="^x"), QUIET)
 
 
 def test_images_may_be_listed_in_a_file(films, tmp_path):
     listed = ["image", *(f"{films / name}_0.png" for name in "abc")]
     (tmp_path / "list.csv").write_text("\n".join(listed) + "\n")
-    task = DenoisingTask(settings(tmp_path / "list.csv", tmp_path), QUIET)
+    task = DenoisingRecipe(settings(tmp_path / "list.csv", tmp_path), QUIET)
     assert (task.training.names, task.validation.names) == (["c_0"], ["a_0", "b_0"])
     (tmp_path / "list.csv").write_text("\n".join([*listed, "nowhere.png"]) + "\n")
     with pytest.raises(FileError, match="list.csv: names files that are not there: nowhere.png. Correct"):
-        DenoisingTask(settings(tmp_path / "list.csv", tmp_path), QUIET)
+        DenoisingRecipe(settings(tmp_path / "list.csv", tmp_path), QUIET)
     (tmp_path / "list.csv").write_text("image,target\na.png,\n")
     with pytest.raises(FileError, match="names no file in the rows 2"):
         find_pairs(str(tmp_path / "list.csv"))
     (tmp_path / "list.csv").write_text("picture\na.png\n")
     with pytest.raises(FileError, match="has no rows with columns 'image'. Add"):
-        DenoisingTask(settings(tmp_path / "list.csv", tmp_path), QUIET)
+        DenoisingRecipe(settings(tmp_path / "list.csv", tmp_path), QUIET)
 
 
 @pytest.mark.each_backend
 def test_gradients_of_several_steps_change_the_weights_once(films, tmp_path):
-    task = DenoisingTask(settings(films, tmp_path, accumulate=2), QUIET)
+    task = DenoisingRecipe(settings(films, tmp_path, accumulate=2), QUIET)
     model = task.build()
     before = [keras.ops.convert_to_numpy(weight).copy() for weight in model.trainable_weights]
     changed = []
@@ -77,7 +78,7 @@ def test_gradients_of_several_steps_change_the_weights_once(films, tmp_path):
 @pytest.mark.parametrize("noisy_only", [False, True])
 def test_run_ends_when_nothing_gets_better(noisy_only, films, tmp_path):
     config = settings(films, tmp_path / "run", learning_rate=0.0, patience=1, noisy_only=noisy_only)
-    train_denoiser(config, QUIET)
+    train(config, QUIET)
     assert [row["epoch"] for row in read_log(config.output)] == [0, 1]
     assert (config.output / "report.html").exists()
 

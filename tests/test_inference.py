@@ -17,7 +17,6 @@ from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.export.certify import certify
 from dl_techniques.images.files import Picture, read_image, write_image
-from dl_techniques.inference.denoising import denoise_files, denoise_pixels
 from dl_techniques.inference.settings import DenoisingOptions
 from dl_techniques.inference.tiling import plan_tiles
 from dl_techniques.inference.tta import symmetric_moments
@@ -26,7 +25,17 @@ from dl_techniques.models.convunext.model import ConvUNextModel
 from dl_techniques.models.convunext.presets import shipped_presets
 from dl_techniques.models.convunext.receptive import receptive_radius
 from dl_techniques.tasks.denoising.noise_report import inspect_noise
-from models import DENOISER, image, randomize, relative_difference, run, small_model, smoothing_engine
+from models import (
+    DENOISER,
+    denoise_files,
+    denoise_pixels,
+    image,
+    randomize,
+    relative_difference,
+    run,
+    small_model,
+    smoothing_engine,
+)
 
 # === symmetries ===
 

@@ -21,7 +21,7 @@ from dl_techniques.page.applying import apply_model
 from dl_techniques.tasks.segmentation.classes import COLOURS, IGNORED, Classes, choose_labels, overlay, paint
 from dl_techniques.tasks.segmentation.inspection import LabelReader, MaskReader, mask_counts
 from dl_techniques.tasks.segmentation.masks import read_labels, read_mask, write_masks
-from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from models import saved
 
@@ -87,8 +87,8 @@ def test_targets_of_training_overlap_and_leave_ignored_pixels_out(tmp_path):
     config = SegmentationConfig(
         **sources(paint_cells(tmp_path / "data")), output=tmp_path / "run", mask_kind="labels", ignore=(7,), **SMALL
     )
-    task = SegmentationTask(config, QUIET)
-    assert task.config.mask_kind == "labels" and task.classes.outputs == 3 and task.activation == "sigmoid"
+    task = SegmentationRecipe(config, QUIET)
+    assert task.config.mask_kind == "labels" and task.task.classes.outputs == 3 and task.task.activation == "sigmoid"
     assert mask_counts(task.inspection) == {0: 4 * 224 - 1, 1: 4 * 30, 2: 4 * 32 - 1, IGNORED: 4 * 9}
     images, (target, *_) = next(task.batches())
     assert images.shape == (1, 16, 16, 1) and target.shape == (1, 16, 16, 4)

@@ -13,13 +13,13 @@ from dl_techniques.engines.engine import Engine
 from dl_techniques.errors import ArgumentError
 from dl_techniques.inference.memory import bytes_per_pixel
 from dl_techniques.inference.network import Network
-from dl_techniques.inference.tiled_function import bounded_function
+from dl_techniques.inference.tiled_function import tiled_function
 from dl_techniques.models.convunext.function import keras_function
 from dl_techniques.tasks.segmentation.classes import Classes
-from dl_techniques.tasks.segmentation.scores import evaluate
-from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask, train_segmenter
+from dl_techniques.tasks.segmentation.evaluation import evaluate
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
-from dl_techniques.training.trainer import load_best
+from dl_techniques.training.trainer import train
 from models import randomize, relative_difference, saved, small_model
 
 SMALL = {"steps": 1, "steps_per_epoch": 1, "patch": 16, "batch_size": 1, "depth": 2, "initial_filters": 4}
@@ -49,13 +49,13 @@ def test_tiles_of_a_model_in_training_give_what_the_whole_gives(version):
     memory = bytes_per_pixel(Network(engine)) * side**2
     batch = np.random.default_rng(0).normal(size=(1, side + 30, 24, 1)).astype("float32")
     expected = keras_function(engine.model)(batch)
-    tiled = bounded_function(engine, memory, extent=side + 30)(batch)
+    tiled = tiled_function(engine, memory, extent=side + 30)(batch)
     assert tiled.shape == expected.shape and relative_difference(tiled, expected) < 1e-5
     assert all(max(size) <= side for size in sizes) and (len(sizes) > 1 or version == "v2")
     small = batch[:, :40]
-    assert np.array_equal(bounded_function(engine, memory, extent=40)(small), keras_function(engine.model)(small))
+    assert np.array_equal(tiled_function(engine, memory, extent=40)(small), keras_function(engine.model)(small))
     with pytest.raises(ArgumentError, match="`max_memory` must leave .* MB for a tile"):
-        bounded_function(engine, memory // 2, extent=side + 30)
+        tiled_function(engine, memory // 2, extent=side + 30)
 
 
 def paint(folder, size=(330, 40)):  # few tiles of few sizes: JAX compiles for each
@@ -73,16 +73,16 @@ def test_runs_validate_large_images_in_tiles_with_the_figures_of_the_whole(tmp_p
     config = SegmentationConfig(
         **paint(tmp_path / "data"), output=tmp_path / "run", max_memory="60MB", convnext_version="v1", **SMALL
     )
-    result = train_segmenter(config, QUIET)
-    task = SegmentationTask(config, QUIET)
+    result = train(config, QUIET)
+    task = SegmentationRecipe(config, QUIET)
     assert task.inspection.largest == 330
     model = task.build()
     network = Network(Engine(keras_function(model), 1, "", tmp_path, model))
     assert bytes_per_pixel(network) * 330**2 > 60e6  # too large in one piece
-    whole = evaluate(keras_function(load_best(config)), task.validation, task.classes)
+    whole = evaluate(keras_function(result.model), task.validation, task.task.classes)
     assert np.abs(whole.confusion.counts - result.evaluation.confusion.counts).max() <= 2
     with pytest.raises(ArgumentError, match="`max_memory` must leave"):
-        train_segmenter(replace(config, output=tmp_path / "other", max_memory="1MB"), QUIET)
+        train(replace(config, output=tmp_path / "other", max_memory="1MB"), QUIET)
     with pytest.raises(ArgumentError, match="must be auto or an amount of memory"):
         replace(config, max_memory="much")
 
@@ -114,7 +114,7 @@ def test_no_tensors_are_kept_for_gradients(version):
     layer.register_forward_hook(lambda *_: recording.append(torch.is_grad_enabled()))
     side = Network(engine).smallest_tile
     memory = bytes_per_pixel(Network(engine)) * side**2
-    function = bounded_function(engine, memory, extent=side + 30)
+    function = tiled_function(engine, memory, extent=side + 30)
     for _ in range(2):  # the first call of V2 also makes its network for tiles
         recording.clear()
         function(np.zeros((1, side + 30, 24, 1), "float32"))

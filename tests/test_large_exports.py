@@ -19,7 +19,7 @@ from dl_techniques.images.files import Picture, write_image
 from dl_techniques.inference.memory import network_bytes
 from dl_techniques.inference.network import Network
 from dl_techniques.inference.predictor import Predictor
-from dl_techniques.inference.tiled_function import bounded_function
+from dl_techniques.inference.tiled_function import tiled_function
 from dl_techniques.tasks.segmentation.classes import Classes
 from models import image, saved
 
@@ -118,9 +118,9 @@ def test_exports_that_take_images_whole_never_exceed_the_memory(
         assert main([*arguments, "--max-memory", f"{2 * needed}"]) == 0
         capfd.readouterr()
     batch = PIXELS[None].astype("float32")
-    assert bounded_function(engine, needed, 190)(batch).shape == (1, 190, 170, 3)
+    assert tiled_function(engine, needed, 190)(batch).shape == (1, 190, 170, 3)
     with pytest.raises(ArgumentError, match="takes images whole"):
-        bounded_function(engine, needed - 1, 190)(batch)
+        tiled_function(engine, needed - 1, 190)(batch)
 
 
 def test_memory_that_a_card_does_not_tell_is_said(exported, tmp_path, capfd):

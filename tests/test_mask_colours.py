@@ -11,7 +11,7 @@ from dl_techniques.cli import main
 from dl_techniques.images.files import open_image
 from dl_techniques.tasks.segmentation.classes import COLOURS, Classes
 from dl_techniques.tasks.segmentation.inspection import MaskReader
-from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 
 PALETTE = ((10, 20, 30), (200, 0, 0), (0, 0, 255))
@@ -81,11 +81,11 @@ def test_predicted_masks_have_the_colours_of_those_learned_from(save, tmp_path):
 def test_masks_that_disagree_or_have_no_colours_get_ours(tmp_path):
     ours = [tuple(bytes.fromhex(colour)) for colour in COLOURS[:3]]
     config = settings(tmp_path / "grey", lambda path: Image.fromarray(MASK).save(path))
-    classes = SegmentationTask(config, Console(quiet=True)).classes
+    classes = SegmentationRecipe(config, Console(quiet=True)).task.classes
     assert classes.colours == ours and "colour" not in classes.as_card()["classes"][0]
     config = settings(tmp_path / "mixed", save_palette)
     save_palette(tmp_path / "mixed" / "masks" / "1.png", PALETTE[::-1])
-    assert SegmentationTask(config, Console(quiet=True)).classes.colours == ours
+    assert SegmentationRecipe(config, Console(quiet=True)).task.classes.colours == ours
     save_palette(tmp_path / "mixed" / "masks" / "1.png")
-    classes = SegmentationTask(config, Console(quiet=True)).classes
+    classes = SegmentationRecipe(config, Console(quiet=True)).task.classes
     assert classes.colours == list(PALETTE) and Classes.from_card(classes.as_card(), "") == classes

@@ -12,9 +12,9 @@ from dl_techniques.cli import main
 from dl_techniques.errors import FileError
 from dl_techniques.images.files import image_shape, open_windows, read_image
 from dl_techniques.images.raster import BandWriter
-from dl_techniques.inference.predictor import Predictor, predict_files
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.inference.settings import PredictionOptions
-from models import saved
+from models import predict_files, saved
 from test_files import samples
 from test_predict import save_segmenter
 

@@ -23,14 +23,13 @@ from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import Picture, open_windows, read_image, write_image
 from dl_techniques.inference.memory import AUTO_SHARE, bytes_per_pixel, free_memory, parse_memory, plan_tile
 from dl_techniques.inference.network import Network, min_tile
-from dl_techniques.inference.predictor import Predictor, predict_files
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.inference.settings import PredictionOptions
 from dl_techniques.models.convunext.function import keras_function
 from dl_techniques.models.convunext.receptive import receptive_radius
 from dl_techniques.tasks.segmentation.classes import Classes
 from dl_techniques.tasks.segmentation.masks import read_mask
-from dl_techniques.tasks.segmentation.scores import predict
-from models import image, randomize, small_model
+from models import image, predict_files, randomize, small_model
 
 QUIET = Console(quiet=True)
 DESIGN = {"depth": 2, "initial_filters": 4, "stem_kernel_size": 3, "block_kernel_size": 3}
@@ -76,9 +75,9 @@ def test_masks_are_what_evaluation_computes(outputs, channels, tmp_path):
         path.parent, [str(tmp_path / "a.png")], options(tmp_path / "out", probabilities=True, overlay=True), QUIET
     )
     assert result.error == "" and result.output == tmp_path / "out" / "a.png"
-    engine, classes = load_engine(path), Predictor(path).classes
+    engine, classes = load_engine(path), Predictor(path).task.classes
     pixels = standardize(read_image(tmp_path / "a.png", channels=channels).pixels)
-    expected, _ = predict(engine.function, pixels, classes)
+    expected, _ = classes.decide(engine.function(pixels[None])[0])
     assert np.array_equal(read_mask(result.output), expected) and len(np.unique(expected)) > 1
     with Image.open(result.output) as file:
         assert file.mode == "P" and tuple(file.getpalette()[3:6]) == classes.colours[1]
@@ -160,9 +159,8 @@ def test_tiles_without_statistics_give_what_the_whole_gives(downsample):
     x = image(131, 187, 1)
     whole = engine.function(x[None])[0]
     for tile in (80, 101, 130):
-        network = Network(engine, tile)
-        tiled = network.apply(x)
-        assert network.passes[0].tiles > 1 and np.abs(tiled - whole).max() <= 1e-6 * np.ptp(whole)
+        tiled, passes = Network(engine).apply(x, tile)
+        assert passes[0].tiles > 1 and np.abs(tiled - whole).max() <= 1e-6 * np.ptp(whole)
 
 
 @pytest.mark.each_backend
@@ -178,7 +176,7 @@ def test_statistics_of_tiles_add_up_to_those_of_the_whole():
 
     for tile in (101, 130):
         by_pass.clear()
-        passes = Network(engine, tile).scan(x, receive)
+        passes = Network(engine).scan(x, tile, receive)
         errors = [float(np.abs(by_pass[n + 1] - whole).max() / np.ptp(whole)) for n in range(len(passes))]
         assert errors[0] > 1e-2 and errors[-1] <= 1e-5 and len(passes) <= 6, errors
         assert all(later < earlier for earlier, later in zip(errors[:3], errors[1:3], strict=False))
@@ -187,18 +185,19 @@ def test_statistics_of_tiles_add_up_to_those_of_the_whole():
 def test_tiles_by_themselves_are_normalized_over_a_patch():
     engine = engine_of("v2")
     x = image(64, 96, 1)
-    network = Network(engine, 512, "tile", patch=32)
+    network = Network(engine, "tile", patch=32)
     halo = -(-receptive_radius(engine.model) // 4) * 4
-    assert network.tile == 32 + 2 * halo
-    result = network.apply(np.pad(x, ((40, 40), (40, 40), (0, 0)), mode="reflect"))
-    assert len(network.passes) == 1 and np.isfinite(result).all()
-    with pytest.raises(ArgumentError, match="does not tell its patch"):
-        Network(engine, 512, "tile")
+    assert network.smallest_tile == 32 + 2 * halo
+    padded = np.pad(x, ((40, 40), (40, 40), (0, 0)), mode="reflect")
+    result, passes = network.apply(padded, network.smallest_tile)
+    assert len(passes) == 1 and np.isfinite(result).all()
+    with pytest.raises(ArgumentError, match="does not name its patch"):
+        Network(engine, "tile")
 
 
 def test_model_of_a_fixed_size_takes_any():
     fixed = engine_of("v1", input_shape=(64, 64, 1))
-    assert Network(fixed, 100).apply(image(70, 130, 1)).shape == (70, 130, 1)
+    assert Network(fixed).apply(image(70, 130, 1), 100)[0].shape == (70, 130, 1)
 
 
 # === Memory ===

@@ -1,17 +1,18 @@
 """The blind denoiser as a prior of plug-and-play restoration."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from dl_techniques.engines.engine import Engine
 from dl_techniques.errors import ArgumentError
-from dl_techniques.inference.denoising import denoise_pixels
 from dl_techniques.inference.prior import denoise_prior
-from models import image, relative_difference, smoothing_engine
+from models import denoise_pixels, image, relative_difference, smoothing_engine
 
 
 def test_prior_adds_the_noise_it_removes():
-    identity = Engine(lambda batch: batch, 1, "identity", None)
+    identity = Engine(lambda batch: batch, 1, "identity", Path("identity"))
     x = image(96, 96, 1, seed=3)
     prior = denoise_prior(identity)
     first, second = prior(x, 0.2) - x, prior(x, 0.2) - x

@@ -15,9 +15,8 @@ from dl_techniques.errors import ArgumentError
 from dl_techniques.export.export import export_model
 from dl_techniques.export.settings import ExportOptions
 from dl_techniques.images.files import Picture, read_image, write_image
-from dl_techniques.inference.denoising import denoise_pixels
 from dl_techniques.metrics import Confusion
-from models import DENOISER, image, run, saved
+from models import DENOISER, denoise_pixels, image, run, saved
 
 # Exports are made on TensorFlow.
 pytestmark = pytest.mark.only_backend("tensorflow")

@@ -15,9 +15,9 @@ from dl_techniques.losses import SegmentationLoss
 from dl_techniques.training import callbacks
 from dl_techniques.training.checkpoint import list_checkpoints
 from dl_techniques.training.plan import write_plan
-from dl_techniques.training.recipes.restoration.recipe import RestorationTask
+from dl_techniques.training.recipes.restoration.recipe import RestorationRecipe
 from dl_techniques.training.recipes.restoration.settings import RestorationConfig
-from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from dl_techniques.training.run_folder import read_log
 from dl_techniques.training.supervision import supervision_weights
@@ -45,14 +45,14 @@ def data(tmp_path_factory):
     return folder
 
 
-def segmentation(data, **changes) -> SegmentationTask:
+def segmentation(data, **changes) -> SegmentationRecipe:
     sources = {"images": str(data / "images"), "masks": str(data / "masks"), "output": data / "none"}
-    return SegmentationTask(SegmentationConfig(**{**sources, **SMALL, **changes}), QUIET)
+    return SegmentationRecipe(SegmentationConfig(**{**sources, **SMALL, **changes}), QUIET)
 
 
-def restoration(data, **changes) -> RestorationTask:
+def restoration(data, **changes) -> RestorationRecipe:
     sources = {"images": str(data / "images"), "targets": str(data / "targets"), "output": data / "none"}
-    return RestorationTask(RestorationConfig(**{**sources, **SMALL, **changes}), QUIET)
+    return RestorationRecipe(RestorationConfig(**{**sources, **SMALL, **changes}), QUIET)
 
 
 def predicted(model, images) -> np.ndarray:

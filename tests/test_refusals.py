@@ -11,10 +11,10 @@ from dl_techniques.datasets.pairs import find_pairs
 from dl_techniques.errors import ConvUNextError, FileError, first_of
 from dl_techniques.images.files import Picture, write_image, write_images
 from dl_techniques.tasks.segmentation.inspection import MaskReader
-from dl_techniques.training.recipes.denoising.recipe import train_denoiser
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
-from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask, train_segmenter
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
+from dl_techniques.training.trainer import train
 from models import small_model
 
 QUIET = Console(quiet=True)
@@ -42,7 +42,7 @@ def settings(folder, **changes) -> SegmentationConfig:
 
 def refused(config) -> str:
     with pytest.raises(ConvUNextError) as caught:
-        train_segmenter(config, QUIET)
+        train(config, QUIET)
     assert not config.output.exists()
     return str(caught.value)
 
@@ -148,7 +148,7 @@ def test_samples_that_are_no_numbers_are_named_in_every_task(tmp_path):
     small = {"patch": 8, "final_patch": 8, "steps": 2, "steps_per_epoch": 2, "held_out": 1}
     config = DenoisingConfig(images=str(folder / "images"), output=folder / "run", **small)
     with pytest.raises(FileError, match=f"{found}:\n.*00.tif: holds 1 samples that are NaN(.*\n)+  and 2 more"):
-        train_denoiser(config, QUIET)
+        train(config, QUIET)
     assert not config.output.exists()
 
 
@@ -157,7 +157,7 @@ def test_images_smaller_than_a_patch_are_all_named(tmp_path):
     small = {"patch": 32, "final_patch": 8, "steps": 2, "steps_per_epoch": 2, "held_out": 2}
     config = DenoisingConfig(images=str(folder / "images"), output=folder / "run", **small)
     with pytest.raises(FileError, match=r"02.png: is smaller than a patch of 32 pixels; so are .*03.png, .*and 1 more"):
-        train_denoiser(config, QUIET)
+        train(config, QUIET)
 
 
 def test_two_values_need_no_mapping_and_a_label_too_high_is_a_class(tmp_path):
@@ -165,5 +165,9 @@ def test_two_values_need_no_mapping_and_a_label_too_high_is_a_class(tmp_path):
     for index in range(3):
         mask = 255 * np.array(Image.open(folder / "masks" / f"{index:02}.png"))
         Image.fromarray(mask).save(folder / "masks" / f"{index:02}.png")
-    task = SegmentationTask(settings(folder, classes=("nothing", "cell")), QUIET)
-    assert task.classes.values == (0, 255) and task.classes.names == ("nothing", "cell") and task.classes.outputs == 1
+    task = SegmentationRecipe(settings(folder, classes=("nothing", "cell")), QUIET)
+    assert (
+        task.task.classes.values == (0, 255)
+        and task.task.classes.names == ("nothing", "cell")
+        and task.task.classes.outputs == 1
+    )

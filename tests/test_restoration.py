@@ -14,9 +14,10 @@ from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.export.certify import certify
 from dl_techniques.images.files import Picture, write_image
-from dl_techniques.training.recipes.restoration.recipe import RestorationTask, train_restorer
+from dl_techniques.training.recipes.restoration.recipe import RestorationRecipe
 from dl_techniques.training.recipes.restoration.settings import RestorationConfig
 from dl_techniques.training.run_folder import read_log, stored_config, task_of
+from dl_techniques.training.trainer import train
 
 SMALL = {"steps": 120, "steps_per_epoch": 60, "patch": 16, "batch_size": 4, "depth": 2, "initial_filters": 8}
 QUIET = Console(quiet=True)
@@ -41,7 +42,7 @@ def data(tmp_path_factory):
 def finished(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "run"
     config = RestorationConfig(images=str(data / "images"), targets=str(data / "targets"), output=output, **SMALL)
-    return config, train_restorer(config, QUIET)
+    return config, train(config, QUIET)
 
 
 def test_run_restores_what_it_did_not_see(finished):
@@ -77,7 +78,7 @@ def test_targets_may_have_other_channels(data, tmp_path):
     sources = {"images": str(data / "images"), "targets": str(tmp_path / "targets")}
     settings = {**SMALL, "steps": 2, "steps_per_epoch": 1}
     config = RestorationConfig(**sources, output=tmp_path / "run", **settings)
-    result = train_restorer(config, QUIET)
+    result = train(config, QUIET)
     model = keras.saving.load_model(config.output / "model.keras", compile=False, safe_mode=True)
     assert model.output_channels == 3 and not model.residual_learning and result.before is None
 
@@ -90,7 +91,7 @@ def test_images_too_small_for_ssim_are_measured_without(data, tmp_path):
             write_image(tmp_path / name / f"{index}.png", Picture(pixels.astype("uint8")))
     sources = {name: str(tmp_path / name) for name in ("images", "targets")}
     config = RestorationConfig(**sources, output=tmp_path / "run", **{**SMALL, "steps": 2, "steps_per_epoch": 1})
-    result = train_restorer(config, QUIET)
+    result = train(config, QUIET)
     assert "NaN" not in (config.output / "metrics.json").read_text() and "SSIM</" not in result.report.read_text()
     assert set(read_card(config.output / "model.keras").as_dict()["metrics"]) == {"images", "psnr_db", "psnr_db_before"}
 
@@ -103,15 +104,15 @@ def test_wrong_pairs_are_named_before_anything_is_written(data, tmp_path):
     sources = {"images": str(data / "images"), "targets": str(tmp_path / "targets")}
     config = RestorationConfig(**sources, output=tmp_path / "run", **SMALL)
     with pytest.raises(FileError, match=r"5 of 5 pairs cannot be used:\n.*0.tif: holds 1280 samples that are NaN"):
-        train_restorer(config, QUIET)
+        train(config, QUIET)
     for index in range(5):
         size = (32, 40) if index != 2 else (30, 40)
         write_image(tmp_path / "targets" / f"{index}.tif", Picture(np.zeros((*size, 1), "float32")))
     with pytest.raises(FileError, match="2.tif: is 40x30 pixels, its image 2.png 40x32"):
-        train_restorer(config, QUIET)
+        train(config, QUIET)
     write_image(tmp_path / "targets" / "2.tif", Picture(np.zeros((32, 40, 3), "float32")))
     with pytest.raises(FileError, match="2.tif: has 3 channels where most have 1"):
-        RestorationTask(config, QUIET)
+        RestorationRecipe(config, QUIET)
     assert not config.output.exists()
     with pytest.raises(ArgumentError, match="`val_targets` must come with val_images"):
         RestorationConfig(**sources, output=tmp_path / "run", val_targets="x")

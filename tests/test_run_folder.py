@@ -1,6 +1,7 @@
 """What a run writes: refused before it begins where it cannot, whole or not there when the disk ends, resumed after."""
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -20,13 +21,14 @@ from rich.console import Console
 
 from dl_techniques.cli import main, training
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.training import callbacks
-from dl_techniques.training import trainer as supervised
+from dl_techniques.tasks.segmentation.evaluation import SegmentationEvaluation
+from dl_techniques.training import callbacks, trainer
 from dl_techniques.training.checkpoint import list_checkpoints, step_of
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
-from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask, train_segmenter
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from dl_techniques.training.run_folder import read_log
+from dl_techniques.training.trainer import train
 
 QUIET = Console(quiet=True)
 SMALL = {
@@ -57,7 +59,7 @@ def settings(data, output, **changes) -> SegmentationConfig:
 def finished(data, tmp_path_factory):
     """A run that nothing stopped."""
     config = settings(data, tmp_path_factory.mktemp("runs") / "run")
-    train_segmenter(config, QUIET)
+    train(config, QUIET)
     return config
 
 
@@ -101,7 +103,7 @@ def test_folder_without_permission_is_refused_before_the_data_are_read():
         folder.chmod(0o555)
         config = DenoisingConfig(images="nowhere", output=folder / "runs" / "run")
         with nobody(), pytest.raises(FileError, match="run: cannot be written: .*Permission denied.*another --output"):
-            supervised.train_supervised(lambda config, console: pytest.fail("read"), config, QUIET, resume=False)
+            trainer.train(config, QUIET, create_recipe=lambda config, console: pytest.fail("read"))
         assert not list(folder.iterdir())
     finally:
         shutil.rmtree(folder)
@@ -109,7 +111,7 @@ def test_folder_without_permission_is_refused_before_the_data_are_read():
 
 def test_memory_too_small_for_a_tile_is_refused_before_the_folder_is_made(data, tmp_path):
     with pytest.raises(ArgumentError, match="`max_memory` must leave .* MB for a tile"):
-        train_segmenter(settings(data, tmp_path / "run", max_memory="1KB"), QUIET)
+        train(settings(data, tmp_path / "run", max_memory="1KB"), QUIET)
     assert not (tmp_path / "run").exists()
 
 
@@ -151,13 +153,14 @@ def test_run_that_the_disk_stops_is_named_and_goes_on_to_the_same_end(
 ):
     config = settings(data, tmp_path / "run", **changes)
     if "best" in named:  # every validation brings a better one
-        measure = iter((0.1, 0.2, 0.3, 0.4, 0.5))
-        monkeypatch.setattr(SegmentationTask, "measure", lambda *_: {"dice": next(measure), "iou": 0.0})
+        better = itertools.count(1)
+        logged = lambda _: {"dice": next(better) / 100, "iou": 0.0}  # noqa: E731
+        monkeypatch.setattr(SegmentationEvaluation, "logged", logged)
     with (
         ending_disk(monkeypatch, kind, method, room=8),
         pytest.raises(FileError, match=f"{named}cannot be .*Then go on with: convunext train --resume {config.output}"),
     ):
-        train_segmenter(config, QUIET)
+        train(config, QUIET)
     assert not list(config.output.rglob("*.tmp"))
     assert list_checkpoints(config.output / "checkpoints")[0].name.startswith("step-000000002")
     assert main(["train", "--resume", str(config.output)]) == 0
@@ -173,7 +176,7 @@ def unspoiled(data, tmp_path_factory):
     """A finished run beside its data, and a copy of both."""
     folder = tmp_path_factory.mktemp("own")
     config = settings(shutil.copytree(data, folder / "here" / "data"), folder / "here" / "run")
-    train_segmenter(config, QUIET)
+    train(config, QUIET)
     shutil.copytree(folder / "here", folder / "copy")
     return config
 
@@ -191,7 +194,7 @@ def resumed(config) -> tuple[int, str]:
     """Resume a run from the command line; return the exit status and what was printed."""
     console = Console(record=True, width=300)
     try:
-        train_segmenter(config, console, resume=True)
+        train(config, console, resume=True)
     except FileError as error:
         return 2, str(error)
     return 0, console.export_text()
@@ -217,7 +220,7 @@ def test_resuming_on_other_files_names_them(own):
 
 def test_a_run_goes_on_from_another_folder_than_it_began_in(data, tmp_path, monkeypatch):
     monkeypatch.chdir(data)
-    train_segmenter(settings(data, tmp_path / "run", images="images", masks="masks", steps=2), QUIET)
+    train(settings(data, tmp_path / "run", images="images", masks="masks", steps=2), QUIET)
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--resume", "run"]) == 0
 
@@ -279,7 +282,7 @@ def test_damaged_best_weights_of_a_stopped_run_are_found_again(data, finished, t
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(callbacks.StateCheckpoint, "save", die)
-        train_segmenter(config, QUIET)
+        train(config, QUIET)
     damage(config.output / "best.keras")
     status, told = resumed(config)
     assert status == 0 and "it held the weights of step 2 (dice 0." in told and "those of the last" not in told
@@ -330,22 +333,22 @@ def test_masks_without_anything_are_refused_and_those_that_do_not_count_cost_not
     for path in (folder / "masks").iterdir():
         Image.new("L", (24, 20)).save(path)
     with pytest.raises(ArgumentError, match="`masks` must hold at least two classes.*Are all masks empty"):
-        train_segmenter(settings(folder, tmp_path / "run"), QUIET)
+        train(settings(folder, tmp_path / "run"), QUIET)
     for number in range(1, 5):
         Image.new("L", (24, 20), 9).save(folder / "masks" / f"{number}.png")
     with pytest.raises(ArgumentError, match="`masks` must hold at least two classes"):
-        train_segmenter(settings(folder, tmp_path / "run", ignore=(9,)), QUIET)
+        train(settings(folder, tmp_path / "run", ignore=(9,)), QUIET)
     assert not (tmp_path / "run").exists()
     shutil.copy(data / "masks" / "0.png", folder / "masks" / "0.png")
     config = settings(folder, tmp_path / "run", ignore=(9,), preview_every=0)
     with pytest.raises(FileError, match=r"masks: hold ignored pixels alone in all masks to validate on: \d.png"):
-        train_segmenter(config, QUIET)
-    held_out = SegmentationTask(settings(data, tmp_path), QUIET).validation.names[0]
+        train(config, QUIET)
+    held_out = SegmentationRecipe(settings(data, tmp_path), QUIET).validation.names[0]
     shutil.copy(data / "masks" / f"{held_out}.png", folder / "masks" / f"{held_out}.png")
-    train_segmenter(config, QUIET)  # of five images, three do not count at all
+    train(config, QUIET)  # of five images, three do not count at all
     assert all(np.isfinite(value) for row in read_log(config.output) for value in row.values())
     json.loads((config.output / "metrics.json").read_text(), parse_constant=pytest.fail)
-    task = SegmentationTask(config, QUIET)
+    task = SegmentationRecipe(config, QUIET)
     model, (images, targets) = task.build(), next(iter(task.batches()))
     assert (
         model.test_on_batch(images, tuple(np.zeros_like(target) for target in targets), return_dict=True)["loss"] == 0

@@ -22,10 +22,9 @@ from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.export.export import export_model
 from dl_techniques.export.settings import ExportOptions
 from dl_techniques.images.files import Picture, read_image, write_image
-from dl_techniques.inference.denoising import denoise_pixels
 from dl_techniques.inference.predictor import Predictor
 from dl_techniques.tasks.segmentation.masks import read_mask
-from models import DENOISER, image, randomize, small_model
+from models import DENOISER, denoise_pixels, image, randomize, small_model
 
 # Exports are made on TensorFlow, and what runs them is the same on every backend.
 pytestmark = pytest.mark.only_backend("tensorflow")

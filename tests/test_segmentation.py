@@ -20,15 +20,16 @@ from dl_techniques.datasets.pairs import Pair
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError
 from dl_techniques.images.files import read_image
 from dl_techniques.models.convunext.function import keras_function
+from dl_techniques.tasks.base import Sample
 from dl_techniques.tasks.segmentation.classes import IGNORED, Classes
-from dl_techniques.tasks.segmentation.scores import evaluate
-from dl_techniques.training.auto_settings import choose_augmentation, settle
+from dl_techniques.tasks.segmentation.evaluation import evaluate
+from dl_techniques.training.auto_settings import choose_augmentation, resolve_settings
 from dl_techniques.training.checkpoint import list_checkpoints
-from dl_techniques.training.recipes.segmentation.batches import SegmentationSample, segmentation_batches
-from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask, train_segmenter
+from dl_techniques.training.recipes.segmentation.batches import segmentation_batches
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from dl_techniques.training.run_folder import read_log, stored_config
-from dl_techniques.training.trainer import train_supervised
+from dl_techniques.training.trainer import train
 
 SMALL = {
     "steps": 16, "steps_per_epoch": 8, "patch": 16, "batch_size": 2, "accumulate": 2, "depth": 2, "initial_filters": 4,
@@ -66,7 +67,7 @@ def data(tmp_path_factory):
 def finished(data, tmp_path_factory):
     """A short run of three classes, from its first step to its last."""
     config = settings(data, tmp_path_factory.mktemp("runs") / "run", classes=("sky", "road", "car"))
-    return config, train_segmenter(config, QUIET)
+    return config, train(config, QUIET)
 
 
 def test_run_leaves_a_model_that_explains_itself(finished):
@@ -93,7 +94,7 @@ def test_model_gives_probabilities_that_score_as_reported(finished, data):
     config, result = finished
     model = keras.saving.load_model(config.output / "model.keras", compile=False, safe_mode=True)
     assert model.final_activation is keras.activations.softmax and not model.enable_deep_supervision
-    samples = SegmentationTask(config, QUIET).validation
+    samples = SegmentationRecipe(config, QUIET).validation
     again = evaluate(keras_function(model), samples, Classes((0, 4, 9), ("sky", "road", "car"), (11,)))
     assert np.array_equal(again.confusion.counts, result.evaluation.confusion.counts)
     assert again.confusion.counts.sum() == 20 * 24 - 9  # of one image, without the corner
@@ -138,9 +139,9 @@ def test_two_values_train_one_output_until_nothing_gets_better(tmp_path):
     folder = paint(tmp_path, values=(0, 255))
     still = {"learning_rate": 0.0, "patience": 1, "steps": 40, "preview_every": 0, "convnext_version": "v1"}
     config = settings(folder, tmp_path / "run", **still)
-    result = train_segmenter(config, QUIET)
+    result = train(config, QUIET)
     assert [row["epoch"] for row in read_log(config.output)] == [0, 1]
-    again = train_segmenter(config, QUIET, resume=True)
+    again = train(config, QUIET, resume=True)
     assert len(read_log(config.output)) == 2 and again.evaluation.scores == result.evaluation.scores
     assert not (config.output / "previews").exists()
     model = keras.saving.load_model(config.output / "model.keras", compile=False, safe_mode=True)
@@ -155,7 +156,7 @@ def test_evaluate_measures_any_labelled_folder(finished, data, tmp_path, capfd):
     assert capfd.readouterr().out.splitlines()[-1] == str(tmp_path / "all" / "report.html")
     measured = json.loads((tmp_path / "all" / "metrics.json").read_text())
     assert measured["images"] == 6 and (tmp_path / "all" / "metrics.csv").read_text().startswith("class,dice,iou\n")
-    (held_out,) = SegmentationTask(config, QUIET).validation.names
+    (held_out,) = SegmentationRecipe(config, QUIET).validation.names
     flags = [f"--images={data / 'images' / held_out}.png", f"--masks={data / 'masks' / held_out}_mask.png", "-o"]
     assert main(["evaluate", model, *flags, str(tmp_path / "one")]) == 0
     one = json.loads((tmp_path / "one" / "metrics.json").read_text())
@@ -163,8 +164,10 @@ def test_evaluate_measures_any_labelled_folder(finished, data, tmp_path, capfd):
 
     assert main(["evaluate", model, *flags, str(tmp_path / "one")]) == 2
     assert "one: exists already" in capfd.readouterr().err
-    assert main(["evaluate", "denoise-gray", *flags, str(tmp_path / "two")]) == 2
-    assert "denoise-gray: has no card that tells its classes" in capfd.readouterr().err
+    bare = tmp_path / "bare.keras"
+    keras.saving.load_model(model).save(bare)
+    assert main(["evaluate", str(bare), *flags, str(tmp_path / "two"), "--engine", "keras"]) == 2
+    assert "bare.keras: has no card that names its task" in capfd.readouterr().err
     spoil_kind(paint(tmp_path / "rgb", count=2))
     (tmp_path / "rgb" / "images" / "0.png").unlink()
     (tmp_path / "rgb" / "masks" / "0_mask.png").unlink()
@@ -208,9 +211,9 @@ def test_a_plan_is_chosen_measured_and_followed(data, tmp_path, capfd):
 def test_samples_stay_in_memory_while_there_is_room(tmp_path):
     read: list[str] = []
 
-    def sample(pair: Pair) -> SegmentationSample:
+    def sample(pair: Pair) -> Sample:
         read.append(pair.name)
-        return SegmentationSample(pair.name, np.zeros((5, 5, 1), "float32"), np.zeros((5, 5), "uint8"))
+        return Sample(pair.name, np.zeros((5, 5, 1), "float32"), np.zeros((5, 5), "uint8"))
 
     samples = LazyDataset([Pair(Path(name), Path(name)) for name in "abc"], sample, budget=MemoryBudget(2 * 125 + 124))
     assert [each.name for _ in range(2) for each in samples] == ["a", "b", "c"] * 2
@@ -220,9 +223,9 @@ def test_samples_stay_in_memory_while_there_is_room(tmp_path):
 # === batches ===
 
 
-def samples_of_one(value=7) -> list[SegmentationSample]:
+def samples_of_one(value=7) -> list[Sample]:
     image = np.random.default_rng(0).normal(size=(10, 40, 1)).astype("float32")
-    return [SegmentationSample("a", image, np.full((10, 40), value, "uint8"))]
+    return [Sample("a", image, np.full((10, 40), value, "uint8"))]
 
 
 def test_batches_depend_on_seed_and_position_alone():
@@ -249,9 +252,9 @@ def test_crops_of_any_image_have_the_size_asked_for(size, rng):
 def test_photographs_are_not_turned_upside_down(data, tmp_path):
     grey, colour = (Inspection((PairFacts(Pair(data, data), channels=channels),), ()) for channels in (1, 3))
     open_config = settings(data, tmp_path)
-    assert choose_augmentation(settle(open_config, grey)).vertical_flip > 0
-    assert choose_augmentation(settle(open_config, colour)).vertical_flip == 0
-    assert choose_augmentation(settle(settings(data, tmp_path, symmetries="all"), colour)).vertical_flip > 0
+    assert choose_augmentation(resolve_settings(open_config, grey)).vertical_flip > 0
+    assert choose_augmentation(resolve_settings(open_config, colour)).vertical_flip == 0
+    assert choose_augmentation(resolve_settings(settings(data, tmp_path, symmetries="all"), colour)).vertical_flip > 0
 
 
 # === what is wrong with a data set ===
@@ -303,7 +306,7 @@ def test_wrong_data_is_named_before_anything_is_written(spoil, change, message, 
     spoil(folder)
     change = {name: str(folder / value) if name.startswith("val_") else value for name, value in change.items()}
     with pytest.raises(ConvUNextError, match=message):
-        train_segmenter(settings(folder, tmp_path / "run", **change), QUIET)
+        train(settings(folder, tmp_path / "run", **change), QUIET)
     assert not (tmp_path / "run").exists()
 
 
@@ -315,8 +318,8 @@ def test_one_small_image_does_not_shrink_the_crops(tmp_path):
     small = {"val_images": str(folder / "images/5.png"), "val_masks": str(folder / "masks/5_mask.png")}
     for name, sources in (("trained on", {}), ("validated on", {**most, **small})):
         config = settings(folder, tmp_path / name, patch=None, steps=2, steps_per_epoch=2, **sources)
-        assert SegmentationTask(config, QUIET).config.patch == 20
-        train_segmenter(config, QUIET)
+        assert SegmentationRecipe(config, QUIET).config.patch == 20
+        train(config, QUIET)
         json.loads((config.output / "metrics.json").read_text(), parse_constant=pytest.fail)
 
 
@@ -324,13 +327,13 @@ def test_an_image_that_vanishes_in_training_is_named(tmp_path):
     folder = paint(tmp_path, values=(0, 255))
 
     def load(config, console):
-        task = SegmentationTask(config, console)
+        task = SegmentationRecipe(config, console)
         task.training.pairs[0].image.unlink()
         return task
 
     config = settings(folder, tmp_path / "run", cache_gb=0.0, steps_per_epoch=16, convnext_version="v1")
     with pytest.raises(FileError, match=r"images/\d.png: does not exist"):
-        train_supervised(load, config, QUIET, resume=False)
+        train(config, QUIET, create_recipe=load)
     assert not list((config.output / "checkpoints").iterdir())
 
 
@@ -350,4 +353,4 @@ def test_wrong_settings_are_refused(change, message, tmp_path):
 
 def test_a_run_is_never_begun_over_another(finished):
     with pytest.raises(FileError, match="exists already"):
-        train_segmenter(finished[0], QUIET)
+        train(finished[0], QUIET)

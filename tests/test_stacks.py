@@ -16,9 +16,9 @@ from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import read_image, read_images
 from dl_techniques.tasks.segmentation.inspection import MaskReader
-from dl_techniques.training.recipes.restoration.recipe import RestorationTask
+from dl_techniques.training.recipes.restoration.recipe import RestorationRecipe
 from dl_techniques.training.recipes.restoration.settings import RestorationConfig
-from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
+from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 
 SMALL = {"steps": 2, "steps_per_epoch": 2, "patch": 16, "batch_size": 1, "depth": 2, "initial_filters": 4}
@@ -101,7 +101,7 @@ def test_what_is_wrong_with_a_page_is_said_with_its_number(tmp_path):
             file.write(mask, photometric="minisblack")
     config = SegmentationConfig(**sources(tmp_path), output=tmp_path / "run", **SMALL)
     with pytest.raises(FileError, match="1 of 3 pairs cannot be used:\n.*a.tif, page 2: is 23x20 pixels"):
-        SegmentationTask(config, QUIET)
+        SegmentationRecipe(config, QUIET)
 
 
 def test_pages_stay_on_one_side(tmp_path):
@@ -112,7 +112,7 @@ def test_pages_stay_on_one_side(tmp_path):
         training, validation = split_pairs(pairs, 0.2, 0, regex)
         assert len(validation) == 3 and len({pair.image for pair in validation}) == 1
         assert not {pair.image for pair in training} & {pair.image for pair in validation}
-    task = SegmentationTask(SegmentationConfig(**sources(tmp_path), output=tmp_path / "run", **SMALL), QUIET)
+    task = SegmentationRecipe(SegmentationConfig(**sources(tmp_path), output=tmp_path / "run", **SMALL), QUIET)
     assert task.inspection.notes == ("5 stacks: all pages of each are on one side, trained on or validated on",)
 
 
@@ -140,7 +140,7 @@ def test_stacks_are_restored_page_by_page_and_validated_on_another(tmp_path):
         val_images=str(tmp_path / "val" / "images"), val_targets=str(tmp_path / "val" / "masks"),
         output=tmp_path / "run", **SMALL,
     )  # fmt: skip
-    task = RestorationTask(config, QUIET)
+    task = RestorationRecipe(config, QUIET)
     assert task.training.names == ["train-0000", "train-0001"] and task.validation.names == ["val-0000", "val-0001"]
     sample = task.training[1]
     assert np.array_equal(sample.target, np.float32(sample.image > 127.5 / 255))
@@ -150,16 +150,16 @@ def test_stacks_are_restored_page_by_page_and_validated_on_another(tmp_path):
 def test_what_the_inspection_read_is_not_read_again_as_far_as_there_is_room(tmp_path):
     images = stack(tmp_path / "a.tif", 4)
     config = SegmentationConfig(**sources(tmp_path), output=tmp_path / "run", **SMALL)
-    read_again = SegmentationTask(replace(config, cache_gb=0.0), QUIET)
+    read_again = SegmentationRecipe(replace(config, cache_gb=0.0), QUIET)
     expected = [*read_again.training, *read_again.validation]
     one = images[0].nbytes + 4 * images[0].size  # the image, and the mask as it is read
-    partly = SegmentationTask(replace(config, cache_gb=2.5 * one / 1e9), QUIET)
-    task = SegmentationTask(config, QUIET)
+    partly = SegmentationRecipe(replace(config, cache_gb=2.5 * one / 1e9), QUIET)
+    task = SegmentationRecipe(config, QUIET)
     for folder in sources(tmp_path).values():
         for path in Path(folder).iterdir():
             path.unlink()
     for sample, again in zip([*task.training, *task.validation], expected, strict=True):
-        assert np.array_equal(sample.image, again.image) and np.array_equal(sample.classes, again.classes)
+        assert np.array_equal(sample.image, again.image) and np.array_equal(sample.target, again.target)
     assert [sample.name for sample in task.training] == task.training.names  # kept, now as samples
     assert task.inspection.decoded.budget.free == round(4e9) - sum(sample.nbytes for sample in expected)
     held = 0

@@ -46,7 +46,7 @@ def test_passes_over_tiles_come_to_the_whole_image(trained, tile):
     def receive(part, output, number):
         by_pass.setdefault(number, np.empty_like(whole))[part.write] = output
 
-    passes = Network(trained, tile).scan(x, receive)
+    passes = Network(trained).scan(x, tile, receive)
     errors = [float(np.abs(by_pass[number] - whole).max() / np.ptp(whole)) for number in sorted(by_pass)]
     print(f"tile {tile}, {passes[0].tiles} tiles:", " ".join(f"{error:.1e}" for error in errors))
     assert passes[0].tiles >= 4 and 2 <= len(passes) <= 4

@@ -284,9 +284,16 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
 def denoising_psnr(
     denoise: Callable[[np.ndarray], np.ndarray], images: Iterable[np.ndarray], sigma: float, seed: int = 0
 ) -> float:
-    """Return the mean PSNR in dB of a denoiser over images, by the protocol of the literature.
+    """Return the mean of `denoising_psnrs`."""
+    return float(np.mean(denoising_psnrs(denoise, images, sigma, seed)))
 
-    Noise is neither clipped nor rounded, the output is clipped to [0, 1], and the mean is over the images' PSNR.
+
+def denoising_psnrs(
+    denoise: Callable[[np.ndarray], np.ndarray], images: Iterable[np.ndarray], sigma: float, seed: int = 0
+) -> list[float]:
+    """Return the PSNR in dB of each image denoised, by the protocol of the literature.
+
+    Noise is neither clipped nor rounded, and the output is clipped to [0, 1].
 
     Args:
         denoise: Maps `(height, width, channels)` to the same.
@@ -295,8 +302,7 @@ def denoising_psnr(
         seed: Seed of the noise.
     """
     rng = np.random.default_rng(seed)
-    values = [psnr(np.clip(denoise(add_gaussian_noise(image, sigma / 255, rng)), 0, 1), image) for image in images]
-    return float(np.mean(values))
+    return [psnr(np.clip(denoise(add_gaussian_noise(image, sigma / 255, rng)), 0, 1), image) for image in images]
 
 
 def estimate_gain(

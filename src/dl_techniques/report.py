@@ -147,6 +147,14 @@ def curve_svg(values: Sequence[float], name: str, width: int = 640, height: int 
     )
 
 
+def worst_and_best(scores: Sequence[float], count: int = 3) -> list[tuple[str, int]]:
+    """Return the positions of the worst and the best scores, each once, with the word for it; NaN is neither."""
+    order = [index for index in np.argsort(scores, kind="stable").tolist() if not np.isnan(scores[index])]
+    worst = order[:count]
+    best = [index for index in reversed(order) if index not in worst][:count]
+    return [("worst", index) for index in worst] + [("best", index) for index in best]
+
+
 def error_picture(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return two boolean masks as colours: agreement white, missed pixels blue, false ones orange.
 

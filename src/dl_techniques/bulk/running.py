@@ -20,12 +20,13 @@ from dl_techniques.bulk.cluster import Workers, connected, resources, share_out,
 from dl_techniques.bulk.shipping import Shipment, model_files
 from dl_techniques.bulk.status import DONE, FAILED, REFUSED, Status, refused_before, rows
 from dl_techniques.bulk.storage import Folder, Found, find_sources, folder_of, is_address
-from dl_techniques.bulk.work import Job, Journal, Worker, possible_names
+from dl_techniques.bulk.work import Job, Journal, Worker
 from dl_techniques.engines.formats import RUNTIMES
 from dl_techniques.engines.selection import EngineSelection
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError, printable
 from dl_techniques.images.formats import suffixes
-from dl_techniques.inference.predictor import Predictor, check_options, predictor_settings
+from dl_techniques.inference.files import create_predictor, possible_names
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.inference.settings import AUTO, PredictionOptions
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ def predict_bulk(
     if options.max_memory == AUTO:  # what is free is shared by workers, whose number depends on this
         options = replace(options, max_memory=WORKER_MEMORY)
     with _without_gpus():
-        predictor = Predictor(selection, *predictor_settings(options))
-    check_options(predictor, options)
+        predictor = create_predictor(selection, options)
     outcome = Outcome()
     found, outcome.lost = find_sources(inputs)
     outcome.total = len(found)
@@ -169,7 +169,7 @@ def _check_names(predictor: Predictor, found: Sequence[Found], output: Folder) -
     """Refuse images whose results would be one file, and a folder of results that is one of images."""
     taken: dict[str, str] = {}
     for image in found:
-        target = possible_names(predictor, image.name)[0]
+        target = possible_names(predictor, Path(image.name))[0]
         if target in taken:
             reason = f"and {image.source} would both become {target}."
             raise FileError(taken[target], reason, "Give them different names or folders.")
@@ -198,7 +198,7 @@ def _missing(
     refused = {path: rest for path, *rest in refused_before(earlier, settings)}
     missing, new = [], []
     for image in found:
-        results = [name for name in possible_names(predictor, image.name) if name in there]
+        results = [name for name in possible_names(predictor, Path(image.name)) if name in there]
         if results:
             outcome.there += 1
             if image.source not in known:

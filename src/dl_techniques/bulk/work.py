@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +22,20 @@ from dl_techniques.bulk.status import DONE, FAILED, REFUSED, rows
 from dl_techniques.bulk.storage import Folder, StorageError, folder_of, is_address
 from dl_techniques.engines.selection import EngineSelection
 from dl_techniques.errors import ConvUNextError, FileError
-from dl_techniques.images.files import image_shape
-from dl_techniques.inference.pipeline import OnTile, lossless_name
-from dl_techniques.inference.predictor import (
-    Prediction,
+from dl_techniques.images.files import image_shape, open_image
+from dl_techniques.inference.files import (
     PredictionReport,
-    Predictor,
     describe,
+    possible_names,
     predict_file,
     predictor_settings,
+    reads_in_parts,
     result_name,
-    streams,
 )
+from dl_techniques.inference.network import OnTile, ignore
+from dl_techniques.inference.predictor import Predictor
 from dl_techniques.inference.settings import PredictionOptions
+from dl_techniques.tasks.base import Prediction
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,18 +89,14 @@ class Journal:
 class SharedPredictor(Predictor):
     """A predictor of several threads: one computes, while others read and write within what the memory leaves."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self._turn, self._room = threading.RLock(), threading.Condition()
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self._computing, self._memory_left = threading.RLock(), threading.Condition()
         self._taken = 0
-        super().__init__(*arguments)
+        super().__init__(*arguments, **settings)
 
-    def __call__(self, pixels: np.ndarray, on_tile: OnTile = lambda done, total: None) -> Prediction:
-        with self._turn:
+    def __call__(self, pixels: np.ndarray, on_tile: OnTile = ignore) -> Prediction:
+        with self._computing:
             return super().__call__(pixels, on_tile)
-
-    def fit(self, shape: tuple[int, ...]) -> None:
-        with self._turn:  # sets the tiles of who is computing
-            super().fit(shape)
 
     @contextlib.contextmanager
     def room_for(self, source: Path) -> Iterator[None]:
@@ -108,17 +105,24 @@ class SharedPredictor(Predictor):
             needed = min(self._arrays(image_shape(source)), self.memory)
         except (ConvUNextError, OSError):
             needed = 0  # it will be refused
-        with self._room:
-            self._room.wait_for(lambda: self._taken + needed <= self.memory)
+        with self._memory_left:
+            self._memory_left.wait_for(lambda: self._taken + needed <= self.memory)
             self._taken += needed
         try:
             # What is read in parts asks the network itself.
-            with self._turn if streams(self, source) else contextlib.nullcontext():
+            with self._computing if self._reads_in_parts(source) else contextlib.nullcontext():
                 yield
         finally:
-            with self._room:
+            with self._memory_left:
                 self._taken -= needed
-                self._room.notify_all()
+                self._memory_left.notify_all()
+
+    def _reads_in_parts(self, source: Path) -> bool:
+        try:
+            with open_image(source) as file:
+                return reads_in_parts(self, file)
+        except FileError:
+            return False  # raised again when it is read
 
 
 class Worker:
@@ -140,7 +144,7 @@ class Worker:
         shipment: Shipment | None = None if job.shipment is None else ray.get(job.shipment)
         selection = job.selection if shipment is None else shipment.unpack(job.selection)
         self._job, self._journal, self._ask = job, journal, ray.get
-        self._predictor = SharedPredictor(selection, *predictor_settings(job.options))
+        self._predictor = SharedPredictor(selection, **predictor_settings(job.options))
         self._output = Folder(job.output)
         self._pool = ThreadPoolExecutor(job.threads)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -161,7 +165,7 @@ class Worker:
         path = image["path"]
         _, name = folder_of(path)
         if not self._job.options.overwrite:
-            for result in possible_names(self._predictor, name):
+            for result in possible_names(self._predictor, Path(name)):
                 if self._output.look(result).is_file:
                     return self._row(image, DONE, output=self._output / result)
         deaths: Any = self._ask(self._journal.begin.remote(path))
@@ -205,7 +209,7 @@ class Worker:
             known["height"], known["width"], _ = image_shape(path)
         result = folder / result_name(self._predictor, path)
         with self._predictor.room_for(path):
-            report = predict_file(self._predictor, path, result, self._job.options, lambda done, total: None)
+            report = predict_file(self._predictor, path, result, self._job.options, ignore)
         if self._output.remote:
             beside = sorted(file for file in folder.iterdir() if file != result)
             for file in (*beside, result):  # where the result lies, nothing is missing
@@ -220,11 +224,3 @@ class Worker:
     def _row(self, image: dict[str, Any], state: str, **known: Any) -> dict[str, Any]:
         told = {"error": "", "notes": "", "seconds": 0.0, "worker": self._name, "settings": self._job.settings}
         return {**image, **told, **known, "state": state}
-
-
-def possible_names(predictor: Predictor, name: str) -> Sequence[str]:
-    """Return what the result of an image may be called, before its file is looked at."""
-    path = Path(name)
-    if predictor.classes is None:
-        return [lossless_name(path)]
-    return [f"{path.stem}.tif"] if predictor.classes.labels else [f"{path.stem}.png", f"{path.stem}.tif"]

@@ -68,22 +68,24 @@ def denoise(
     options: Annotated[DenoisingOptions, Parameter(name="*")],
     backend: Backend = None,
 ) -> None:
-    """Take Gaussian noise of any level out of images: grey or colour, 8 or 16 bits or floats, any size.
+    """Remove white Gaussian noise of unknown level from images: grey or colour, 8 or 16 bits or floats, any size.
 
-    Nothing is to be set: the model is blind to the level of the noise and to the unit of the intensities. Type, depth,
-    alpha and colour profile are kept. An image that cannot be read is named and the others go on; the exit status is
-    then 1.
+    No settings are needed: the model is blind to the level of the noise and to the unit of the intensities. Type,
+    depth, alpha and colour profile stay. An image that cannot be read is named and the others go on; the exit status
+    is then 1.
 
     Args:
         inputs: Image files, folders of them and quoted patterns.
         options: Settings.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
     """
-    from dl_techniques.inference.denoising import denoise_files, presets_for
+    from dl_techniques.inference.denoising_presets import DenoisingPredictors, presets_for
 
     names = [options.model] if options.model else presets_for(inputs)
-    selections = {name: prepare_engine(name, backend, options.engine, options.precision) for name in names}
-    _report(denoise_files(inputs, options, terminal(), selections))
+    models = {name: prepare_engine(name, backend, options.engine, options.precision) for name in names}
+    from dl_techniques.inference.files import predict_files
+
+    _report(predict_files(DenoisingPredictors(options, models), inputs, options, terminal()))
 
 
 @app.command
@@ -114,9 +116,10 @@ def predict(
         _predict_bulk(model, inputs, options, backend, *ray)
         return
     selection = prepare_engine(model, backend, options.engine, options.precision)
-    from dl_techniques.inference.predictor import predict_files
+    from dl_techniques.inference.files import create_predictor, predict_files
 
-    _report(predict_files(selection, inputs, options, terminal()))
+    predictor = create_predictor(selection, options)
+    _report(predict_files(lambda _: predictor, inputs, options, terminal()))
 
 
 def _predict_bulk(
@@ -170,20 +173,21 @@ def evaluate_model(
     /,
     *,
     images: str,
-    masks: str | None = None,
+    targets: Annotated[str | None, Parameter(name=("--targets", "--masks"))] = None,
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     max_memory: str = "2GB",
     engine: EngineName = "auto",
     backend: Backend = None,
 ) -> None:
-    """Measure a segmenter on labelled images: scores of each class, confusion, calibration, best and worst cases.
+    """Measure a model on images whose truth is known: scores, tables, the best and the worst images.
 
-    Writes report.html, whose path is the last line printed, metrics.json and metrics.csv.
+    Of a segmenter: Dice and IoU of each class, confusion matrix, calibration. Of a denoiser or restorer: PSNR and SSIM
+    before and after. Writes report.html, whose path is the last line printed, metrics.json and metrics.csv.
 
     Args:
-        model: The `model.keras` of a run, or an export of it.
+        model: A `.keras` file, a run's folder, a preset's name or folder, or an export.
         images: Folder of images or a quoted pattern; or a CSV file with columns image and target.
-        masks: Folder or pattern of their masks.
+        targets: Folder or pattern of their masks, or of the images that they should become.
         output: Folder to write to; it must not exist.
         max_memory: What the network may take at once; larger images are computed in tiles.
         engine: What computes: `keras`, `openvino`, `onnxruntime`, or the fastest that is installed.
@@ -197,7 +201,7 @@ def evaluate_model(
     loaded = load_engine(selection)
     console = terminal()
     card = read_card(loaded.path)
-    print(evaluate_files(loaded, card, images, masks, output, console, max_memory).resolve())
+    print(evaluate_files(loaded, card, images, targets, output, console, max_memory).resolve())
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""`convunext train` and `convunext plan`."""
+"""`convunext train` and `convunext plan`, made from the registry of tasks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import sys
 import tomllib
 import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.config import Toml
@@ -16,153 +17,68 @@ from cyclopts.config import Toml
 from dl_techniques.cli.backend import Backend, choose_backend
 from dl_techniques.cli.terminal import terminal
 from dl_techniques.errors import ConvUNextError, FileError
-from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
-from dl_techniques.training.recipes.restoration.settings import RestorationConfig
-from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
-from dl_techniques.training.settings import DeviceSettings
+from dl_techniques.tasks.registry import TASKS
+from dl_techniques.training.settings import DeviceSettings, TrainingConfig
 
 ONE = DeviceSettings()
 Devices = Annotated[DeviceSettings, Parameter(name="*")]
 PlanFile = Path | None  # read by `planned_settings`, before the settings are made
 
-plan = App(name="plan", help="Look at your images, choose, and measure what a training will take, without training.")
-
-
-@plan.command(name="segment")
-def plan_segment(
-    config: Annotated[SegmentationConfig, Parameter(name="*")], *, plan: PlanFile = None, backend: Backend = None
-) -> None:
-    """Look at images and masks, choose what the settings leave open, and measure a few steps.
-
-    Writes a TOML file whose settings can be edited: `convunext train segment --plan plan.toml -o run/`.
-
+SETTINGS = """
     Args:
         config: Settings of the run.
-        plan: TOML file with settings; those of the command line go before them.
+        devices: What to train on.
+        plan: TOML file with settings, from `convunext plan`; those of the command line go before them.
         backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
-    """
-    _plan(config, backend)
+"""
+TRAIN = """{summary}
 
+    Inspects every file first and names what is wrong. A run that was stopped, by whatever, goes on with
+    `convunext train --resume RUN` as if it had not been. Writes model.keras, the inference model, and report.html,
+    whose path is the last line printed.
+"""
+PLAN = """Inspect the data, choose what the settings leave open, and measure a few steps.
 
-@plan.command(name="restore")
-def plan_restore(
-    config: Annotated[RestorationConfig, Parameter(name="*")], *, plan: PlanFile = None, backend: Backend = None
-) -> None:
-    """Look at images and targets, choose what the settings leave open, and measure a few steps.
+    Writes a TOML file whose settings can be edited: `convunext train {name} --plan plan.toml -o run/`.
+"""
 
-    Writes a TOML file whose settings can be edited: `convunext train restore --plan plan.toml -o run/`.
-
-    Args:
-        config: Settings of the run.
-        plan: TOML file with settings; those of the command line go before them.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
-    """
-    _plan(config, backend)
-
-
-@plan.command(name="denoise")
-def plan_denoise(
-    config: Annotated[DenoisingConfig, Parameter(name="*")], *, plan: PlanFile = None, backend: Backend = None
-) -> None:
-    """Look at the images, and measure a few steps.
-
-    Writes a TOML file whose settings can be edited: `convunext train denoise --plan plan.toml -o run/`.
-
-    Args:
-        config: Settings of the run.
-        plan: TOML file with settings; those of the command line go before them.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
-    """
-    _plan(config, backend)
-
-
-def _plan(config: DenoisingConfig | RestorationConfig | SegmentationConfig, backend: Backend) -> None:
-    choose_backend(backend)
-    from dl_techniques.training.estimate import plan_run
-    from dl_techniques.training.recipes.denoising.recipe import DenoisingTask
-    from dl_techniques.training.recipes.restoration.recipe import RestorationTask
-    from dl_techniques.training.recipes.segmentation.recipe import SegmentationTask
-
-    console = terminal()
-    if isinstance(config, SegmentationConfig):
-        plan_run(SegmentationTask, config, console)
-    elif isinstance(config, RestorationConfig):
-        plan_run(RestorationTask, config, console)
-    else:
-        plan_run(DenoisingTask, config, console)
-    print(config.output.resolve())
-
-
+plan = App(name="plan", help="Inspect your images, choose, and measure what a training will take, without training.")
 train = App(name="train", help="Train a model on your own images, or go on with a run that was stopped.")
 
 
-@train.command(name="segment")
-def train_segment(
-    config: Annotated[SegmentationConfig, Parameter(name="*")],
-    *,
-    devices: Devices = ONE,
-    plan: PlanFile = None,
-    backend: Backend = None,
-) -> None:
-    """Train a segmenter on images and masks: binary, instances as foreground, many classes, or labels that overlap.
-
-    Looks at every file first and names what is wrong. A run that was stopped, by whatever, goes on with
-    `convunext train --resume RUN` as if it had not been. Writes model.keras, the weights that were best on the
-    validation images, and report.html, whose path is the last line printed.
-
-    Args:
-        config: Settings of the run.
-        devices: What to train on.
-        plan: TOML file with settings, from `convunext plan`; those of the command line go before them.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
-    """
-    _train(config, backend, devices)
+def add_tasks() -> None:
+    """Give both commands a subcommand for each task."""
+    for name, entry in TASKS.items():
+        train.command(_command(name, entry.config, _train, TRAIN.format(summary=entry.config.summary)), name=name)
+        plan.command(_command(name, entry.config, _plan, PLAN.format(name=name)), name=name)
 
 
-@train.command(name="restore")
-def train_restore(
-    config: Annotated[RestorationConfig, Parameter(name="*")],
-    *,
-    devices: Devices = ONE,
-    plan: PlanFile = None,
-    backend: Backend = None,
-) -> None:
-    """Train a model that restores images, from pairs of what is and what it should be: deblurring, cleaning, any size.
+def _command(name: str, config_type: type, run: Callable[..., None], text: str) -> Callable[..., None]:
+    """Return the function of a subcommand, whose flags are the fields of a class of settings."""
 
-    Looks at every file first and names what is wrong. A run that was stopped, by whatever, goes on with
-    `convunext train --resume RUN` as if it had not been. Writes model.keras, the weights that were best on the
-    validation images, and report.html, whose path is the last line printed.
+    def train_task(config: Any, *, devices: Any = ONE, plan: Any = None, backend: Any = None) -> None:
+        run(config, backend, devices)
 
-    Args:
-        config: Settings of the run.
-        devices: What to train on.
-        plan: TOML file with settings, from `convunext plan`; those of the command line go before them.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
-    """
-    _train(config, backend, devices)
+    def plan_task(config: Any, *, plan: Any = None, backend: Any = None) -> None:
+        run(config, backend)
+
+    command = train_task if run is _train else plan_task
+    hints = {"devices": Devices} if run is _train else {}
+    command.__annotations__ = {
+        "config": Annotated[config_type, Parameter(name="*")], **hints, "plan": PlanFile, "backend": Backend,
+    }  # fmt: skip
+    lines = [line for line in SETTINGS.splitlines() if "devices:" not in line or run is _train]
+    command.__doc__ = text + "\n".join(lines)
+    command.__name__ = name
+    return command
 
 
-@train.command(name="denoise")
-def train_denoise(
-    config: Annotated[DenoisingConfig, Parameter(name="*")],
-    *,
-    devices: Devices = ONE,
-    plan: PlanFile = None,
-    backend: Backend = None,
-) -> None:
-    """Train a blind denoiser on clean images; Gaussian noise of every level up to sigma is added on the way.
+def _plan(config: TrainingConfig, backend: Backend) -> None:
+    choose_backend(backend)
+    from dl_techniques.training.estimate import plan_run
 
-    Looks at every file first and names what is wrong. A run that was stopped, by whatever, goes on with
-    `convunext train --resume RUN` as if it had not been. Writes model.keras, the inference model, and report.html,
-    whose path is the last line printed.
-
-    Args:
-        config: Settings of the run.
-        devices: What to train on.
-        plan: TOML file with settings, from `convunext plan`; those of the command line go before them.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
-    """
-    _train(config, backend, devices)
+    plan_run(config, terminal())
+    print(config.output.resolve())
 
 
 @train.default
@@ -180,40 +96,23 @@ def resume_training(*, resume: Path | None = None, devices: Devices = ONE, backe
     from dl_techniques.training.run_folder import stored_config, stored_versions, task_of
 
     task = task_of(resume)
-    kinds = {"denoise": DenoisingConfig, "restore": RestorationConfig, "segment": SegmentationConfig}
-    if task not in kinds:
+    if task not in TASKS:
         raise ConvUNextError(str(resume), f"is a run of task {task!r}, which this version does not know.", "Update.")
     if backend is None and "KERAS_BACKEND" not in os.environ and not devices.distributed:
         backend = typing.cast(Backend, stored_versions(resume).get("backend"))
-    _train(stored_config(resume, kinds[task]), backend, devices, resume=True)
+    _train(stored_config(resume, TASKS[task].config), backend, devices, resume=True)
 
 
-def _train(
-    config: DenoisingConfig | RestorationConfig | SegmentationConfig,
-    backend: Backend,
-    devices: DeviceSettings,
-    resume: bool = False,
-) -> None:
+def _train(config: TrainingConfig, backend: Backend, devices: DeviceSettings, resume: bool = False) -> None:
     if devices.distributed and backend is None:
         backend = "jax"
     choose_backend(backend)
     from dl_techniques.training.distribution import on_devices
+    from dl_techniques.training.trainer import train
 
-    console = terminal()
     try:
         with on_devices(devices, f"convunext train --resume {config.output}"):
-            if isinstance(config, SegmentationConfig):
-                from dl_techniques.training.recipes.segmentation.recipe import train_segmenter
-
-                print(train_segmenter(config, console, resume).report)
-            elif isinstance(config, RestorationConfig):
-                from dl_techniques.training.recipes.restoration.recipe import train_restorer
-
-                print(train_restorer(config, console, resume).report)
-            else:
-                from dl_techniques.training.recipes.denoising.recipe import train_denoiser
-
-                print(train_denoiser(config, console, resume).report)
+            print(train(config, terminal(), resume).report)
     except (KeyboardInterrupt, SystemExit):
         if (config.output / "checkpoints").is_dir():
             print(f"convunext: stopped; go on with: convunext train --resume {config.output}", file=sys.stderr)
@@ -236,3 +135,6 @@ def planned_settings(tokens: list[str]) -> list[Toml]:
     except (OSError, ValueError) as error:
         raise FileError(str(path), f"is no plan: {error}.", "Make one with `convunext plan`.") from error
     return [Toml(path, root_keys=["settings"], use_commands_as_keys=False)]
+
+
+add_tasks()

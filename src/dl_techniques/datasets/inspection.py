@@ -17,7 +17,7 @@ import numpy as np
 from dl_techniques.datasets.checks import mixture, overlap, refuse
 from dl_techniques.datasets.lazy import DecodedCache, MemoryBudget
 from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
-from dl_techniques.datasets.targets import TargetReader
+from dl_techniques.datasets.targets import ImageReader, TargetReader
 from dl_techniques.errors import ArgumentError, ConvUNextError, first_of
 from dl_techniques.images.files import open_image
 from dl_techniques.images.source import Channels, ImageSource
@@ -92,12 +92,20 @@ class Inspection:
         notes: What a user should know, in words.
         decoded: What was read, as far as the memory allows.
         training: How many of the facts, the first ones, are of pairs to train on; the others are to validate on.
+        reader: Reads the targets.
+        read_as: Which samples of a pixel are channels; see `ImageSource.read`.
     """
 
     facts: tuple[PairFacts, ...]
     notes: tuple[str, ...]
     decoded: DecodedCache = field(default_factory=lambda: DecodedCache(MemoryBudget(0)), compare=False, repr=False)
     training: int = 0
+    reader: TargetReader = field(default_factory=ImageReader, compare=False, repr=False)
+    read_as: Channels = "declared"
+
+    def read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+        """Return image and target of a pair, from memory where they are still there."""
+        return self.decoded.pop(pair) or read_pair(pair, self.reader, self.read_as)
 
     @property
     def pairs(self) -> list[Pair]:
@@ -188,7 +196,7 @@ def inspect_pairs(
     findings += overlap(named[0], named[1])
     refuse(findings, len(facts), str(pairs[0].image.parent))
     notes = (*_stack_notes(sides[0], sides[1]), *_notes(facts), *reader.notes(facts))
-    return Inspection((*sides[0], *sides[1]), notes, decoded, len(sides[0]))
+    return Inspection((*sides[0], *sides[1]), notes, decoded, len(sides[0]), reader, channels)
 
 
 def find_and_inspect(

@@ -26,6 +26,7 @@ from dl_techniques.export.graph import GraphOptions, write_artifact
 from dl_techniques.export.quantize import Loss, quantize, read_centres
 from dl_techniques.export.settings import ExportOptions
 from dl_techniques.models.convunext.receptive import pools_image
+from dl_techniques.tasks.registry import task_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,7 +110,8 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     if card.details.get("labels") and options.activation == "argmax":
         raise ArgumentError("activation", "must not be argmax: the labels of this model may overlap", "argmax")
     network = _exportable(engine, options)
-    centres = read_centres(options.int8, card, engine.channels, options.size) if options.int8 else []
+    task = task_of(card, str(engine.path), "restore" if engine.use_bias is False else None) if options.int8 else None
+    centres = read_centres(options.int8, task, engine.channels, options.size) if options.int8 and task else []
     with staged_folder(options.output) as staging:
         path = staging / options.output.name
         with _named(options.output, f"cannot be made as {form.name}"):
@@ -124,8 +126,8 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
             certificate = certify(exported, ALPHAS, SIZES, LIMIT) if promises else None
         artifact = Artifact(options.output, comparison, certificate)
         _judge(artifact, exported, console)
-        if centres:
-            loss = quantize(path, centres, card, options.max_loss)
+        if task is not None:
+            loss = quantize(path, centres, task, options.max_loss)
             artifact = replace(artifact, certificate=None, loss=loss)
             console.print(f"{options.output.name} in 8 bits against itself in float: {loss}")
             if not loss.holds:

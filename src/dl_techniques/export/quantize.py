@@ -10,17 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dl_techniques.card import ModelCard
-from dl_techniques.datasets.noise import add_gaussian_noise
 from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, ExportError, FileError
 from dl_techniques.images.files import find_images, read_image
-from dl_techniques.metrics import Confusion
+from dl_techniques.tasks.base import Task
 
 MOST_IMAGES = 64
 CROP = 256  # height and width of the centres that are used, in pixels
-NOISE = 25 / 255  # standard deviation of the noise put on images for denoisers, of the largest intensity
-LIMITS = {"denoise": 0.25, "segment": 0.01}  # dB of PSNR, and Dice
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,12 @@ class Loss:
         return self.value <= self.limit
 
 
-def read_centres(images: Path, card: ModelCard, channels: int, size: tuple[int, int] | None = None) -> list[np.ndarray]:
+def read_centres(images: Path, task: Task, channels: int, size: tuple[int, int] | None = None) -> list[np.ndarray]:
     """Return the centres of images as an artifact takes them, `(1, height, width, channels)`, float32.
 
     Args:
         images: A folder of images like those that the artifact is for.
-        card: The model's card.
+        task: Of the model.
         channels: Channels of the artifact.
         size: Its height and width, `None` if it takes any.
 
@@ -68,8 +64,8 @@ def read_centres(images: Path, card: ModelCard, channels: int, size: tuple[int, 
         ArgumentError: The model is of a task whose loss is not known.
         FileError: There are fewer than two images, or they do not fit the model.
     """
-    if card.task not in LIMITS:
-        raise ArgumentError("int8", f"needs a card whose task is {' or '.join(LIMITS)}", card.task)
+    if task.quantization_limit is None:
+        raise ArgumentError("int8", f"is not measured for models of task {task.name!r}", str(images))
     files = find_images([images])
     files = files[:: -(-len(files) // MOST_IMAGES)]
     if len(files) < 2:
@@ -89,24 +85,22 @@ def read_centres(images: Path, card: ModelCard, channels: int, size: tuple[int, 
     return arrays
 
 
-def quantize(path: Path, centres: list[np.ndarray], card: ModelCard, limit: float | None = None) -> Loss:
+def quantize(path: Path, centres: list[np.ndarray], task: Task, limit: float | None = None) -> Loss:
     """Replace an ONNX file by one of 8-bit weights and activations and measure what that costs.
 
-    Every second image calibrates: the ranges of all activations on it become those of the integers. The others tell the
-    loss: of a segmenter, 1 − the mean Dice of its masks against those of the float artifact; of a denoiser, how much
-    lower its PSNR is, with Gaussian noise of σ = 25 of 255 put on the images.
+    Every second image calibrates: the ranges of all activations on it become those of the integers. The others measure
+    the loss, see `Task.quantization_loss`.
 
     Args:
         path: The file.
         centres: What `read_centres` returns.
-        card: The model's card.
-        limit: What the loss may be; 0.01 (Dice) or 0.25 (dB) if `None`.
+        task: Of the model.
+        limit: What the loss may be; that of the task if `None`.
 
     Raises:
         ExportError: The quantizer fails.
     """
-    task = str(card.task)
-    inputs = [_noisy(x, number) for number, x in enumerate(centres)] if task == "denoise" else centres
+    inputs = [task.quantization_input(x, number) for number, x in enumerate(centres)]
     calibration, measured = inputs[::2], inputs[1::2]
     expected, before = _run(path, measured)
     try:
@@ -114,13 +108,12 @@ def quantize(path: Path, centres: list[np.ndarray], card: ModelCard, limit: floa
     except Exception as error:  # the quantizer's errors have no class in common
         raise ExportError(path.name, f"cannot be made of 8-bit integers: {error}".split("\n")[0]) from error
     actual, after = _run(path, measured)
-    if task == "segment":
-        measure, value = "loss of Dice", 1 - _agreement(expected, actual, card)
-    else:
-        measure, value = "loss of PSNR in dB", _psnr(expected, centres[1::2]) - _psnr(actual, centres[1::2])
+    value = task.quantization_loss(expected, actual, centres[1::2])
     largest = max(float(np.abs(x).max()) for x in centres[::2])
-    limit = LIMITS[task] if limit is None else limit
-    return Loss(measure, float(value), limit, len(calibration), len(measured), largest, after / before)
+    limit = task.quantization_limit if limit is None else limit
+    return Loss(
+        task.quantization_measure, float(value), limit or 0.0, len(calibration), len(measured), largest, after / before
+    )
 
 
 def _run(path: Path, inputs: list[np.ndarray]) -> tuple[list[np.ndarray], float]:
@@ -130,10 +123,6 @@ def _run(path: Path, inputs: list[np.ndarray]) -> tuple[list[np.ndarray], float]
     start = time.perf_counter()
     outputs = [engine.function(x) for x in inputs]
     return outputs, time.perf_counter() - start
-
-
-def _noisy(x: np.ndarray, seed: int) -> np.ndarray:
-    return add_gaussian_noise(x, NOISE * float(np.abs(x).max()), np.random.default_rng(seed))
 
 
 def _quantize(path: Path, calibration: list[np.ndarray]) -> None:
@@ -158,25 +147,3 @@ def _quantize(path: Path, calibration: list[np.ndarray]) -> None:
     finally:
         logging.disable(logging.NOTSET)
     prepared.unlink()
-
-
-def _agreement(expected: list[np.ndarray], actual: list[np.ndarray], card: ModelCard) -> float:
-    labels = bool(card.details.get("labels"))
-    confusion = Confusion(2 if labels else max(len(card.details.get("classes", ())), 2))
-    for truth, output in zip(expected, actual, strict=True):
-        truth, output = (x > 0.5 if labels else _classes(x) for x in (truth, output))
-        confusion.update(output, truth, np.ones(truth.shape, bool))
-    return confusion.mean_dice
-
-
-def _classes(output: np.ndarray) -> np.ndarray:
-    """Return class indices, given indices or probabilities."""
-    if output.dtype.kind != "f":
-        return output[..., 0]
-    return (output[..., 0] > 0.5).astype(int) if output.shape[-1] == 1 else output.argmax(axis=-1)
-
-
-def _psnr(outputs: list[np.ndarray], clean: list[np.ndarray]) -> float:
-    """Return the mean PSNR in dB, the largest intensity of each image as its peak."""
-    pairs = zip(outputs, clean, strict=True)
-    return float(np.mean([10 * np.log10(np.square(x.max()) / np.mean(np.square(y - x))) for y, x in pairs]))

@@ -12,7 +12,15 @@ from dl_techniques.engines.engine import Engine
 from dl_techniques.errors import ArgumentError
 from dl_techniques.inference.tiling import Tile, plan_tiles
 
+TILE = 512  # height and width of tiles where nothing is planned, in pixels
 SETTLED = 1e-4  # of a channel's share of the response; moves an output by a tenth of that or less
+
+
+OnTile = Callable[[int, int], object]
+
+
+def ignore(done: int, total: int) -> None:
+    """Do nothing with the number of tiles done and their total."""
 
 
 class Source(Protocol):
@@ -49,9 +57,8 @@ class Network:
     Revisiting Global Information Aggregation).
 
     Args:
-        engine: The model. An artifact that pools over the image, is of one size, or whose card does not tell how to
+        engine: The model. An artifact that pools over the image, is of one size, or whose card does not say how to
             tile it is applied to whole images only.
-        tile: Largest height and width that are computed at once, in pixels.
         global_stats: Of V2 models.
         patch: Height and width of the windows of `"tile"`, in pixels.
     """
@@ -59,14 +66,11 @@ class Network:
     def __init__(
         self,
         engine: Engine,
-        tile: int = 512,
         global_stats: Literal["exact", "tile"] = "exact",
         patch: int | None = None,
     ) -> None:
         self.engine = _any_size(engine)
-        self.tile = tile
         self.halo, self.multiple, self.pools = 0, 1, False
-        self.passes: tuple[Pass, ...] = ()  # over the image that was done last
         model = self.engine.model
         if model is not None:
             from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
@@ -78,8 +82,8 @@ class Network:
         self.tiled_by_patch = self.pools and global_stats == "tile"
         if self.tiled_by_patch:
             if patch is None:
-                raise ArgumentError("global_stats", "must be exact: the model's card does not tell its patch", "tile")
-            self.tile = min_tile(self.halo, self.multiple, patch)
+                raise ArgumentError("global_stats", "must be exact: the model's card does not name its patch", "tile")
+        self._patch = patch
         self._function = self.engine.tile_function  # of tiles with statistics; that of Keras is made when first needed
 
     @property
@@ -98,13 +102,15 @@ class Network:
         """The smallest tile worth it, a ninth of which is kept; `None` for a model that takes whole images only."""
         if self.whole:
             return None
-        return self.tile if self.tiled_by_patch else min_tile(self.halo, self.multiple, self.halo)
+        kept = self._patch if self.tiled_by_patch and self._patch is not None else self.halo
+        return min_tile(self.halo, self.multiple, kept)
 
-    def apply(self, x: np.ndarray, on_tile: Callable[[int, int], object] = lambda done, total: None) -> np.ndarray:
-        """Return the finest output for an image.
+    def apply(self, x: np.ndarray, tile: int = TILE, on_tile: OnTile = ignore) -> tuple[np.ndarray, tuple[Pass, ...]]:
+        """Return the finest output for an image, and the passes that it took.
 
         Args:
             x: `(height, width, channels)`, float32, as the model wants it.
+            tile: Largest height and width that are computed at once, in pixels.
             on_tile: Called with the number of tiles done and their total after each.
         """
         result: np.ndarray | None = None
@@ -115,21 +121,23 @@ class Network:
                 result = np.empty((*x.shape[:2], output.shape[2]), output.dtype)
             result[part.write] = output
 
-        self.passes = self.scan(x, receive, on_tile)
+        passes = self.scan(x, tile, receive, on_tile)
         if result is None:
             raise ArgumentError("image", "must have at least one pixel", x.shape)
-        return result
+        return result, passes
 
     def scan(
         self,
         source: Source,
+        tile: int,
         receive: Callable[[Tile, np.ndarray, int], object],
-        on_tile: Callable[[int, int], object] = lambda done, total: None,
+        on_tile: OnTile = ignore,
     ) -> tuple[Pass, ...]:
         """Compute an image tile by tile, row by row.
 
         Args:
             source: The image, as the model wants it.
+            tile: Largest height and width that are computed at once, in pixels.
             receive: Called with a tile, the finest output of what it writes, and the number of the pass, from 1; what
                 a later pass gives replaces what an earlier one gave.
             on_tile: Called with the number of tiles done and their total in a pass after each.
@@ -141,7 +149,7 @@ class Network:
         if self.whole:
             parts = list(plan_tiles(height, width, max(height, width), 0, 1))
         else:
-            parts = list(plan_tiles(height, width, self.tile, self.halo, self.multiple))
+            parts = list(plan_tiles(height, width, tile, self.halo, self.multiple))
         if len(parts) > 1 and self.pools:
             return self._passes(source, parts, receive, on_tile)
         for number, part in enumerate(parts, start=1):

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dl_techniques.datasets.pairs import find_files
 from dl_techniques.errors import ConvUNextError, FileError, printable
-from dl_techniques.images.formats import result_suffix
+from dl_techniques.inference.network import OnTile
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SHOWN = 10  # inputs that are not there
 Report = TypeVar("Report")
-OnTile = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,6 @@ class FileResult(Generic[Report]):
     error: str
     seconds: float
     skipped: bool = False
-
-
-def lossless_name(source: Path) -> str:
-    """Return the name of a file's result: its own, with a suffix that loses nothing."""
-    return f"{source.stem}{result_suffix(source)}"
 
 
 @dataclass(frozen=True)

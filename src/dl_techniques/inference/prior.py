@@ -9,7 +9,7 @@ import numpy as np
 from dl_techniques.datasets.noise import add_gaussian_noise
 from dl_techniques.engines.engine import Engine
 from dl_techniques.errors import ArgumentError
-from dl_techniques.inference.denoising import denoise_pixels
+from dl_techniques.inference.predictor import Predictor
 
 Prior = Callable[[np.ndarray, float], np.ndarray]
 
@@ -31,13 +31,13 @@ def denoise_prior(engine: Engine, seed: int = 0) -> Prior:
         returns the denoised image, of the same shape, type and unit. It raises `ArgumentError` for a negative σ, or an
         image that is not of floats or does not fit the model.
     """
-    rng = np.random.default_rng(seed)
+    rng, predictor = np.random.default_rng(seed), Predictor(engine, task="denoise")
 
     def prior(image: np.ndarray, sigma: float) -> np.ndarray:
         if not 0 <= sigma < np.inf:
             raise ArgumentError("sigma", "must be a finite number of at least 0", sigma)
         if np.asarray(image).dtype.kind != "f":
             raise ArgumentError("image", "must be of floats", np.asarray(image).dtype)
-        return denoise_pixels(add_gaussian_noise(image, sigma, rng), engine)
+        return predictor(add_gaussian_noise(image, sigma, rng)).pixels
 
     return prior

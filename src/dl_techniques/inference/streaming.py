@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dl_techniques.atomic import temporary_name
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import open_windows
 from dl_techniques.images.raster import BLOCK, BandWriter
 from dl_techniques.images.source import Raster
-from dl_techniques.inference.denoising import known_unit
 from dl_techniques.inference.memory import WHOLE_REMEDY, tile_bytes
-from dl_techniques.inference.network import Network, Pass
-from dl_techniques.inference.pipeline import OnTile
+from dl_techniques.inference.network import Network, OnTile, Pass, ignore
 from dl_techniques.inference.tiling import Tile
-from dl_techniques.tasks.segmentation.classes import Classes
+from dl_techniques.tasks.base import Scaling, Statistics, Task
+from dl_techniques.tasks.channels import ChannelLayout, plan_channels
 
 BAND = 256  # rows at once while statistics are taken
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of all samples of an image: mean, standard deviation, and the largest magnitude."""
-
-    mean: float
-    deviation: float
-    largest: float
 
 
 @dataclass(frozen=True)
@@ -54,51 +45,29 @@ class View:
             yield self[slice(top, min(top + BAND, self.shape[0])), slice(0, self.shape[1])]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Which samples of a file's pixels go into a network.
-
-    Attributes:
-        runs: The samples of each run of the network; several where colours are restored one by one.
-        alpha: The sample that is put beside a restored image as it is, `None` if there is none.
-        notes: What was left out or repeated, in words.
-    """
-
-    runs: tuple[tuple[int, ...], ...]
-    alpha: int | None = None
-    notes: tuple[str, ...] = ()
-
-
-def plan_layout(raster: Raster, wanted: int, restores: bool, source: str) -> Layout:
-    """Adapt the samples of a file to a network, as whole images are adapted.
+def plan_layout(raster: Raster, wanted: int, restores: bool, source: str) -> ChannelLayout:
+    """Adapt the samples of a file to a network, as those of whole images are adapted; see `plan_channels`.
 
     Args:
         raster: The file.
         wanted: Channels of the network.
-        restores: Whether it returns images, which keep their alpha, or classes.
+        restores: See `tasks.base.Task`.
         source: The model, for messages.
 
     Raises:
         FileError: Something would be lost.
     """
     found = raster.shape[2]
-    if found == wanted:
-        return Layout((tuple(range(found)),))
-    colours = found - (found % 2 == 0)
-    beyond = colours if found > colours else None
-    if found <= 4 and restores and wanted in (1, colours):
-        runs = tuple((n,) for n in range(colours)) if wanted == 1 else (tuple(range(colours)),)
-        return Layout(runs, beyond)
-    notes = () if beyond is None else ("alpha left out",)
-    if found <= 4 and not restores and wanted == colours:
-        return Layout((tuple(range(colours)),), None, notes)
-    if found <= 2 and not restores and wanted == 3:
-        return Layout(((0, 0, 0),), None, (*notes, "grey taken as RGB"))
-    if 3 <= found <= 4 and not restores and wanted == 1:
-        if all((band == band[..., :1]).all() for band in View(raster, (0, 1, 2)).bands()):
-            return Layout(((0,),), None, (*notes, "RGB of equal colours taken as grey"))
-    reason = f"has {colours if found <= 4 else found} channels; {source} takes {wanted}."
-    raise FileError(str(raster.path), reason, "Convert it, or name another model.")
+    if found == wanted or found > 4:
+        colours = found
+    else:
+        colours = found - (found % 2 == 0)
+
+    def equal_colours() -> bool:
+        return all((band == band[..., :1]).all() for band in View(raster, (0, 1, 2)).bands())
+
+    alpha = colours if found > colours else None
+    return plan_channels(colours, wanted, restores, alpha, equal_colours, (str(raster.path), source))
 
 
 def measure_raster(view: View) -> Statistics:
@@ -122,19 +91,18 @@ def measure_raster(view: View) -> Statistics:
 
 
 @dataclass(frozen=True)
-class Normalized:
-    """An image as a network wants it: `(x − shift) / divisor`, float32, window by window."""
+class Scaled:
+    """An image as a network takes it, float32, window by window."""
 
     view: View
-    shift: float
-    divisor: float
+    scaling: Scaling
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.view.shape
 
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
-        return ((self.view[window].astype("float64") - self.shift) / self.divisor).astype("float32")
+        return self.scaling.apply(self.view[window])
 
 
 def plan_streaming(network: Network, raster_size: tuple[int, int], sample_bytes: int, memory: int) -> int:
@@ -164,58 +132,67 @@ def plan_streaming(network: Network, raster_size: tuple[int, int], sample_bytes:
 
 def stream_file(
     network: Network,
-    classes: Classes | None,
-    standard: bool,
+    task: Task,
     source: Path,
     output: Path,
     probabilities: Path | None,
     memory: int,
-    on_tile: OnTile = lambda done, total: None,
+    on_tile: OnTile = ignore,
 ) -> tuple[tuple[Pass, ...], tuple[str, ...]]:
     """Apply a model to a TIFF of any size and write the result as one.
 
+    A result of several runs, or with alpha, is put together from its parts at the end.
+
     Args:
         network: The model.
-        classes: Of a segmenter, `None` for a model that restores.
-        standard: Whether the model wants mean 0 and variance 1 over the whole image.
+        task: What its outputs mean.
         source: A TIFF of one page, in tiles or strips.
-        output: Class indices, labels, a channel for each, or the restored image in the type of the source.
-        probabilities: Where those of a segmenter go, if wanted.
+        output: The decoded result.
+        probabilities: Where the network's output goes, if wanted.
         memory: Bytes that arrays and network may take.
         on_tile: Called with the number of tiles done and their total in a pass after each.
 
     Returns:
-        The passes, and what was done to the samples on the way, in words.
+        The passes, and what was done to the samples, in words.
 
     Raises:
         FileError: The file is broken, has other channels than the model, or cannot be read in parts.
         ArgumentError: The memory is too small.
     """
     with open_windows(source, memory // 4) as raster:
-        layout = plan_layout(raster, network.engine.channels, classes is None, network.engine.source)
+        layout = plan_layout(raster, network.engine.channels, task.restores, network.engine.source)
         left = memory - 2 * raster.block_bytes  # what is decoded, before it is in the cache
-        network.tile = plan_streaming(network, raster.shape[:2], raster.shape[2] * raster.dtype.itemsize, left)
-        raster.cache = 2 * network.tile * raster.shape[1] * raster.shape[2] * raster.dtype.itemsize
-        if classes is None:
-            return _restore(network, raster, layout, output, on_tile), layout.notes
-        view = View(raster, layout.runs[0])
-        found = measure_raster(view)
-        if found.largest > float(np.finfo("float32").max):
-            raise ArgumentError("pixels", "must have magnitudes that float32 holds", found.largest)
-        given = Normalized(view, found.mean, found.deviation or 1.0) if standard else Normalized(view, 0.0, 1.0)
-        makers: list[Maker] = []
-        if probabilities is not None:
-            makers.append(Maker(probabilities, network.outputs, np.dtype("float32"), _floats))
-        samples = classes.count if classes.labels else 1
+        row = raster.shape[1] * raster.shape[2] * raster.dtype.itemsize
+        tile = plan_streaming(network, raster.shape[:2], row // raster.shape[1], left)
+        raster.cache = 2 * tile * row
+        every = tuple(dict.fromkeys(sample for run in layout.runs for sample in run))
+        scaling = task.scaling(measure_raster(View(raster, every)), network.engine.largest)
+        parts = [output]
+        if several := len(layout.runs) > 1 or (layout.alpha is not None and task.restores):
+            parts = [temporary_name(output) for _ in layout.runs]
         turned = {key: value for key, value in raster.extras.items() if key == "orientation"}
-
-        def choose(x: np.ndarray) -> np.ndarray:
-            chosen = classes.decide(x)[0] if x.dtype.kind == "f" else x  # some exports return classes
-            return chosen.reshape(*x.shape[:2], samples)
-
-        makers.append(Maker(output, samples, np.dtype("uint8"), choose))
-        makers = [replace(maker, extras=turned) for maker in makers]
-        return _write_passes(network, given, makers, on_tile), layout.notes
+        extras = {} if several else raster.extras if task.restores else turned
+        passes: tuple[Pass, ...] = ()
+        try:
+            for run, path in zip(layout.runs, parts, strict=True):
+                makers = [
+                    Maker(
+                        path,
+                        task.result_samples(network.outputs),
+                        task.result_dtype(raster.dtype),
+                        lambda x: task.decode(x, scaling, raster.dtype),
+                        extras,
+                    )
+                ]
+                if probabilities is not None:
+                    makers.insert(0, Maker(probabilities, network.outputs, np.dtype("float32"), _floats, turned))
+                passes = _write_passes(network, tile, Scaled(View(raster, run), scaling), makers, on_tile)
+            if several:
+                _join(parts, raster, layout, output)
+        finally:
+            for path in parts if several else ():
+                path.unlink(missing_ok=True)
+        return passes, layout.notes
 
 
 def _floats(x: np.ndarray) -> np.ndarray:
@@ -224,28 +201,7 @@ def _floats(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _restore(network: Network, raster: Raster, layout: Layout, output: Path, on_tile: OnTile) -> tuple[Pass, ...]:
-    """Write a restored image; one that takes several runs or has alpha is put together from its parts at the end."""
-    colours = sum(len(run) for run in layout.runs)
-    largest = measure_raster(View(raster, tuple(range(colours)))).largest
-    unit = known_unit(largest, network.engine.largest)
-    several = len(layout.runs) > 1 or layout.alpha is not None
-    parts = [output.with_name(f".{output.name}.{n}.tif") if several else output for n in range(len(layout.runs))]
-    passes: tuple[Pass, ...] = ()
-    try:
-        for run, path in zip(layout.runs, parts, strict=True):
-            extras = {} if several else raster.extras
-            maker = Maker(path, len(run), raster.dtype, lambda x: _in_type(x * unit, raster.dtype), extras)
-            passes = _write_passes(network, Normalized(View(raster, run), 0.0, unit), [maker], on_tile)
-        if several:
-            _join(parts, raster, layout, output)
-    finally:
-        for path in parts if several else ():
-            path.unlink(missing_ok=True)
-    return passes
-
-
-def _join(parts: list[Path], raster: Raster, layout: Layout, output: Path) -> None:
+def _join(parts: list[Path], raster: Raster, layout: ChannelLayout, output: Path) -> None:
     """Put restored parts, and the alpha of their source, into one file, band by band."""
     colours = sum(len(run) for run in layout.runs)
     samples = colours + (layout.alpha is not None)
@@ -281,11 +237,11 @@ class Maker:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _write_passes(network: Network, given: Normalized, makers: list[Maker], on_tile: OnTile) -> tuple[Pass, ...]:
+def _write_passes(network: Network, tile: int, given: Scaled, makers: list[Maker], on_tile: OnTile) -> tuple[Pass, ...]:
     """Scan an image and write what the last pass gives."""
     with contextlib.ExitStack() as stack:
         files = _Files((given.shape[0], given.shape[1]), makers, stack)
-        passes = network.scan(given, files.receive, on_tile)
+        passes = network.scan(given, tile, files.receive, on_tile)
         files.finish()
         return passes
 
@@ -328,11 +284,3 @@ class _Files:
     def finish(self) -> None:
         for writer in self.writers:
             writer.close()
-
-
-def _in_type(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return floats as another type, integers rounded and clipped to their range."""
-    if dtype.kind == "f":
-        return x.astype(dtype)
-    limits = np.iinfo(dtype)
-    return np.rint(x).clip(limits.min, limits.max).astype(dtype)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from dl_techniques.engines.engine import Engine
 from dl_techniques.inference.memory import check_whole, plan_tile
 from dl_techniques.inference.network import Network
-
-if TYPE_CHECKING:
-    from dl_techniques.models.convunext.function import Function
+from dl_techniques.tasks.base import Function
 
 
-def bounded_function(engine: Engine, memory: int, extent: int) -> Function:
+def tiled_function(engine: Engine, memory: int, extent: int) -> Function:
     """Return a model as a function of `(batch, height, width, channels)` that computes large images in exact tiles.
 
     Args:
@@ -27,10 +23,10 @@ def bounded_function(engine: Engine, memory: int, extent: int) -> Function:
             not, of an export that takes whole images only.
     """
     network = Network(engine)
-    network.tile = plan_tile(network, memory, extent)
+    tile = plan_tile(network, memory, extent)
 
     def call(batch: np.ndarray) -> np.ndarray:
         check_whole(network, memory, batch.shape[1:3])
-        return np.stack([network.apply(image) for image in batch])
+        return np.stack([network.apply(image, tile)[0] for image in batch])
 
     return call

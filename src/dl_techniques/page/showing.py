@@ -11,13 +11,11 @@ from dl_techniques.page.applying import Shown
 
 def describe_model(predictor: Predictor) -> str:
     """Return what the page says of a model before there is an image."""
-    card = predictor.card
-    facts = {"model": predictor.engine.source, "task": str(card.task or "restore")}
+    facts = {"model": predictor.engine.source, "task": predictor.task.name}
     kinds = {1: "grey or RGB images", 3: "RGB images"}
     taken = kinds.get(predictor.channels, f"images of {predictor.channels} channels")
     facts["takes"] = f"{taken}, 8 or 16 bits or floats"
-    if predictor.classes is not None:
-        facts["classes"] = ", ".join(predictor.classes.names)
+    facts |= predictor.task.facts()
     return _table(facts)
 
 

@@ -15,7 +15,7 @@ LARGEST_PATCH = 256
 Config = TypeVar("Config", bound=PairedConfig)
 
 
-def settle(config: Config, inspection: Inspection) -> Config:
+def resolve_settings(config: Config, inspection: Inspection) -> Config:
     """Return the settings with nothing left open that the images or the machine decide."""
     patch = config.patch or choose_patch(config.depth, inspection.typical)
     symmetries = config.symmetries

@@ -1,7 +1,7 @@
-"""Checkpoints: the complete state of a training run in one file, written atomically.
+"""The whole state of a training run in one file that is either there and right, or not there.
 
-A file is written under a temporary name, flushed to disk and renamed; its name contains the digest of its content. Two
-are kept: if the newer one is damaged, the older one is used.
+A file is written under a temporary name, forced to disk, and renamed; its name carries the digest of its content. Two
+are kept: if the newer one is torn, the older one still holds.
 """
 
 from __future__ import annotations
@@ -25,32 +25,39 @@ from dl_techniques.errors import FileError
 from dl_techniques.training.distribution import gathered_value
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz")
-KEEP = 2
+KEPT = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray]) -> Path:
-    """Write the state after a step, delete all checkpoints but the newest two and return the new file.
+    """Write the state after a step and delete all but the newest two.
 
     Args:
-        folder: Folder of the checkpoints; it exists.
-        step: Number of steps done.
+        folder: Where checkpoints lie; it exists.
+        step: Steps done.
         state: Arrays by name.
+
+    Returns:
+        The file.
     """
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **state)
     content = buffer.getvalue()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.npz"
     write_file(path, content)
-    for old in list_checkpoints(folder)[KEEP:]:
+    for old in list_checkpoints(folder)[KEPT:]:
         old.unlink()
     return path
 
 
 def check_space(folder: Path, model) -> None:
-    """Raise `FileError` if the disk has too little free space for the checkpoints and models of a run."""
+    """Refuse a disk that has no room for the checkpoints and models of a run, before it begins.
+
+    Raises:
+        FileError: It has less than they take.
+    """
     state = sum(array.nbytes for array in model_state(model).values())
-    missing = KEEP + 1 - len(list_checkpoints(folder))  # a third one exists while it is written
-    needed = missing * state + 2 * 4 * model.count_params()  # best and last model, in float32
+    missing = KEPT + 1 - len(list_checkpoints(folder))  # one more while it is written
+    needed = missing * state + 2 * 4 * model.count_params()  # the best model and the last, in float32
     if (free := shutil.disk_usage(folder).free) < needed:
         reason = f"has {free / 1e6:.1f} MB free; the checkpoints and models of this run take {needed / 1e6:.1f} MB."
         raise FileError(str(folder), reason, "Free some space.")
@@ -62,36 +69,36 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """Return the number of steps done at a checkpoint, from its name."""
+    """Return the step after which a checkpoint was saved, from its name."""
     return int(path.name.split("-")[1])
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path]]:
-    """Read the newest undamaged checkpoint.
+    """Read the newest checkpoint whose content is whole.
 
     Returns:
-        Steps done, arrays by name, and the damaged files that were skipped.
+        Steps done, arrays by name, and the files that were torn and passed over.
 
     Raises:
-        FileError: There is no checkpoint, or all are damaged.
+        FileError: There is no checkpoint, or none is whole.
     """
-    damaged: list[Path] = []
+    torn: list[Path] = []
     for path in list_checkpoints(folder):
         match = NAME.fullmatch(path.name)
         content = path.read_bytes()
         if match is None or hashlib.sha256(content).hexdigest()[:16] != match[2]:
-            damaged.append(path)
+            torn.append(path)
             continue
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return step_of(path), dict(arrays), damaged
-    if damaged:
-        names = ", ".join(path.name for path in damaged)
+            return step_of(path), dict(arrays), torn
+    if torn:
+        names = ", ".join(path.name for path in torn)
         raise FileError(str(folder), f"holds no whole checkpoint: {names} are damaged.", "Restore one from a backup.")
     raise FileError(str(folder), "holds no checkpoint.", "Name the folder of a run that has begun to train.")
 
 
 def save_model(model, path: Path) -> None:
-    """Write a model without its optimizer to a `.keras` file, atomically."""
+    """Write a model without its optimizer as a `.keras` file that is there whole or not at all."""
     bare = type(model).from_config(model.get_config())
     bare.set_weights(model.get_weights())
     try:
@@ -106,7 +113,7 @@ def save_model(model, path: Path) -> None:
 
 
 def is_intact(path: Path) -> bool:
-    """Return whether a `.keras` file exists and all its members match their checksums."""
+    """Return whether a `.keras` file is there, and each of its parts has the checksum that it was written with."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -115,15 +122,15 @@ def is_intact(path: Path) -> bool:
 
 
 def model_state(model) -> dict[str, np.ndarray]:
-    """Return the state that determines further training: weights, optimizer, moving averages, random generators."""
+    """Return every number that decides how training goes on: weights, optimizer, moving averages, random state."""
     return {name: gathered_value(value) for name, value in _variables(model)}
 
 
 def restore_model_state(model, state: Mapping[str, np.ndarray], source: Path) -> None:
-    """Assign the result of `model_state` to a model of the same architecture and optimizer.
+    """Assign what `model_state` returned to a model built and compiled alike.
 
     Raises:
-        FileError: A name or shape differs; nothing has been assigned.
+        FileError: A name or shape differs; nothing is assigned then.
     """
     variables = _variables(model)
     shapes = {name: tuple(value.shape) for name, value in variables}

@@ -1,9 +1,9 @@
-"""Training on several devices and hosts.
+"""One training on several devices and hosts.
 
-In data-parallel training every device holds all weights and computes its rows of the batch; with `model_parallel` the
-largest weights and their optimizer state are split among devices. `keras.distribution` does both on JAX; on TensorFlow,
-`tf.distribute.MirroredStrategy` does the first on one host. Process 0 is the writer: it alone writes to the run's
-folder and to the terminal.
+Data-parallel training keeps the weights on every device and gives each its rows of the batch; with `model_parallel` the
+widest weights, and what the optimizer keeps of them, are split among devices. Keras does both (`keras.distribution`,
+JAX); on TensorFlow, `tf.distribute.MirroredStrategy` does the first on one host. Process 0 alone touches the folder of
+the run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import importlib.util
 import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,56 +20,47 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dl_techniques.errors import ArgumentError, ConvUNextError
-from dl_techniques.training.heartbeat import TIMEOUT, Heartbeat, abort, this_member
+from dl_techniques.training.heartbeat import SILENCE, Heartbeat, leave, this_member
 from dl_techniques.training.settings import DeviceSettings
 
 if TYPE_CHECKING:
     import keras
 
-BATCH, MODEL = "batch", "model"  # axes of the device mesh
-SPLIT_FROM = 2**14  # values in a weight; smaller ones are not split
+BATCH, MODEL = "batch", "model"  # axes of the mesh of devices
+LEAST = 2**14  # numbers: a smaller weight is not split
 Tree = Any
 
 
-class _LeftToWriter(BaseException):
-    """Ends `on_devices` in a process that is not the writer."""
+class _Elsewhere(BaseException):
+    """The rest is done by process 0."""
 
 
 @dataclass(frozen=True)
-class _ProcessGroup:
-    """The processes of a run, seen from one of them.
-
-    Attributes:
-        process: Index of this process.
-        processes: Number of processes.
-        replicas: Number of parts that a batch is divided into.
-        distribution: What `keras.distribution` is set to.
-        strategy: TensorFlow's strategy.
-        heartbeat: Connection to the other processes.
-    """
+class _Group:
+    """What a run is on: number of this process, of all, of parts of a batch."""
 
     process: int = 0
     processes: int = 1
     replicas: int = 1
     distribution: Any = None
     strategy: Any = None
-    heartbeat: Heartbeat | None = None
+    watch: Heartbeat | None = None
 
 
-_group = _ProcessGroup()
+_group = _Group()
 
 
 @contextlib.contextmanager
 def on_devices(settings: DeviceSettings, resume: str = "") -> Iterator[None]:
-    """Train on several devices in this context; all processes of a run enter it, only the writer runs it to its end.
+    """Train on several devices in this context; all processes of a run enter it, only the first reaches its end.
 
     Args:
-        settings: Devices and processes.
-        resume: Command that resumes the run, for the message when a process is lost.
+        settings: What to train on.
+        resume: The command that goes on with the run, for the message when a process is lost.
 
     Raises:
-        ArgumentError: There are fewer devices than asked for.
-        ConvUNextError: The backend does not support it, or the other processes cannot be reached.
+        ArgumentError: There are not so many devices.
+        ConvUNextError: The backend cannot, or the other processes cannot be reached.
     """
     global _group
     if settings.plain:
@@ -80,54 +70,56 @@ def on_devices(settings: DeviceSettings, resume: str = "") -> Iterator[None]:
 
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        _group = _mirrored_group(settings)
+        _group = _mirrored(settings)
     elif backend == "jax":
-        heartbeat = _connect(settings, resume) if settings.distributed else None
-        _group = replace(_distributed_group(settings), heartbeat=heartbeat)
+        watch = _connect(settings, resume) if settings.distributed else None
+        _group = replace(_distributed(settings), watch=watch)
     else:
         raise ConvUNextError("devices", f"are one on {backend}.", "Choose --backend jax, or tensorflow on one host.")
     keras.distribution.set_distribution(_group.distribution)
-    heartbeat, completed = _group.heartbeat, False
+    watch, whole = _group.watch, False
     try:
         yield
-        completed = True
-    except _LeftToWriter:
-        completed = True
-        if heartbeat is not None:
-            heartbeat.wait()
+        whole = True
+    except _Elsewhere:
+        whole = True
+        if watch is not None:
+            watch.wait()
     except Exception as error:
-        if heartbeat is not None and type(error).__module__.startswith("jax"):
-            # JAX fails here because another process is lost, most likely. The heartbeat will report which one and end
-            # this process; without the wait the user would see JAX's error in place of the cause.
-            time.sleep(TIMEOUT + 5)
+        if watch is not None and type(error).__module__.startswith("jax"):
+            time.sleep(SILENCE + 5)  # another is gone, most likely: the watch tells which, and ends this process
         raise
     finally:
-        if heartbeat is not None:
-            if heartbeat.stop_agreed and not is_writer():
-                heartbeat.wait()  # until the writer has saved
-            heartbeat.stop(completed or heartbeat.stop_agreed)
+        if watch is not None:
+            if watch.agreed and not is_writer():
+                watch.wait()  # for the writer to save
+            watch.end(whole or watch.agreed)
         keras.distribution.set_distribution(None)
-        _group = _ProcessGroup()
+        _group = _Group()
 
 
 def batch_share() -> tuple[int, int]:
-    """Return the index of this process and the number of processes, each of which makes its part of every batch."""
+    """Return the number of this process and how many there are."""
     return _group.process, _group.processes
 
 
 def is_writer() -> bool:
-    """Return whether this process writes to the run's folder and to the terminal."""
+    """Return whether this process is the one that touches the run's folder and talks."""
     return _group.process == 0
 
 
 def leave_to_writer() -> None:
-    """End `on_devices` here in all processes but the writer."""
+    """End `on_devices` here in all processes but the first."""
     if not is_writer():
-        raise _LeftToWriter
+        raise _Elsewhere
 
 
 def check_batches(sizes: Sequence[int]) -> None:
-    """Raise `ArgumentError` unless batches of these sizes can be divided equally among the devices."""
+    """Refuse batches that cannot be divided among the devices.
+
+    Raises:
+        ArgumentError: One cannot.
+    """
     for size in sizes:
         if size % _group.replicas:
             rule = f"must give batches that {_group.replicas} devices can share equally, and gives one of {size}"
@@ -137,13 +129,13 @@ def check_batches(sizes: Sequence[int]) -> None:
 
 @contextlib.contextmanager
 def model_scope() -> Iterator[None]:
-    """Build models in this context: TensorFlow's strategy must create their variables."""
+    """Build models in this context; TensorFlow needs to be told so."""
     with _group.strategy.scope() if _group.strategy is not None else contextlib.nullcontext():
         yield
 
 
 def faster_backend_hint() -> str | None:
-    """Return a hint for a user whose training on this CPU would be much faster on TensorFlow, else `None`."""
+    """Return what to tell a user whose training on this processor would be much faster on TensorFlow."""
     import keras
 
     backend = keras.backend.backend()
@@ -152,44 +144,42 @@ def faster_backend_hint() -> str | None:
     if backend == "jax":
         import jax
 
-        on_cpu = jax.default_backend() == "cpu"
+        on_processor = jax.default_backend() == "cpu"
     else:
         import torch
 
-        on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if not on_cpu:
+        on_processor = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if not on_processor:
         return None
     return f"slow: without a GPU {backend} takes several times TensorFlow's time to train; faster: --backend tensorflow"
 
 
 def mirrored_replicas() -> int:
-    """Return the number of devices on which TensorFlow mirrors the model, 0 if it does not."""
+    """Return on how many devices TensorFlow mirrors the model, 0 if it does not."""
     return _group.replicas if _group.strategy is not None else 0
 
 
-def as_training_data(make_batches: Callable[[], Iterator[tuple]]) -> Any:
-    """Return batches in the form that `fit` needs.
+def as_training_data(make: Callable[[], Iterator[tuple]]) -> Any:
+    """Return batches as `fit` takes them.
 
-    TensorFlow's strategies read one batch for its shapes and then start again: an iterator would lose that batch.
+    TensorFlow's strategies read a batch to see its shapes, and begin again; an iterator would lose it.
 
     Args:
-        make_batches: Returns an iterator over the batches, from the first.
+        make: Gives the batches, from the first.
     """
     if _group.strategy is None:
-        return make_batches()
+        return make()
     import tensorflow as tf
 
     def spec(array: np.ndarray) -> Any:
         return tf.TensorSpec((None, *array.shape[1:]), array.dtype)
 
-    return tf.data.Dataset.from_generator(
-        make_batches, output_signature=tf.nest.map_structure(spec, next(make_batches()))
-    )
+    return tf.data.Dataset.from_generator(make, output_signature=tf.nest.map_structure(spec, next(make())))
 
 
 @contextlib.contextmanager
 def on_single_device() -> Iterator[None]:
-    """Compute on one device of this process in this context, independently of the other processes."""
+    """Compute on one device of this process in this context, whatever the others do."""
     if _group.distribution is None:
         yield
         return
@@ -203,7 +193,7 @@ def on_single_device() -> Iterator[None]:
 
 
 def gathered_value(variable: Any) -> np.ndarray:
-    """Return the full value of a variable that may be split among devices; every process must call it."""
+    """Return a copy of all of a variable, wherever its parts are; all processes call it alike."""
     import keras
 
     if _group.processes > 1 and not variable.value.is_fully_replicated:
@@ -214,23 +204,23 @@ def gathered_value(variable: Any) -> np.ndarray:
 
 
 def local_copy(model: keras.Model, copy: keras.Model | None = None) -> keras.Model:
-    """Return the model, or on several devices a copy of it on one device; every process must call it.
+    """Return the model, or on several devices a copy on one of this process; all processes call it alike.
 
     Args:
-        model: The model.
-        copy: An earlier result for a model of the same architecture; it gets the weights, no new copy is built.
+        model: With the weights that are wanted.
+        copy: What was returned before for a model of the same kind; it takes the weights.
     """
     if _group.distribution is None and _group.strategy is None:
         return model
     weights = [gathered_value(weight) for weight in model.weights]
     with on_single_device():
-        local = copy if copy is not None else type(model).from_config(model.get_config())
-        local.set_weights(weights)
-    return local
+        own = copy if copy is not None else type(model).from_config(model.get_config())
+        own.set_weights(weights)
+    return own
 
 
 def broadcast_from_writer(values: Tree) -> Tree:
-    """Return the writer's arrays or numbers; their structure is the same in all processes."""
+    """Return what process 0 has: arrays or numbers, in a structure that is the same in all processes."""
     if _group.processes == 1:
         return values
     from jax.experimental import multihost_utils
@@ -239,7 +229,7 @@ def broadcast_from_writer(values: Tree) -> Tree:
 
 
 def max_over_processes(value: int) -> int:
-    """Return the largest of the values that the processes pass."""
+    """Return the highest of a number that each process has."""
     if _group.processes == 1:
         return value
     from jax.experimental import multihost_utils
@@ -248,14 +238,14 @@ def max_over_processes(value: int) -> int:
 
 
 def agreed_signal(number: int) -> int:
-    """Return the largest signal number received by any process, 0 if none: all processes stop after the same step."""
+    """Return the highest number of a signal that came in any process, 0 if in none; all stop after the same step."""
     number = max_over_processes(number)
-    if number and _group.heartbeat is not None:
-        _group.heartbeat.stop_agreed = True
+    if number and _group.watch is not None:
+        _group.watch.agreed = True
     return number
 
 
-def _select_devices(settings: DeviceSettings, available: list) -> list:
+def _chosen(settings: DeviceSettings, available: list) -> list:
     if settings.devices in ("all", None):
         return available
     if settings.devices > len(available):
@@ -264,25 +254,25 @@ def _select_devices(settings: DeviceSettings, available: list) -> list:
     return available[: settings.devices]
 
 
-def _mirrored_group(settings: DeviceSettings) -> _ProcessGroup:
+def _mirrored(settings: DeviceSettings) -> _Group:
     import tensorflow as tf
 
     if settings.distributed or settings.model_parallel > 1:
         name = "distributed" if settings.distributed else "model_parallel"
-        raise ConvUNextError(name, "is not supported on TensorFlow.", "Choose --backend jax.")
-    available = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    names = [device.name for device in _select_devices(settings, available)]
-    return _ProcessGroup(replicas=len(names), strategy=tf.distribute.MirroredStrategy(names))
+        raise ConvUNextError(name, "is not there on TensorFlow.", "Choose --backend jax.")
+    found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    names = [device.name for device in _chosen(settings, found)]
+    return _Group(replicas=len(names), strategy=tf.distribute.MirroredStrategy(names))
 
 
-def _distributed_group(settings: DeviceSettings) -> _ProcessGroup:
+def _distributed(settings: DeviceSettings) -> _Group:
     import jax
     import keras
 
-    available = keras.distribution.list_devices()
+    found = keras.distribution.list_devices()
     if settings.distributed and settings.devices not in ("all", None):
         raise ArgumentError("devices", "must be all with --distributed", settings.devices)
-    names = _select_devices(settings, available)
+    names = _chosen(settings, found)
     parts = settings.model_parallel
     if jax.local_device_count() % parts or len(names) % parts:
         rule = f"must divide the number of devices, {min(len(names), jax.local_device_count())} on this host"
@@ -292,44 +282,44 @@ def _distributed_group(settings: DeviceSettings) -> _ProcessGroup:
     else:
         mesh = keras.distribution.DeviceMesh((len(names) // parts, parts), (BATCH, MODEL), names)
         distribution = split_large_weights(mesh)
-    return _ProcessGroup(jax.process_index(), jax.process_count(), len(names) // parts, distribution)
+    return _Group(jax.process_index(), jax.process_count(), len(names) // parts, distribution)
 
 
 def split_large_weights(mesh: keras.distribution.DeviceMesh) -> keras.distribution.ModelParallel:
-    """Return a distribution that splits every large weight along its widest axis that the mesh divides evenly.
+    """Return a distribution that splits every large weight along its widest axis, as far as the mesh divides it.
 
-    Optimizer variables are split like the weights that they belong to.
+    The optimizer's variables lie as the weights that they belong to.
     """
     import keras
 
-    class SplitLargeWeights(keras.distribution.ModelParallel):
+    class SplitWide(keras.distribution.ModelParallel):
         def get_variable_layout(self, variable):
             if getattr(variable, "_layout", None) is not None:
                 return variable._layout
             parts = mesh.shape[1]
             shape = variable.shape
             axes: list[str | None] = [None] * len(shape)
-            divisible = [axis for axis, extent in enumerate(shape) if extent % parts == 0]
-            if divisible and np.prod(shape) >= SPLIT_FROM:
-                axes[max(divisible, key=lambda axis: (shape[axis], axis))] = MODEL
+            wide = [axis for axis, extent in enumerate(shape) if extent % parts == 0]
+            if wide and np.prod(shape) >= LEAST:
+                axes[max(wide, key=lambda axis: (shape[axis], axis))] = MODEL
             return keras.distribution.TensorLayout(axes, mesh)
 
-    layout_map = keras.distribution.LayoutMap(mesh)
-    return SplitLargeWeights(layout_map=layout_map, batch_dim_name=BATCH, auto_shard_dataset=False)
+    layouts = keras.distribution.LayoutMap(mesh)
+    return SplitWide(layout_map=layouts, batch_dim_name=BATCH, auto_shard_dataset=False)
 
 
 def _connect(settings: DeviceSettings, resume: str) -> Heartbeat:
     import jax
     from jax.experimental import multihost_utils
 
-    with contextlib.suppress(AttributeError):  # JAX versions without the option
-        jax.config.update("jax_enable_preemption_service", False)  # would catch SIGTERM
+    with contextlib.suppress(AttributeError):  # of versions without it
+        jax.config.update("jax_enable_preemption_service", False)  # catches SIGTERM, and waits to be asked for it
     try:
         jax.distributed.initialize(
             settings.coordinator,
             settings.processes,
             settings.process,
-            heartbeat_timeout_seconds=round(2 * TIMEOUT),
+            heartbeat_timeout_seconds=round(2 * SILENCE),
             shutdown_timeout_seconds=10,
         )
     except (ValueError, TypeError, RuntimeError) as error:
@@ -337,25 +327,24 @@ def _connect(settings: DeviceSettings, resume: str) -> Heartbeat:
         raise ConvUNextError("distributed", f"cannot be set up: {error}", remedy) from error
     process, others = jax.process_index(), jax.process_count() - 1
 
-    def on_loss(what: str) -> None:
-        abort(f"{what}; stopped. Go on, with any number of processes: {resume} --distributed …")
+    def lost(what: str) -> None:
+        leave(f"{what}; stopped. Go on, with any number of processes: {resume} --distributed …")
 
-    # The handshake: process 0 listens on a free port and draws a key; JAX broadcasts port, address and key as one array
-    # of bytes (32 of key, one of length, the text), since nothing else connects the processes yet. Only then may
-    # process 0 wait for the connections of the others.
-    heartbeat = Heartbeat(this_member(process), on_loss)
-    accept_all = None
-    message = np.zeros(512, np.uint8)
+    watch = Heartbeat(this_member(process), lost)
+    first = this_member(0)
+    word = np.zeros(512, np.uint8)
+    begin = None
     if process == 0:
-        host = settings.coordinator.rsplit(":", 1)[0] if settings.coordinator else socket.gethostname()
+        host = settings.coordinator.rsplit(":", 1)[0] if settings.coordinator else first.place.split(",")[0]
         key = secrets.token_bytes(32)
-        port, accept_all = heartbeat.listen(host, others, key)
-        address = f"{port} {os.getpid()} {host}".encode()
-        message[: 33 + len(address)] = np.frombuffer(key + bytes([len(address)]) + address, np.uint8)
-    received = np.asarray(multihost_utils.broadcast_one_to_all(message)).astype(np.uint8).tobytes()
-    key, (port, pid, host) = received[:32], received[33 : 33 + received[32]].decode().split(" ", 2)
-    if accept_all is not None:
-        accept_all()
+        port, begin = watch.host(host, others, key)
+        told = f"{port} {os.getpid()} {host}".encode()
+        word[: 33 + len(told)] = np.frombuffer(key + bytes([len(told)]) + told, np.uint8)
+    word = np.asarray(multihost_utils.broadcast_one_to_all(word)).astype(np.uint8).tobytes()
+    key, told = word[:32], word[33 : 33 + word[32]].decode()
+    port, pid, host = told.split(" ", 2)
+    if begin is not None:
+        begin()
     else:
-        heartbeat.connect(host, int(port), key, f"{host}, pid {pid}")
-    return heartbeat
+        watch.join(host, int(port), key, f"{host}, pid {pid}")
+    return watch

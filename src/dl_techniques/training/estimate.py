@@ -11,39 +11,41 @@ from typing import TYPE_CHECKING, Any
 from dl_techniques.atomic import check_writable
 from dl_techniques.datasets.batches import AHEAD
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.training.plan import Estimate, describe_plan, write_plan
+from dl_techniques.training.plan import Estimate, describe_plan, plan_of, write_plan
 from dl_techniques.training.progress import FEWEST, SECONDS, TIMED, WARMUP, peak_memory
-from dl_techniques.training.trainer import Config, SupervisedTask, plan_of
+from dl_techniques.training.recipe import Recipe
+from dl_techniques.training.settings import TrainingConfig
+from dl_techniques.training.trainer import recipe_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def estimate(task: SupervisedTask) -> Estimate:
+def estimate(recipe: Recipe) -> Estimate:
     """Train a few steps, validate a few images, and tell from that what the whole run will take."""
     import keras
 
-    keras.utils.set_random_seed(task.config.seed)
-    model = task.build()
-    stage = next(stage for stage in task.stages() if stage.last > stage.first)
+    keras.utils.set_random_seed(recipe.config.seed)
+    model = recipe.build()
+    stage = next(stage for stage in recipe.stages() if stage.last > stage.first)
     batches = itertools.chain.from_iterable(stage.batches(0) for _ in itertools.count())  # a run may be shorter
     first = next(batches)
     for _ in range(WARMUP):
         model.train_on_batch(*first)
     step, waiting = time_steps(model.train_on_batch, batches)
-    function = task.whole(model)
-    images = [task.validation[number] for number in range(min(2, len(task.validation)))]
+    function = recipe.function(model)
+    images = [recipe.validation[number] for number in range(min(2, len(recipe.validation)))]
     function(images[0].image[None])  # what is set up once is not timed
     start = time.perf_counter()
     for sample in images:
         function(sample.image[None])
-    validation = (time.perf_counter() - start) / len(images) * len(task.validation) * task.applications
-    epochs = task.config.steps // task.config.steps_per_epoch
+    validation = (time.perf_counter() - start) / len(images) * len(recipe.validation) * recipe.passes
+    epochs = recipe.config.steps // recipe.config.steps_per_epoch
     return Estimate(
         step_seconds=step,
         waiting=waiting,
         validation_seconds=validation,
-        minutes=(task.config.steps * step + epochs * validation) / 60,
+        minutes=(recipe.config.steps * step + epochs * validation) / 60,
         memory_gb=peak_memory(),
     )
 
@@ -69,9 +71,7 @@ def time_steps(train: Callable[..., Any], batches: Iterator[tuple]) -> tuple[flo
     return passed / len(computing), max(0.0, 1 - sum(computing) / passed)
 
 
-def plan_run(
-    load: Callable[[Config, Console], SupervisedTask[Config, Any]], config: Config, console: Console
-) -> Estimate:
+def plan_run(config: TrainingConfig, console: Console) -> Estimate:
     """Look at the data, choose, train a few steps to see what they take, and write all that to `config.output`.
 
     Raises:
@@ -84,8 +84,8 @@ def plan_run(
     if output.exists():
         raise FileError(str(output), "exists already.", "Choose another --output.")
     check_writable(output.parent)
-    task = load(config, console)
-    plan, measured = plan_of(task), estimate(task)
+    recipe = recipe_of(config)(config, console)
+    plan, measured = plan_of(recipe), estimate(recipe)
     describe_plan(plan, console, measured)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_plan(output, plan, measured)

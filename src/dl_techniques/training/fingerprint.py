@@ -1,4 +1,4 @@
-"""Fingerprint of a run: digests of its files and versions of its libraries, compared when it resumes."""
+"""What a run was begun on: digests of its files and versions of what it computes with, compared when it goes on."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ COLUMNS = ("image", "target", "image_sha256", "target_sha256")
 
 
 def write_fingerprints(folder: Path, inspection: Inspection) -> None:
-    """Write the digest of each image and target to the run's folder."""
+    """Write the digest of each image and of its target into the folder of a run."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
     for facts in inspection.facts:
         pair = facts.pair
-        rows.writerow([_location(pair, pair.image), _location(pair, pair.target), facts.digest, facts.target_digest])
+        rows.writerow([_place(pair, pair.image), _place(pair, pair.target), facts.digest, facts.target_digest])
     write_file(folder / FILES, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def compare_fingerprints(folder: Path, inspection: Inspection) -> None:
-    """Raise `FileError` if files differ from those that the run began with.
+    """Raise `FileError` if files are not those that a run was begun on; a run that has not begun is on any.
 
     Args:
-        folder: The run's folder; one without digests is a run that has not begun, which accepts any files.
-        inspection: Inspection of the current files.
+        folder: Of the run.
+        inspection: Of the files as they are.
     """
     path = folder / FILES
     if not path.exists():
@@ -48,26 +48,26 @@ def compare_fingerprints(folder: Path, inspection: Inspection) -> None:
         before |= dict(zip((image, target), digests, strict=True))
     now: dict[str, str] = {}
     for facts in inspection.facts:
-        now[_location(facts.pair, facts.pair.image)] = facts.digest
-        now[_location(facts.pair, facts.pair.target)] = facts.target_digest
+        now[_place(facts.pair, facts.pair.image)] = facts.digest
+        now[_place(facts.pair, facts.pair.target)] = facts.target_digest
     changes = {
         "replaced": [name for name in before if name in now and before[name] != now[name]],
         "removed": [name for name in before if name not in now],
         "added": [name for name in now if name not in before],
     }
-    differences = [f"{len(names)} {change}: {first_of(names)}" for change, names in changes.items() if names]
-    if differences:
-        reason = f"was begun on other files; since then {'; '.join(differences)}."
+    told = [f"{len(names)} {word}: {first_of(names)}" for word, names in changes.items() if names]
+    if told:
+        reason = f"was begun on other files; since then {'; '.join(told)}."
         raise FileError(str(folder), reason, "Restore the files, or begin a new run.")
 
 
-def _location(pair: Pair, path: Path | None) -> str:
-    """Return absolute path and page of a file, so that a run may resume in another folder; empty without a file."""
+def _place(pair: Pair, path: Path | None) -> str:
+    """Return where a file is, and which of its pages, from whatever folder the run goes on; nothing for no file."""
     return os.path.abspath(pair.words(path)) if path else ""
 
 
 def versions() -> dict[str, str]:
-    """Return the name of the backend, and the versions that the results of a run depend on."""
+    """Return the versions that the numbers of a run depend on, and the backend's name."""
     import keras
     import numpy
 
@@ -83,14 +83,14 @@ def versions() -> dict[str, str]:
 
 
 def compare_versions(folder: Path, stored: Mapping[str, str]) -> list[str]:
-    """Return a description of each version that has changed since the run began.
+    """Return what has another version now than where a run was begun, in words.
 
     Args:
-        folder: The run's folder.
-        stored: Result of `versions` when the run began.
+        folder: Of the run.
+        stored: What `versions` gave there.
 
     Raises:
-        FileError: The run began on another backend.
+        FileError: The run was begun on another backend.
     """
     here = versions()
     backend = stored.get("backend", here["backend"])

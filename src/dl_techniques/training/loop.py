@@ -1,4 +1,4 @@
-"""The training loop: a run in stages that can be stopped and resumed with bit-identical results."""
+"""Training in stages that can be stopped at any moment and gone on with as if it had not been."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Stage:
     """Steps of a run whose batches have one shape.
 
     Attributes:
-        first: Steps of the run done before the stage.
-        last: Steps of the run done after the stage.
-        batches: Returns the remaining batches of the stage, given how many of its steps are done.
+        first: Steps done before it.
+        last: Steps done after it.
+        batches: Gives the batches of the stage that come after so many of its steps.
     """
 
     first: int
@@ -53,36 +53,35 @@ class Stage:
 
 
 class MirroredAdamW(keras.optimizers.AdamW):
-    """AdamW for TensorFlow's `MirroredStrategy` that clips the gradient of the full batch, as on one device.
+    """AdamW under TensorFlow's `MirroredStrategy` that clips the gradient of the whole batch, as on one device.
 
-    Keras clips the gradient of each device and then sums over devices. Here the gradients are summed first; each device
-    passes on the sum divided by the number of devices, clipped to the norm divided by that number.
+    Each device gives its share of the gradient, and Keras adds them up after it has clipped each. Here every device
+    gives the same share of their sum, clipped to that share of the norm.
     """
 
     def apply(self, grads, trainable_variables=None):
         import tensorflow as tf
 
         replica = tf.distribute.get_replica_context()
-        total = replica.all_reduce(tf.distribute.ReduceOp.SUM, grads)
-        return super().apply([gradient / replica.num_replicas_in_sync for gradient in total], trainable_variables)
+        whole = replica.all_reduce(tf.distribute.ReduceOp.SUM, grads)
+        return super().apply([part / replica.num_replicas_in_sync for part in whole], trainable_variables)
 
 
 def averaged_adamw(
     rate: keras.optimizers.schedules.LearningRateSchedule, momentum: float, accumulate: int = 1
 ) -> keras.optimizers.AdamW:
-    """Return the optimizer of all runs: AdamW with an exponential moving average of the weights.
+    """Return the optimizer of all runs: AdamW that keeps a moving average of the weights beside them.
 
     Args:
-        rate: Learning rate schedule.
-        momentum: Momentum of the average, which spans about 1 / (1 − momentum) steps.
-        accumulate: Steps whose gradients are averaged before the weights are updated.
+        rate: Learning rate over the run.
+        momentum: Of the average: it looks back over about 1 / (1 − momentum) steps.
+        accumulate: Steps whose gradients are averaged before the weights change.
     """
-    replicas = mirrored_replicas()
-    optimizer = MirroredAdamW if replicas else keras.optimizers.AdamW
-    return optimizer(
+    kind, mirrored = (MirroredAdamW, mirrored_replicas()) if mirrored_replicas() else (keras.optimizers.AdamW, 1)
+    return kind(
         rate,
         weight_decay=1e-4,
-        clipnorm=1.0 / max(replicas, 1),
+        clipnorm=1.0 / mirrored,
         use_ema=True,
         ema_momentum=momentum,
         ema_overwrite_frequency=None,
@@ -101,24 +100,28 @@ def fit_stages(
     resume: bool,
     stop: EarlyStop | None = None,
 ) -> keras.Model:
-    """Train and return the model of the last step; save the state after every epoch and before a signal ends the run.
+    """Train, saving the whole state after every epoch and before a signal ends the run.
 
-    A run that is stopped and resumed gives the same weights as an uninterrupted one.
+    A run that is stopped and resumed gives the same weights as one that was not: batches depend on their number alone,
+    and each stage begins on a fresh model that takes up the state of the last, as a resumed run does.
 
     Args:
-        build: Builds the compiled model; its optimizer is built, too.
-        stages: Stages from the first step to the last, each an integer number of epochs.
+        build: Makes the model, compiled with an optimizer that is built.
+        stages: The run from its first step to its last, each a whole number of epochs.
         steps_per_epoch: Steps between two checkpoints, each with a line in the log.
-        checkpoints: Folder of the checkpoints, inside the run's folder.
-        callbacks: Callbacks that run after an epoch before it is logged and saved.
-        console: Console for messages.
-        resume: Continue from the newest undamaged checkpoint.
-        stop: Ends the run early; default: never.
+        checkpoints: Their folder, in the folder of the run.
+        callbacks: What is done after an epoch before it is logged and saved.
+        console: Where to tell what happens.
+        resume: Go on from the newest whole checkpoint.
+        stop: Ends the run before its last step; never if not given.
+
+    Returns:
+        The model, with the weights of the last step.
     """
     run, last = checkpoints.parent, stages[-1].last
-    # An epoch is logged before it is saved, so a run that was killed in between has one line and no checkpoint.
-    no_checkpoint_yet = is_writer() and resume and not list_checkpoints(checkpoints) and len(read_log(run)) <= 1
-    if broadcast_from_writer(no_checkpoint_yet):
+    # An epoch is logged right before it is saved.
+    unbegun = is_writer() and resume and not list_checkpoints(checkpoints) and len(read_log(run)) <= 1
+    if broadcast_from_writer(unbegun):
         console.print("stopped before its first checkpoint: starting from the first step")
         resume = False
 
@@ -146,57 +149,56 @@ def fit_stages(
                 if step >= stage.last:
                     continue
                 if step == stage.first > 0:
-                    # Every stage starts on a fresh model and from a checkpoint, because a run that is resumed between
-                    # two stages does the same: only so are the results of both identical to the bit.
                     model, step = begin(resume=True)
                 while step < stage.last and not stop.due():
-                    remaining = steps_per_epoch - step % steps_per_epoch  # less than an epoch after an interruption
+                    rest = steps_per_epoch - step % steps_per_epoch  # of an epoch that was interrupted
                     epoch = step // steps_per_epoch
-                    epochs = stage.last // steps_per_epoch if remaining == steps_per_epoch else epoch + 1
+                    whole = rest == steps_per_epoch
+                    until = stage.last // steps_per_epoch if whole else epoch + 1
                     done = step - stage.first
-                    with _original_errors(partial(stage.batches, done)) as make_batches:
+                    with _refusals_kept(partial(stage.batches, done)) as make:
                         model.fit(
-                            as_training_data(make_batches),
-                            steps_per_epoch=remaining,
+                            as_training_data(make),
+                            steps_per_epoch=rest,
                             initial_epoch=epoch,
-                            epochs=epochs,
+                            epochs=until,
                             shuffle=False,
                             callbacks=[
                                 FiniteLoss(), *callbacks, EpochLog(run / LOG), save, progress, stop, interruption,
                             ],
                             verbose=0,
                         )  # fmt: skip
-                    step = epochs * steps_per_epoch
+                    step = until * steps_per_epoch
     finally:
         progress.stop()
     return model
 
 
 @contextmanager
-def _original_errors(make_batches: Callable[[], Iterator]) -> Iterator[Callable[[], Iterator]]:
-    """Raise our errors from making batches as they are: TensorFlow would wrap them in an error of its own."""
-    errors: list[ConvUNextError] = []
+def _refusals_kept(make: Callable[[], Iterator]) -> Iterator[Callable[[], Iterator]]:
+    """Give what makes batches, and raise what their making refused; TensorFlow turns it into a text of its own."""
+    refused: list[ConvUNextError] = []
 
     def observed() -> Iterator:
         try:
-            yield from make_batches()
+            yield from make()
         except ConvUNextError as error:
-            errors.append(error)
+            refused.append(error)
             raise
 
     try:
         yield observed
     except Exception:
-        if errors:
-            raise errors[0] from None
+        if refused:
+            raise refused[0] from None
         raise
 
 
 def _restore(model: keras.Model, checkpoints: Path, console: Console) -> tuple[keras.Model, int]:
     step, state = 0, model_state(model)
     if is_writer():
-        step, state, damaged = load_checkpoint(checkpoints)
-        for path in damaged:
+        step, state, torn = load_checkpoint(checkpoints)
+        for path in torn:
             lost = step_of(path) - step
             console.print(f"{path}: damaged, passed over; going on from step {step}, {lost} steps are trained again")
     step, state = broadcast_from_writer((step, state))

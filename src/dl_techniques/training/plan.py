@@ -14,6 +14,8 @@ from dl_techniques.training.settings import TrainingConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dl_techniques.training.recipe import Recipe
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -36,6 +38,12 @@ class Plan:
     validation: int
     choices: Mapping[str, str]
     found: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan_of(recipe: Recipe) -> Plan:
+    """Return what a run will do."""
+    sizes = len(recipe.training), len(recipe.validation)
+    return Plan(recipe.task.name, recipe.config, recipe.inspection, *sizes, recipe.choices(), recipe.found())
 
 
 @dataclass(frozen=True)

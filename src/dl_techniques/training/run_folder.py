@@ -1,4 +1,4 @@
-"""The folder of a run: settings, log and lock."""
+"""The folder of a run: its settings, its log, its lock."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from dl_techniques.errors import FileError
 
 CONFIG, LOG, LOCK = "config.json", "log.csv", ".lock"
 CHECKPOINTS = "checkpoints"
-LEFTOVERS = (LOCK, CHECKPOINTS)  # of a run killed before its settings were written; besides temporary files
-DATA_PATHS = ("images", "masks", "targets", "val_images", "val_masks", "val_targets")  # settings that are paths
+UNBEGUN = (LOCK, CHECKPOINTS)  # and temporary files: what a run leaves that is killed before its settings are there
+DATA = ("images", "masks", "targets", "val_images", "val_masks", "val_targets")  # settings that say where it is
 PROLONGABLE = ("steps", "cooldown")  # may differ when a run is resumed
 
 Config = TypeVar("Config")
@@ -29,17 +29,17 @@ Config = TypeVar("Config")
 
 @contextlib.contextmanager
 def open_run(folder: Path, task: str, config: Any, resume: bool, versions: Mapping[str, str]) -> Iterator[Path]:
-    """Lock a run's folder for this process and yield the folder of its checkpoints.
+    """Hold a run's folder for this process and give the folder of its checkpoints.
 
     Args:
         folder: The run's folder; it must not exist unless resuming.
-        task: Name of the task.
+        task: `"denoise"` or `"segment"`.
         config: Dataclass of settings; when resuming, those of the first start.
-        resume: Whether to resume the run.
-        versions: Versions of the libraries; see `fingerprint`.
+        resume: Go on with the run.
+        versions: Of what computes it.
 
     Raises:
-        FileError: The folder exists although the run is new, is not a run of these settings, cannot be written, or
+        FileError: The folder exists and is not to be resumed, is not a run of these settings, cannot be written, or
             another process trains in it.
     """
     from filelock import FileLock, Timeout
@@ -51,8 +51,7 @@ def open_run(folder: Path, task: str, config: Any, resume: bool, versions: Mappi
         checkpoints.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         write_file(
-            folder / CONFIG,
-            json.dumps({"task": task, **_as_json(config), "versions": dict(versions)}, indent=2).encode(),
+            folder / CONFIG, json.dumps({"task": task, **_plain(config), "versions": dict(versions)}, indent=2).encode()
         )
     except Timeout as error:
         raise FileError(str(folder), "is in use: another process trains in it.", "Wait for it, or stop it.") from error
@@ -66,14 +65,14 @@ def open_run(folder: Path, task: str, config: Any, resume: bool, versions: Mappi
 
 
 def check_run(folder: Path, config: Any, resume: bool) -> None:
-    """Raise `FileError` if a run cannot start or resume in a folder; nothing is written.
+    """Raise `FileError` if a run cannot begin or go on in a folder; nothing is written.
 
-    When resuming, unset settings keep the values that were resolved at the first start.
+    When resuming, what the settings leave open is as it was settled at the first start.
     """
     if resume:
-        _check_same_settings(folder, _as_json(config))
+        _compare(folder, _plain(config))
     elif folder.exists() and (
-        not folder.is_dir() or any(path.name not in LEFTOVERS and not is_temporary(path) for path in folder.iterdir())
+        not folder.is_dir() or any(path.name not in UNBEGUN and not is_temporary(path) for path in folder.iterdir())
     ):
         raise FileError(str(folder), "exists already.", "Name a new folder, or resume the run in it.")
     check_writable(folder)
@@ -81,40 +80,52 @@ def check_run(folder: Path, config: Any, resume: bool) -> None:
 
 @contextlib.contextmanager
 def naming_resume_command(folder: Path) -> Iterator[None]:
-    """Add the command that resumes the run in this folder to errors of disk and files."""
+    """Raise what a disk or a file refuses in a run that has begun as `FileError` that tells how to go on.
+
+    Args:
+        folder: The run's folder.
+    """
     try:
         yield
     except FileError as error:
-        raise FileError(error.subject, error.reason, f"{error.remedy} {_resume_hint(folder)}") from error
+        raise FileError(error.subject, error.reason, f"{error.remedy} {_go_on(folder)}") from error
     except OSError as error:
-        cause = unwritable(Path(error.filename or folder), error)
-        raise FileError(cause.subject, cause.reason, f"{cause.remedy} {_resume_hint(folder)}") from error
+        refusal = unwritable(Path(error.filename or folder), error)
+        raise FileError(refusal.subject, refusal.reason, f"{refusal.remedy} {_go_on(folder)}") from error
 
 
-def _resume_hint(folder: Path) -> str:
+def _go_on(folder: Path) -> str:
     return f"Then go on with: convunext train --resume {folder}"
 
 
 def task_of(folder: Path) -> str:
-    """Return the task of a run; raise `FileError` if the folder holds no run."""
-    return str(_read_config(folder)["task"])
+    """Return what a run trains for.
+
+    Raises:
+        FileError: The folder holds no run.
+    """
+    return str(_stored(folder)["task"])
 
 
 def stored_versions(folder: Path) -> dict[str, str]:
-    """Return the versions that computed a run last, see `fingerprint`; raise `FileError` if the folder holds no run."""
-    return dict(_read_config(folder).get("versions", {}))
+    """Return the versions of what computed a run last; see `fingerprint`.
+
+    Raises:
+        FileError: The folder holds no run.
+    """
+    return dict(_stored(folder).get("versions", {}))
 
 
 def stored_config(folder: Path, kind: type[Config]) -> Config:
-    """Return the settings that a run started with.
+    """Return the settings that a run began with.
 
     Raises:
         FileError: The folder holds no run, or one of another version.
     """
-    stored = _read_config(folder)
+    stored = _stored(folder)
     hints = typing.get_type_hints(kind)
     try:
-        values = {f.name: _from_json(stored[f.name], hints[f.name]) for f in fields(typing.cast(Any, kind))}
+        values = {f.name: _restored(stored[f.name], hints[f.name]) for f in fields(typing.cast(Any, kind))}
         return kind(**{**values, "output": folder})
     except (KeyError, TypeError) as error:
         raise FileError(
@@ -123,7 +134,7 @@ def stored_config(folder: Path, kind: type[Config]) -> Config:
 
 
 def trim_log(folder: Path, epochs: int) -> None:
-    """Remove the lines after the given number of epochs, which are newer than the checkpoint of a resumed run."""
+    """Take from the log what was written after the checkpoint that a run goes on from."""
     path = folder / LOG
     if not path.exists():
         return
@@ -135,7 +146,7 @@ def trim_log(folder: Path, epochs: int) -> None:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Return the metrics of each epoch so far."""
+    """Return the numbers of each epoch so far."""
     path = folder / LOG
     if not path.exists():
         return []
@@ -144,33 +155,33 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 
 def best_so_far(folder: Path, name: str) -> float:
-    """Return the highest value of a metric in a run's log, minus infinity if there is none."""
+    """Return the highest value of a figure in a run's log, minus infinity if there is none."""
     return max((row[name] for row in read_log(folder)), default=-math.inf)
 
 
 def epochs_since_best(folder: Path, name: str) -> int:
-    """Return how many epochs have passed in a run's log since the highest value of a metric; 0 without a log."""
+    """Return how many epochs at the end of a run's log did not bring a higher value of a figure; 0 without a log."""
     values = [row[name] for row in read_log(folder)]
     return len(values) - 1 - values.index(max(values)) if values else 0
 
 
 def write_split(folder: Path, training: Iterable[str], validation: Iterable[str]) -> None:
-    """Write the names of the training and validation samples."""
+    """Write the names of the samples that are trained on and of those that are validated on."""
     lines = ["side,name"]
     for side, names in (("training", training), ("validation", validation)):
         lines += [f'{side},"{name}"' for name in names]
     write_file(folder / "split.csv", "\n".join([*lines, ""]).encode())
 
 
-def _as_json(config: Any) -> dict[str, Any]:
+def _plain(config: Any) -> dict[str, Any]:
     values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-    for name in DATA_PATHS:  # a run may be resumed from another folder
+    for name in DATA:  # a run may be resumed from another folder
         if values.get(name) is not None:
             values[name] = os.path.abspath(values[name])
     return json.loads(json.dumps(values))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _stored(folder: Path) -> dict[str, Any]:
     try:
         stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(stored, dict) or "task" not in stored:
@@ -180,25 +191,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return stored
 
 
-def _check_same_settings(folder: Path, settings: dict[str, Any]) -> None:
-    stored = _read_config(folder)
+def _compare(folder: Path, settings: dict[str, Any]) -> None:
+    stored = _stored(folder)
     different = [
         f"{name} was {stored.get(name)!r} and is {value!r}"
         for name, value in settings.items()
-        if name not in (*PROLONGABLE, "output") and not _is_unset(name, value) and stored.get(name) != value
+        if name not in (*PROLONGABLE, "output") and not _open(name, value) and stored.get(name) != value
     ]
     if different:
         reason = f"began with other settings: {'; '.join(different)}."
         raise FileError(str(folder), reason, "Resume with those it began with, or start a new run.")
 
 
-def _is_unset(name: str, value: Any) -> bool:
-    """Return whether a setting is resolved from the data."""
+def _open(name: str, value: Any) -> bool:
+    """Return whether a setting is left to the data."""
     return value in (None, "auto") or (name == "classes" and not value)
 
 
-def _from_json(value: Any, hint: Any) -> Any:
-    """Return a value from JSON as the type of its field: a path, a tuple."""
+def _restored(value: Any, hint: Any) -> Any:
+    """Return a value from JSON as its field has it: a path, a tuple."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if isinstance(value, str) and Path in options:
         return Path(value)

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
@@ -31,7 +31,7 @@ class TrainingConfig:
         depth: Number of times the model halves the image.
         initial_filters: Channels of the model's finest level.
         blocks_per_level: ConvNeXt blocks in each level.
-        channels: LazyDataset of a pixel that are channels, whatever the files call alpha; if not given, all but alpha.
+        channels: Samples of a pixel that are channels, whatever the files call alpha; if not given, all but alpha.
         cache_gb: DecodedCache images to keep in memory, in GB, all in all; what does not fit is read again each time.
         max_memory: What the network may take at once in a validation; larger images are computed in tiles.
         preview_every: Validations between two pictures of what the model does; 0: none.
@@ -42,6 +42,8 @@ class TrainingConfig:
         patience: Stop after so many validations in a row without a better one; 0: never.
         seed: Seed of weights, crops and all random changes.
     """
+
+    summary: ClassVar[str]  # what the training does, the first line of its help
 
     images: str
     output: Annotated[Path, Parameter(name=("--output", "-o"))]

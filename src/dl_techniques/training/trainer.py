@@ -1,29 +1,27 @@
-"""Training on images: the frame that all tasks share."""
+"""A run from its data to a model, a card and a report: the frame that all tasks share."""
 
 from __future__ import annotations
 
 import importlib.util
 import typing
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dl_techniques import __version__
 from dl_techniques.atomic import write_file
 from dl_techniques.card import ModelCard, write_card
-from dl_techniques.datasets.inspection import Inspection
-from dl_techniques.datasets.lazy import LazyDataset
-from dl_techniques.datasets.pairs import Pair
-from dl_techniques.engines.engine import Engine
 from dl_techniques.images.display import contact_sheet
-from dl_techniques.images.files import Picture, write_image
-from dl_techniques.inference.memory import parse_memory
-from dl_techniques.inference.tiled_function import bounded_function
+from dl_techniques.images.files import write_image
+from dl_techniques.images.source import Picture
+from dl_techniques.inference.evaluation import write_evaluation
+from dl_techniques.report import REPORT
+from dl_techniques.tasks.base import Evaluation, Function
+from dl_techniques.tasks.registry import TASKS
 from dl_techniques.training.distribution import (
     check_batches,
     is_writer,
@@ -33,7 +31,8 @@ from dl_techniques.training.distribution import (
     on_single_device,
 )
 from dl_techniques.training.fingerprint import compare_fingerprints, compare_versions, versions, write_fingerprints
-from dl_techniques.training.plan import Plan, describe_plan, write_plan
+from dl_techniques.training.plan import describe_plan, plan_of, write_plan
+from dl_techniques.training.recipe import Recipe
 from dl_techniques.training.run_folder import (
     CHECKPOINTS,
     best_so_far,
@@ -51,124 +50,47 @@ if TYPE_CHECKING:
     import keras
     from rich.console import Console
 
-    from dl_techniques.models.convunext.function import Function
-    from dl_techniques.models.convunext.model import ConvUNextModel
-    from dl_techniques.training.loop import Stage
-
 BEST, MODEL, PREVIEWS, PLAN = "best.keras", "model.keras", "previews", "plan.toml"
 PREVIEWED = 3
 
-Config = TypeVar("Config", bound=TrainingConfig)
-Result = TypeVar("Result")
+CreateRecipe = Callable[[Any, "Console"], Recipe]
 
 
-class SupervisedTask(ABC, Generic[Config, Result]):
-    """What a run trains on, what it trains, and how it judges that.
+@dataclass(frozen=True)
+class TrainingResult:
+    """Outcome of a run.
 
     Attributes:
-        name: Of the task, as the command line has it.
-        score: Figure of `measure` whose highest value is the best; `None` if the last weights are what is wanted.
-        applications: Times that `measure` applies the model to each image.
-        activation: What the inference model ends in.
-        config: Settings, nothing left open.
-        inspection: Of all files.
-        training: LazyDataset to train on.
-        validation: LazyDataset to validate on.
+        model: The inference model.
+        evaluation: Its scores on the validation images.
+        folder: Where model, log and report lie.
     """
 
-    name: ClassVar[str]
-    score: ClassVar[str | None]
-    applications: int = 1
-    activation: str = "linear"
-    config: Config
-    inspection: Inspection
-    training: LazyDataset
-    validation: LazyDataset
+    model: keras.Model
+    evaluation: Evaluation
+    folder: Path
 
     @property
-    def followed(self) -> str | None:
-        """Figure of `measure` that must rise if the run is not to end early."""
-        return self.score
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.folder / REPORT
 
-    def split(self, count: int, read: Callable[[Pair], Any]) -> None:
-        """Train on the first so many of the inspected pairs, validate on the others.
-
-        Args:
-            count: Pairs to train on.
-            read: Makes the sample of a pair.
-        """
-        pairs = self.inspection.pairs
-        budget = self.inspection.decoded.budget  # shared: a sample takes the place of what it is made of
-        self.training, self.validation = (
-            LazyDataset(pairs[:count], read, budget),
-            LazyDataset(pairs[count:], read, budget),
-        )
-
-    def whole(self, model: ConvUNextModel) -> Function:
-        """Return a model as a function of whole images, which computes in tiles what would take too much memory.
-
-        Raises:
-            ArgumentError: The memory is too small for a tile.
-        """
-        from dl_techniques.models.convunext.function import keras_function
-
-        engine = Engine(keras_function(model), model.input_channels, "the model", self.config.output, model)
-        return bounded_function(engine, parse_memory(self.config.max_memory), self.inspection.largest)
-
-    @abstractmethod
-    def build(self) -> keras.Model:
-        """Return the untrained model, compiled, its optimizer built."""
-
-    def stages(self) -> list[Stage]:
-        """Return the steps of the run, from the first to the last."""
-        from dl_techniques.training.loop import Stage
-
-        return [Stage(0, self.config.steps, self.batches)]
-
-    def batch_sizes(self) -> list[int]:
-        """Return the sizes of the run's batches."""
-        return [typing.cast(int, self.config.batch_size)]
-
-    @abstractmethod
-    def batches(self, done: int = 0) -> Iterator[tuple]:
-        """Yield the run's batches after so many of them; batch n depends on the settings and n alone."""
-
-    @abstractmethod
-    def measure(self, function: Function) -> dict[str, float]:
-        """Return figures of the training model on the validation images."""
-
-    @abstractmethod
-    def show(self, function: Function, number: int) -> list[tuple[str, np.ndarray]]:
-        """Return validation image `number` and what the training model makes of it, as pictures of one size."""
-
-    @abstractmethod
-    def finish(self, model: keras.Model, console: Console) -> Result:
-        """Measure the weights that are wanted, write model, card and report, and return what came out.
-
-        Args:
-            model: As trained, with the averaged weights of the last step.
-            console: Where to tell what came out.
-        """
-
-    def found(self) -> Mapping[str, Any]:
-        """Return what was found in these data beside the inspection, as TOML can hold it."""
-        return {}
-
-    @abstractmethod
-    def choices(self) -> Mapping[str, str]:
-        """Return what was chosen for these data beside the settings, in words."""
+    @property
+    def figures(self) -> dict[str, Any]:
+        """All figures of the evaluation, as plain values."""
+        return self.evaluation.figures()
 
 
-def train_supervised(
-    load: Callable[[Config, Console], SupervisedTask[Config, Result]], config: Config, console: Console, resume: bool
-) -> Result:
-    """Train, or go on with a run that was stopped, and return what came out.
+def train(
+    config: TrainingConfig, console: Console, resume: bool = False, create_recipe: CreateRecipe | None = None
+) -> TrainingResult:
+    """Train a model, or go on with a run that was stopped, and measure it on the validation images.
 
     Args:
-        load: Looks at the data and settles what the settings leave open.
-        config: Settings; those of the first start when resuming.
-        console: Where to tell what happens.
+        config: Settings, whose type says which task; those of the first start when resuming.
+        console: Where to print.
         resume: Go on from the newest checkpoint in `config.output`.
+        create_recipe: Makes the recipe of the settings; that of the task if not given.
 
     Raises:
         FileError: Files are missing, broken or do not fit, or the folder cannot be written or holds a run already.
@@ -187,160 +109,186 @@ def train_supervised(
     if is_writer() and resume:
         for change in compare_versions(config.output, stored_versions(config.output)):
             console.print(f"note: {change}", markup=False)
-    task = load(config, console)
+    recipe = (create_recipe or recipe_of(config))(config, console)
     if is_writer() and resume:
-        compare_fingerprints(config.output, task.inspection)
-    check_batches(task.batch_sizes())
-    config = task.config
-    watched = f"val_{task.score}" if task.score is not None else None
+        compare_fingerprints(config.output, recipe.inspection)
+    check_batches(recipe.batch_sizes())
+    config = recipe.config
+    watched = f"val_{recipe.score}" if recipe.score is not None else None
     keras.utils.set_random_seed(config.seed)
     with model_scope():
-        made = [task.build()]
+        first = [recipe.build()]
     with on_single_device():
-        task.whole(typing.cast(Any, made[0]))  # refuses before anything is written what would not fit after an epoch
+        recipe.function(typing.cast(Any, first[0]))  # refuses before anything is written what would not fit later
     run = nullcontext(config.output / CHECKPOINTS)
     if is_writer():
-        run = open_run(config.output, task.name, config, resume, versions())
+        run = open_run(config.output, recipe.task.name, config, resume, versions())
     with run as checkpoints, naming_resume_command(config.output):
         if is_writer():
-            plan = plan_of(task)
+            plan = plan_of(recipe)
             describe_plan(plan, console)
             write_plan(config.output / PLAN, plan)
-            write_split(config.output, task.training.names, task.validation.names)
-            write_fingerprints(config.output, task.inspection)
-            if task.score is not None and (config.output / BEST).exists():
-                _mend_best(task, console)
+            write_split(config.output, recipe.training.names, recipe.validation.names)
+            write_fingerprints(config.output, recipe.inspection)
+            if recipe.score is not None and (config.output / BEST).exists():
+                _mend_best(recipe, console)
         validation = Validation(
-            task.measure,
-            task.score,
+            lambda function: recipe.evaluate(recipe.activated(function)).logged(),
+            recipe.score,
             config.output / BEST,
             best_so_far(config.output, watched) if watched is not None else -np.inf,
-            task.activation,
-            lambda function, epoch: _preview(task, function, epoch),
-            task.whole,
+            recipe.task.activation,
+            lambda function, epoch: _preview(recipe, recipe.activated(function), epoch),
+            recipe.function,
         )
         board = []
         if is_writer() and importlib.util.find_spec("tensorboard") is not None:
             board.append(keras.callbacks.TensorBoard(config.output / "tensorboard", write_graph=False))
 
         model = fit_stages(
-            lambda: made.pop() if made else task.build(),
-            task.stages(),
+            lambda: first.pop() if first else recipe.build(),
+            recipe.stages(),
             config.steps_per_epoch,
             checkpoints,
             [validation, *board],
             console,
             resume,
-            EarlyStop(lambda: 0 < config.patience <= epochs_since_best(config.output, f"val_{task.followed}")),
+            EarlyStop(lambda: 0 < config.patience <= epochs_since_best(config.output, f"val_{recipe.monitored}")),
         )
         model.optimizer.finalize_variable_values(model.trainable_variables)
         model = local_copy(model)
         leave_to_writer()
         with on_single_device():
-            if task.score is not None:
-                _ensure_best(task, model, console)
-            return task.finish(model, console)
+            return _finish(recipe, model, console)
 
 
-def _mend_best(task: SupervisedTask, console: Console) -> None:
-    """Put a damaged file of the best weights aside, so that those of the steps to come take its place."""
-    from dl_techniques.training.checkpoint import is_intact
-
-    folder = task.config.output
-    if is_intact(folder / BEST):
-        return
-    (folder / BEST).replace(folder / f"{BEST}.damaged")
-    told = f"{folder / BEST}: damaged, put aside; it held the weights of {_best_step(task)}"
-    if is_intact(folder / MODEL):  # what the run gave when it ended
-        write_file(folder / BEST, (folder / MODEL).read_bytes())
-        console.print(f"{told}. Taken from {MODEL}", markup=False)
-    else:
-        console.print(f"{told}, which are lost. The best of the steps to come take its place", markup=False)
+def recipe_of(config: TrainingConfig) -> CreateRecipe:
+    """Return what makes the recipe of settings, given their type."""
+    return next(entry.recipe for entry in TASKS.values() if entry.config is type(config))
 
 
-def _ensure_best(task: SupervisedTask, model: keras.Model, console: Console) -> None:
-    """Where the best weights are lost, take those of the last step in their place."""
-    from dl_techniques.models.convunext.model import create_inference_model_from_training_model
-    from dl_techniques.training.checkpoint import is_intact, save_model
+def _finish(recipe: Recipe, model: keras.Model, console: Console) -> TrainingResult:
+    """Measure the weights that are wanted; write model, card and report.
 
-    path = task.config.output / BEST
-    if not is_intact(path):
-        state = "damaged" if path.exists() else "not there"
-        told = f"{path}: {state}; the weights of {_best_step(task)} are lost, those of the last step are taken"
-        console.print(told, markup=False)
-        changes = {"final_activation": task.activation, "dtype": "float32"}
-        save_model(create_inference_model_from_training_model(model, **changes), path)
-
-
-def _best_step(task: SupervisedTask) -> str:
-    """Return in words when the best weights were, as the log has it."""
-    values = [row[f"val_{task.score}"] for row in read_log(task.config.output)]
-    if not values:
-        return "an unknown step"
-    best = max(values)
-    return f"step {(values.index(best) + 1) * task.config.steps_per_epoch} ({task.score} {best:.4f})"
-
-
-def plan_of(task: SupervisedTask) -> Plan:
-    """Return what a run will do."""
-    sizes = len(task.training), len(task.validation)
-    return Plan(task.name, task.config, task.inspection, *sizes, task.choices(), task.found())
-
-
-def load_best(config: TrainingConfig) -> ConvUNextModel:
-    """Return the inference model with the weights that were best on the validation images."""
-    import keras
-
-    return keras.saving.load_model(config.output / BEST, compile=False, safe_mode=True)
-
-
-def write_model(config: TrainingConfig, card: ModelCard) -> None:
-    """Make the best model the model of the run, with its card."""
-    write_file(config.output / MODEL, (config.output / BEST).read_bytes())
-    write_card(config.output / MODEL, card)
-
-
-def training_card(task: SupervisedTask) -> dict[str, Any]:
-    """Return what a card says of the training, as arguments of `ModelCard`."""
-    config = task.config
-    return {
-        "task": task.name,
-        "channels": task.inspection.channels,
-        "training": {
-            "images": len(task.training),
+    Args:
+        recipe: Of the run.
+        model: As trained, with the averaged weights of the last step.
+        console: Where to print the figures.
+    """
+    config, folder = recipe.config, recipe.config.output
+    wanted = _best_or_last(recipe, model, console)
+    function = recipe.function(wanted)
+    evaluation = recipe.evaluate(function)
+    card = ModelCard(
+        task=recipe.task.name,
+        channels=recipe.inspection.channels,
+        training={
+            "images": len(recipe.training),
             "steps": config.steps,
             "patch": config.patch,
             "patches_in_a_step": config.batch_size,
             "seed": config.seed,
         },
-        "data_sha256": task.inspection.digest,
-    }
+        data_sha256=recipe.inspection.digest,
+        metrics=evaluation.figures(),
+        **recipe.task.card_fields(),
+    )
+    write_card(folder / MODEL, card)
+    evaluation.describe(console)
+    write_evaluation(
+        folder,
+        evaluation,
+        lambda number: recipe.pictures(function, number),
+        title=f"{recipe.title}: {folder.name}",
+        lead=recipe.lead,
+        facts=_facts(recipe, wanted),
+        curves={
+            "Loss in training": _curve(folder, "loss"),
+            **{f"{name} on the validation images": _curve(folder, f"val_{name}") for name in evaluation.logged()},
+        },
+    )
+    return TrainingResult(wanted, evaluation, folder.resolve())
 
 
-def facts_of(task: SupervisedTask, model: keras.Model) -> dict[str, str]:
-    """Return what a report tells of a run beside its figures."""
+def _best_or_last(recipe: Recipe, model: keras.Model, console: Console) -> Any:
+    """Write the inference model with the wanted weights as the model of the run, and return it."""
     import keras
 
+    from dl_techniques.training.checkpoint import is_intact, save_model
+
+    best, path = recipe.config.output / BEST, recipe.config.output / MODEL
+    if recipe.score is None:
+        last = _inference_model(recipe, model)
+        save_model(last, path)
+        return last
+    if not is_intact(best):
+        state = "damaged" if best.exists() else "not there"
+        message = f"{best}: {state}; the weights of {_best_step(recipe)} are lost, those of the last step are taken"
+        console.print(message, markup=False)
+        save_model(_inference_model(recipe, model), best)
+    write_file(path, best.read_bytes())
+    return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
+def _inference_model(recipe: Recipe, model: keras.Model) -> keras.Model:
+    from dl_techniques.models.convunext.model import ConvUNextModel, create_inference_model_from_training_model
+
+    if not isinstance(model, ConvUNextModel):
+        return model
+    changes = {"final_activation": recipe.task.activation, "dtype": "float32"}
+    return create_inference_model_from_training_model(model, **changes)
+
+
+def _mend_best(recipe: Recipe, console: Console) -> None:
+    """Put a damaged file of the best weights aside, so that those of the steps to come take its place."""
+    from dl_techniques.training.checkpoint import is_intact
+
+    folder = recipe.config.output
+    if is_intact(folder / BEST):
+        return
+    (folder / BEST).replace(folder / f"{BEST}.damaged")
+    message = f"{folder / BEST}: damaged, put aside; it held the weights of {_best_step(recipe)}"
+    if is_intact(folder / MODEL):  # what the run gave when it ended
+        write_file(folder / BEST, (folder / MODEL).read_bytes())
+        console.print(f"{message}. Taken from {MODEL}", markup=False)
+    else:
+        console.print(f"{message}, which are lost. The best of the steps to come take its place", markup=False)
+
+
+def _best_step(recipe: Recipe) -> str:
+    """Return in words when the best weights were, by the log."""
+    values = [row[f"val_{recipe.score}"] for row in read_log(recipe.config.output)]
+    if not values:
+        return "an unknown step"
+    best = max(values)
+    return f"step {(values.index(best) + 1) * recipe.config.steps_per_epoch} ({recipe.score} {best:.4f})"
+
+
+def _facts(recipe: Recipe, model: keras.Model) -> dict[str, str]:
+    """Return what a report says of a run beside its figures."""
+    import keras
+
+    settings = {k: v for k, v in asdict(recipe.config).items() if k != "output" and v is not None}
     return {
-        "model": f"{task.choices()['model']}, {model.count_params():,} parameters",
-        "settings": ", ".join(f"{k}={v}" for k, v in asdict(task.config).items() if k != "output" and v is not None),
+        "model": f"{recipe.choices()['model']}, {model.count_params():,} parameters",
+        "settings": ", ".join(f"{name}={value}" for name, value in settings.items()),
         "versions": f"convunext {__version__}, Keras {keras.__version__} on {keras.backend.backend()}",
         "files": f"{MODEL} (the inference model, with its card), log.csv, "
         f"metrics.json, split.csv, {PLAN}, config.json, {PREVIEWS}/, tensorboard/, checkpoints/",
     }
 
 
-def curve_of(folder: Path, name: str) -> list[float]:
+def _curve(folder: Path, name: str) -> list[float]:
     """Return a figure of each epoch."""
     return [row[name] for row in read_log(folder)]
 
 
-def _preview(task: SupervisedTask, function: Function, epoch: int) -> None:
+def _preview(recipe: Recipe, function: Function, epoch: int) -> None:
     """Save what the model makes of the first validation images, every few epochs."""
-    every = task.config.preview_every
+    every = recipe.config.preview_every
     if every and (epoch + 1) % every == 0:
-        folder = task.config.output / PREVIEWS
+        folder = recipe.config.output / PREVIEWS
         folder.mkdir(exist_ok=True)
-        for number in range(min(PREVIEWED, len(task.validation))):
-            name = f"epoch-{epoch + 1:04d}-{task.validation.names[number]}.png"
-            write_image(folder / name, Picture(contact_sheet([task.show(function, number)])))
+        for number in range(min(PREVIEWED, len(recipe.validation))):
+            name = f"epoch-{epoch + 1:04d}-{recipe.validation.names[number]}.png"
+            write_image(folder / name, Picture(contact_sheet([recipe.pictures(function, number)])))

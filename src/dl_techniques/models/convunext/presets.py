@@ -18,7 +18,7 @@ import numpy as np
 
 from dl_techniques import __version__
 from dl_techniques.atomic import write_file
-from dl_techniques.card import ModelCard, write_card
+from dl_techniques.card import ModelCard, read_card, write_card
 from dl_techniques.errors import ArgumentError, FileError
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -119,6 +119,11 @@ def read_preset(preset: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np
     if not isinstance(arguments, dict) or not all(isinstance(value, plain) for value in arguments.values()):
         raise FileError(str(folder / CONFIG), "does not hold plain constructor arguments.", "Get it again.")
     return arguments, arrays
+
+
+def preset_card(preset: str | os.PathLike) -> ModelCard:
+    """Return the card of a preset: what it is for, how it was trained and measured."""
+    return read_card(preset_folder(preset))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dl_techniques.errors import ArgumentError, check_counts
 from dl_techniques.training.settings import TrainingConfig
@@ -38,6 +38,10 @@ class DenoisingConfig(TrainingConfig):
         equivariant_block: Design of the bias-free block.
         zero_mean_stem: Whether the model sees differences of intensities only.
     """
+
+    summary: ClassVar[str] = (
+        "Train a blind denoiser on clean images, to which Gaussian noise of every level up to sigma is added."
+    )
 
     noisy_only: bool = False
     sigma: float = 55.0

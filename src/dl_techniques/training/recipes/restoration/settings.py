@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dl_techniques.errors import ArgumentError
 from dl_techniques.training.settings import PairedConfig
@@ -19,6 +19,10 @@ class RestorationConfig(PairedConfig):
         val_targets: Targets of `val_images`.
         loss: `"charbonnier"`, nearly the mean absolute error; `"mse"`, best for PSNR, smoother; or `"mae"`.
     """
+
+    summary: ClassVar[str] = (
+        "Train a model that restores images, from pairs of images and their targets: deblurring, cleaning."
+    )
 
     targets: str | None = None
     val_targets: str | None = None

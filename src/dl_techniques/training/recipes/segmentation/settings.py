@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dl_techniques.errors import ArgumentError
 from dl_techniques.training.settings import PairedConfig
@@ -28,6 +28,10 @@ class SegmentationConfig(PairedConfig):
         anneal_supervision: The coarser outputs' shares of the loss fall linearly to zero over the run, so that it ends
             on the full size alone; without, they stay.
     """
+
+    summary: ClassVar[str] = (
+        "Train a segmenter on images and masks: binary, instances as foreground, many classes, or labels that overlap."
+    )
 
     masks: str | None = None
     val_masks: str | None = None

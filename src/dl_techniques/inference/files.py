@@ -1,0 +1,204 @@
+"""A predictor on files: masks, probabilities, restored images, and how sure the model is of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dl_techniques.engines.selection import Model
+from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.images.files import open_image, write_images
+from dl_techniques.images.formats import format_of, holding
+from dl_techniques.images.source import ImageSource, Picture
+from dl_techniques.inference.network import OnTile, Pass
+from dl_techniques.inference.pipeline import FileResult, find_inputs, plan_outputs, process_files, summarize
+from dl_techniques.inference.predictor import Predictor
+from dl_techniques.inference.settings import PredictionOptions
+from dl_techniques.inference.streaming import stream_file
+from dl_techniques.tasks.base import Remarks
+from dl_techniques.tasks.channels import plan_channels
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """What is said of a file that is done.
+
+    Attributes:
+        notes: What was converted.
+        passes: Over tiles, of the last page.
+        remarks: On the result, without the truth.
+    """
+
+    notes: tuple[str, ...] = ()
+    passes: tuple[Pass, ...] = ()
+    remarks: Remarks = Remarks()
+
+
+PredictorFor = Callable[[Path], Predictor]  # which predictor a file needs
+
+
+def create_predictor(model: Model, options: PredictionOptions, task: str | None = None) -> Predictor:
+    """Return the predictor that options ask for.
+
+    Raises:
+        ArgumentError: An option does not fit the model.
+    """
+    predictor = Predictor(model, task=task, **predictor_settings(options))
+    check_options(predictor, options)
+    return predictor
+
+
+def predictor_settings(options: PredictionOptions) -> dict[str, Any]:
+    """Return the arguments of `Predictor` that options state."""
+    names = ("tta", "global_stats", "max_memory", "tile", "engine", "precision")
+    return {name: getattr(options, name) for name in names}
+
+
+def check_options(predictor: Predictor, options: PredictionOptions) -> None:
+    """Raise `ArgumentError` for options that do not fit the model."""
+    if options.uncertainty and options.tta == 1:
+        raise ArgumentError("uncertainty", "needs --tta 2, 4 or 8, whose disagreement it is", True)
+    predictor.task.check_extras(options.extras, predictor.engine.source)
+
+
+def predict_files(
+    predictor_for: PredictorFor, inputs: Sequence[str], options: PredictionOptions, console: Console
+) -> list[FileResult[PredictionReport]]:
+    """Apply models to files; one that is refused is named and the others go on, one that is done is left as it is.
+
+    Args:
+        predictor_for: The predictor for a file.
+        inputs: Files, folders and patterns.
+        options: Settings.
+        console: Where to print.
+
+    Raises:
+        FileError: No input exists, two files would become one, or nothing can be written.
+    """
+    found = find_inputs(inputs)
+
+    def work(source: Path, output: Path, on_tile: OnTile) -> PredictionReport:
+        return predict_file(predictor_for(source), source, output, options, on_tile)
+
+    pairs = plan_outputs(
+        found,
+        options.output,
+        options.overwrite,
+        lambda source: result_name(predictor_for(source), source),
+        options.resumes,
+    )
+    results = process_files(pairs, work, describe, console, options.overwrite, found.lost)
+    console.print(summarize(results))
+    return results
+
+
+def possible_names(predictor: Predictor, source: Path) -> list[str]:
+    """Return the names that the result of a file may have, before the file is opened."""
+    return [f"{source.stem}{suffix}" for suffix in predictor.task.result_suffixes(source)]
+
+
+def result_name(predictor: Predictor, source: Path) -> str:
+    """Return the name of a file's result, in a folder."""
+    names = possible_names(predictor, source)
+    if len(names) > 1:
+        try:
+            with open_image(source) as file:
+                return names[-1] if file.count > 1 or reads_in_parts(predictor, file) else names[0]
+        except FileError:
+            pass  # raised again when it is read
+    return names[0]
+
+
+def predict_file(
+    predictor: Predictor, source: Path, output: Path, options: PredictionOptions, on_tile: OnTile
+) -> PredictionReport:
+    """Write what a model makes of a file, whole or not at all.
+
+    Raises:
+        FileError: It is refused.
+    """
+    with open_image(source, options.max_pixels) as file:
+        try:
+            if reads_in_parts(predictor, file):
+                return _stream(predictor, file, output, options, on_tile)
+            predictor.plan(file.shape())  # refuses before anything is decoded
+        except ArgumentError as error:
+            raise FileError(str(source), str(error)) from error
+        pictures, predictions, remarks = [], [], Remarks()
+        for number in range(file.count):
+            page = str(source) if number == 0 else f"{source}, page {number + 1}"
+            picture = fit_channels(file.read(number, predictor.channels), predictor, page)
+            try:
+                predictions.append(predictor(picture.pixels, on_tile))
+            except ArgumentError as error:
+                raise FileError(page, str(error)) from error
+            pictures.append(picture)
+    if options.uncertainty:
+        write_images(output.with_name(f"{output.stem}-uncertainty.tif"), [Picture(p.uncertainty) for p in predictions])
+    predictor.task.write(output, pictures, predictions, options.extras)
+    if options.inspect:
+        remarks = predictor.task.inspect(pictures[0].pixels, lambda x: predictor(x).pixels)
+    notes = tuple(dict.fromkeys(note for picture in pictures for note in picture.notes))
+    if predictor.engine.model is None and predictor.engine.tiling is None:
+        notes += ("the card does not state the network's memory: --max-memory bounded images and results alone",)
+    return PredictionReport(notes, predictions[-1].passes, remarks)
+
+
+def reads_in_parts(predictor: Predictor, file: ImageSource) -> bool:
+    """Return whether a file is too large for the memory and of a kind that is read and written in parts."""
+    return not predictor.holds(file.shape()) and file.can_read_windows
+
+
+def fit_channels(picture: Picture, predictor: Predictor, source: str) -> Picture:
+    """Return a picture with the channels of a model, where nothing is lost by it.
+
+    Raises:
+        FileError: Something would be.
+    """
+    pixels = picture.pixels
+    layout = plan_channels(
+        pixels.shape[2],
+        predictor.channels,
+        predictor.task.restores,
+        None if picture.alpha is None else pixels.shape[2],
+        lambda: bool((pixels == pixels[..., :1]).all()),
+        (source, predictor.engine.source),
+    )
+    (run, *others) = layout.runs
+    if not others and run != tuple(range(pixels.shape[2])):
+        pixels = pixels[..., list(run)]
+    return replace(picture, pixels=pixels, notes=(*picture.notes, *layout.notes))
+
+
+def describe(report: PredictionReport) -> list[str]:
+    """Return what can be said of a file that is done, the first part for the end of its line."""
+    last = report.passes[-1] if report.passes else None
+    facts = [f"{name} {value}" for name, value in report.remarks.facts.items()]
+    if last is not None and last.tiles > 1:
+        facts.append(f"{last.tiles} tiles")
+        if last.change is not None:
+            facts.append(f"{len(report.passes)} passes, whole-image statistics moved by {last.change:.0e} in the last")
+    return [", ".join((*facts, *report.notes)), *(f"warning: {warning}" for warning in report.remarks.warnings)]
+
+
+def _stream(
+    predictor: Predictor, file: ImageSource, output: Path, options: PredictionOptions, on_tile: OnTile
+) -> PredictionReport:
+    height, width, _ = file.shape()
+    wanted = [f"--{name}" for name in sorted(options.extras - {"probabilities", "inspect"})]
+    wanted += ["--uncertainty"] if options.uncertainty else []
+    if wanted or options.tta > 1:
+        reason = f"has {width}x{height} pixels, too many for {', '.join(wanted or ['--tta'])} within the memory."
+        raise FileError(str(file.path), reason, "Leave it out, or raise --max-memory.")
+    row = format_of(output)
+    if row is None or not row.windows:
+        reason = f"cannot be written in parts, which {width}x{height} need."
+        raise FileError(str(output), reason, f"Choose {holding(lambda row: row.windows)}.")
+    beside = output.with_name(f"{output.stem}-probabilities.tif") if options.probabilities else None
+    passes, notes = stream_file(predictor.network, predictor.task, file.path, output, beside, predictor.memory, on_tile)
+    return PredictionReport(("read and written in parts", *notes), passes)

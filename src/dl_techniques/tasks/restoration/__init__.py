@@ -1,0 +1,1 @@
+"""Restoration: an image of another, in its own unit."""

@@ -1,0 +1,180 @@
+"""Segmentation: a class of each pixel, or labels that may overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from dl_techniques.datasets.normalization import standardize
+from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.images.display import to_display, visible
+from dl_techniques.images.files import write_images
+from dl_techniques.images.source import Picture
+from dl_techniques.metrics import Confusion
+from dl_techniques.tasks.base import (
+    CaptionedPicture,
+    Function,
+    Prediction,
+    Preview,
+    Sample,
+    Scaling,
+    Statistics,
+    Task,
+    as_rgb,
+)
+from dl_techniques.tasks.segmentation.classes import IGNORED, Classes, overlay, paint
+from dl_techniques.tasks.segmentation.evaluation import SegmentationEvaluation, evaluate
+from dl_techniques.tasks.segmentation.inspection import check_values, describe_classes, reader_of
+from dl_techniques.tasks.segmentation.masks import write_masks
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dl_techniques.card import ModelCard
+    from dl_techniques.datasets.inspection import Inspection
+    from dl_techniques.datasets.pairs import Pair
+    from dl_techniques.datasets.targets import TargetReader
+
+WRONG = (245, 60, 60)
+
+
+@dataclass(frozen=True)
+class SegmentationTask(Task):
+    """Classes of pixels.
+
+    Attributes:
+        classes: What the model's channels mean.
+        standardizes: Whether images have mean 0 and variance 1 before they go in; artifacts do that themselves.
+        decoded: Whether an artifact returns class indices, no probabilities.
+    """
+
+    name: ClassVar[str] = "segment"
+    noun: ClassVar[str] = "mask"
+    extras: ClassVar[frozenset[str]] = frozenset({"probabilities", "overlay"})
+    quantization_limit: ClassVar[float | None] = 0.01
+    quantization_measure: ClassVar[str] = "loss of Dice"
+
+    classes: Classes
+    standardizes: bool = True
+    decoded: bool = False
+
+    @property
+    def activation(self) -> str:
+        return self.classes.activation
+
+    @classmethod
+    def from_card(cls, card: ModelCard, source: str) -> SegmentationTask:
+        classes = Classes.from_card(card.details, source)
+        return cls(classes, card.standardizes(source), card.exported.get("activation") == "argmax")
+
+    def card_fields(self) -> dict[str, Any]:
+        return {
+            "normalization": "standardize",
+            "value_range": "any: each image is scaled to mean 0 and variance 1 before it goes in",
+            "output": f"probabilities ({self.activation})",
+            "details": self.classes.as_card(),
+        }
+
+    # === Prediction ===
+
+    def scaling(self, found: Statistics, largest: float | None) -> Scaling:
+        if found.largest > float(np.finfo("float32").max):
+            raise ArgumentError("pixels", "must have magnitudes that float32 holds", found.largest)
+        return Scaling(found.mean, found.deviation or 1.0) if self.standardizes else Scaling()
+
+    def decode(self, output: np.ndarray, scaling: Scaling, dtype: np.dtype) -> np.ndarray:
+        indices = self.classes.decide(output)[0] if output.dtype.kind == "f" else output.astype("uint8")
+        return indices.reshape(*output.shape[:2], -1)
+
+    def result_dtype(self, dtype: np.dtype) -> np.dtype:
+        return np.dtype("uint8")
+
+    def result_samples(self, outputs: int) -> int:
+        return self.classes.count if self.classes.labels else 1
+
+    def result_suffixes(self, source: Path) -> tuple[str, ...]:
+        return (".tif",) if self.classes.labels else (".png", ".tif")
+
+    def write(
+        self, output: Path, pictures: Sequence[Picture], predictions: Sequence[Prediction], extras: frozenset[str]
+    ) -> None:
+        if "probabilities" in extras:
+            found = [p.probabilities for p in predictions if p.probabilities is not None]
+            if len(found) < len(predictions):
+                raise FileError(str(output), "would need probabilities; the artifact returns classes.", "Leave it out.")
+            pages = [Picture(probabilities) for probabilities in found]
+            write_images(output.with_name(f"{output.stem}-probabilities.tif"), pages)
+        masks = [p.pixels if self.classes.labels else p.pixels[..., 0] for p in predictions]
+        if "overlay" in extras:
+            for number, (picture, mask) in enumerate(zip(pictures, masks, strict=True), start=1):
+                page = f"-{number}" if len(masks) > 1 else ""
+                shown = Picture(overlay(picture.pixels, mask, self.classes))
+                write_images(output.with_name(f"{output.stem}-overlay{page}.png"), [shown])
+        write_masks(output, masks, self.classes)
+
+    def facts(self) -> dict[str, str]:
+        return {"classes": ", ".join(self.classes.names)}
+
+    def preview(self, pixels: np.ndarray, result: np.ndarray) -> Preview:
+        labels, count = self.classes.labels, self.classes.count
+        mask = result if labels else result[..., 0]
+        pixels_of = mask.sum(axis=(0, 1)) if labels else np.bincount(mask.ravel(), minlength=count)
+        shares = pixels_of / (mask.shape[0] * mask.shape[1])
+        named = zip(self.classes.colours, self.classes.names, shares, strict=True)
+        legend = tuple((f"#{bytes(colour).hex()}", name, float(share)) for colour, name, share in named)
+        before, after = (overlay(pixels, x, self.classes) for x in (np.zeros_like(mask), mask))
+        return Preview(before, after, legend)
+
+    # === Truth ===
+
+    @property
+    def reader(self) -> TargetReader:
+        return reader_of(self.classes)
+
+    def check_targets(self, inspection: Inspection, console: Console) -> None:
+        check_values(inspection, self.classes)
+        describe_classes(inspection, self.classes, console)
+
+    def sample(self, pair: Pair, pixels: np.ndarray, target: np.ndarray, largest: float) -> Sample:
+        mask = self.classes.encode(target if self.classes.labels else target[..., 0], pair.words(pair.target))
+        return Sample(pair.name, standardize(pixels) if self.standardizes else pixels.astype("float32"), mask)
+
+    def evaluate(self, function: Function, samples: Iterable[Sample]) -> SegmentationEvaluation:
+        if self.decoded:
+            remedy = "Export it without --activation argmax."
+            raise FileError("model", "returns classes, no probabilities, which the scores are made of.", remedy)
+        return evaluate(function, samples, self.classes)
+
+    def pictures(self, sample: Sample, output: np.ndarray) -> list[CaptionedPicture]:
+        predicted, _ = self.classes.decide(output)
+        valid = sample.target != IGNORED
+        score = evaluate(lambda _: output[None], [sample], self.classes).scores[0]
+        low, high = np.percentile(visible(sample.image), (0.5, 99.5))
+        wrong = (predicted != sample.target) & valid
+        wrong = wrong.any(axis=2) if wrong.ndim == 3 else wrong
+        shown = to_display(sample.image, low, high)
+        dimmed = (0.4 * as_rgb(shown)).astype("uint8")
+        dimmed[wrong] = WRONG
+        return [
+            (sample.name, shown),
+            ("truth", paint(sample.target)),
+            (f"prediction, mean Dice {score:.3f}", paint(predicted)),
+            ("wrong pixels", dimmed),
+        ]
+
+    # === 8-bit integers ===
+
+    def quantization_loss(
+        self, expected: Sequence[np.ndarray], actual: Sequence[np.ndarray], clean: Sequence[np.ndarray]
+    ) -> float:
+        """Return 1 − the mean Dice of the masks of both."""
+        confusion = Confusion(2 if self.classes.labels else self.classes.count)
+        none = Scaling()
+        for outputs in zip(expected, actual, strict=True):
+            truth, found = (self.decode(x[0], none, x.dtype) for x in outputs)
+            confusion.update(found, truth)
+        return 1 - confusion.mean_dice

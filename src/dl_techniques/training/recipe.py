@@ -1,0 +1,128 @@
+"""What a task trains, on what, and how it judges that: the interface between the frame and a task."""
+
+from __future__ import annotations
+
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from dl_techniques.datasets.inspection import Inspection
+from dl_techniques.datasets.lazy import LazyDataset
+from dl_techniques.datasets.pairs import Pair
+from dl_techniques.engines.engine import Engine
+from dl_techniques.inference.memory import parse_memory
+from dl_techniques.inference.tiled_function import tiled_function
+from dl_techniques.tasks.base import CaptionedPicture, Evaluation, Function, Task
+from dl_techniques.training.settings import TrainingConfig
+
+if TYPE_CHECKING:
+    import keras
+
+    from dl_techniques.models.convunext.model import ConvUNextModel
+    from dl_techniques.training.loop import Stage
+
+Config = TypeVar("Config", bound=TrainingConfig)
+TaskType = TypeVar("TaskType", bound=Task)
+
+
+class Recipe(ABC, Generic[Config, TaskType]):
+    """Data, model, loss and batches of a run.
+
+    It is made of the settings and a console; it inspects the data and resolves what the settings leave open.
+
+    Attributes:
+        title: Heading of the report.
+        score: Logged figure of the evaluation whose highest value is the best; `None` if the last weights are wanted.
+        passes: How often an evaluation applies the model to each image.
+        config: Settings, nothing left open.
+        task: What the model's outputs mean.
+        inspection: Of all files.
+        training: Samples to train on.
+        validation: Samples to validate on.
+    """
+
+    title: ClassVar[str]
+    score: ClassVar[str | None]
+    passes: int = 1
+    config: Config
+    task: TaskType
+    inspection: Inspection
+    training: LazyDataset
+    validation: LazyDataset
+
+    @property
+    def monitored(self) -> str | None:
+        """Logged figure that must rise if the run is not to stop early."""
+        return self.score
+
+    def split(self) -> None:
+        """Make the samples of the inspected pairs."""
+        pairs, count = self.inspection.pairs, self.inspection.training
+        budget = self.inspection.decoded.budget  # what the inspection kept makes room as it is used
+        self.training = LazyDataset(pairs[:count], self.read, budget)
+        self.validation = LazyDataset(pairs[count:], self.read, budget)
+
+    def read(self, pair: Pair) -> Any:
+        """Return the sample of a pair."""
+        return self.task.sample(pair, *self.inspection.read(pair), self.inspection.largest_float)
+
+    def function(self, model: ConvUNextModel) -> Function:
+        """Return a model as a function of images of any size, which computes in tiles what would take too much memory.
+
+        Raises:
+            ArgumentError: The memory is too small for a tile.
+        """
+        from dl_techniques.models.convunext.function import keras_function
+
+        engine = Engine(keras_function(model), model.input_channels, "the model", self.config.output, model)
+        return tiled_function(engine, parse_memory(self.config.max_memory), self.inspection.largest)
+
+    def activated(self, function: Function) -> Function:
+        """Return the training model's function with the activation that the inference model ends in."""
+        if self.task.activation == "linear":
+            return function
+        import keras
+
+        activation = keras.activations.get(self.task.activation)
+        return lambda batch: keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(function(batch))))
+
+    @abstractmethod
+    def build(self) -> keras.Model:
+        """Return the untrained model, compiled, its optimizer built; its outputs lack the last activation."""
+
+    def stages(self) -> list[Stage]:
+        """Return the steps of the run, from the first to the last."""
+        from dl_techniques.training.loop import Stage
+
+        return [Stage(0, self.config.steps, self.batches)]
+
+    def batch_sizes(self) -> list[int]:
+        """Return the sizes of the run's batches."""
+        return [typing.cast(int, self.config.batch_size)]
+
+    @abstractmethod
+    def batches(self, done: int = 0) -> Iterator[tuple]:
+        """Yield the run's batches after so many of them; batch n depends on the settings and n alone."""
+
+    def evaluate(self, function: Function) -> Evaluation:
+        """Return the scores of the inference model on the validation images."""
+        return self.task.evaluate(function, self.validation)
+
+    def pictures(self, function: Function, number: int) -> list[CaptionedPicture]:
+        """Return validation image `number` and what the inference model makes of it, as pictures of one size."""
+        sample = self.validation[number]
+        return self.task.pictures(sample, function(sample.image[None])[0])
+
+    @property
+    def lead(self) -> str:
+        """Sentence below the heading of the report."""
+        return f"{len(self.validation)} validation images that the model did not see in training."
+
+    def found(self) -> Mapping[str, Any]:
+        """Return what was found in these data beside the inspection, as TOML can hold it."""
+        return {}
+
+    @abstractmethod
+    def choices(self) -> Mapping[str, str]:
+        """Return what was chosen for these data beside the settings, in words; `"model"` among them."""
