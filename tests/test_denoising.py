@@ -235,7 +235,6 @@ def test_disk_without_room_for_a_run_is_refused_before_its_first_step(finished, 
     train(config, Console(quiet=True), resume=True)  # has two checkpoints already
 
 
-@pytest.mark.each_backend
 def test_checkpoint_of_another_model_is_refused_before_anything_changes(finished, photos):
     config, _ = finished
     other = DenoisingConfig(

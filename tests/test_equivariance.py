@@ -19,6 +19,8 @@ from models import DENOISER, image, randomize, relative_difference, run, small_m
 pytestmark = pytest.mark.each_backend
 
 ALPHAS = np.array([0.013, 0.37, 1.7, 73.0], dtype="float32")  # no powers of two: floats scale by those exactly
+# Wider than tiny, which no backend sees a difference in: once.
+WIDER = [pytest.param(net, marks=pytest.mark.only_backend("tensorflow")) for net in ("small", "base")]
 SIZES = ((64, 64), (97, 61))
 DEPTH_5 = {"depth": 5, "initial_filters": 8, "blocks_per_level": 1, "drop_path_rate": 0.0}
 
@@ -45,7 +47,7 @@ def build(net: str, **kwargs) -> ConvUNextModel:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("block", list(EQUIVARIANT_BLOCKS))
-@pytest.mark.parametrize("net", ["tiny", "small", "base", "depth 5"])
+@pytest.mark.parametrize("net", ["tiny", *WIDER, "depth 5"])
 def test_bias_free_output_scales_with_input(net, block, version):
     supervised = build(net, use_bias=False, equivariant_block=block, convnext_version=version)
     plain = create_inference_model_from_training_model(supervised)
