@@ -91,7 +91,7 @@ def prediction(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
         convolution.DepthwiseConvolution.call = keras.layers.DepthwiseConv2D.call
     if name == "operations":
         normalization.ChannelNormalization.call = keras.layers.LayerNormalization.call
-        normalization.GlobalResponseNormalization.energy = lambda self, x, kept=None: keras.ops.sum(
+        normalization.GlobalResponseNormalization.sum_of_squares = lambda self, x, valid=None: keras.ops.sum(
             keras.ops.square(x), axis=(1, 2)
         )
     openvino = import_openvino()

@@ -45,7 +45,7 @@ class ConvUNextError(Exception):
 
 
 class ArgumentError(ConvUNextError, ValueError):
-    """Refuse an argument: "`depth` must be at least 2. Received: depth=1."
+    """Refuse an argument, as in "`depth` must be at least 2. Received: depth=1".
 
     Args:
         name: Name of the argument.

@@ -18,13 +18,13 @@ TINY = 1e-6  # below any share of valid pixels, 4⁻ⁿ at the n-th coarser outp
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
 class SegmentationLoss(keras.losses.Loss):
-    """Weigh overlap and cross-entropy of logits with class fractions, leaving ignored pixels out.
+    """Sum weighted overlap and cross-entropy losses of logits and class fractions, without ignored pixels.
 
     `dice · mean over classes of (1 − T) + cross_entropy · mean over valid pixels of F`, where v is the valid share of a
     pixel, p the probability and t the fraction of a class in it, TP = Σ v·min(p, t), FP = Σ v·max(p − t, 0),
     FN = Σ v·max(t − p, 0), T = (TP + s) / (TP + α·FP + β·FN + s), and F = |t − p|^γ · (−t·log p − (1 − t)·log(1 − p)),
     without its second part for `"softmax"`. With α = β = ½ that is soft Dice, with γ = 0 cross-entropy. β > α finds
-    more of what is small, at the price of false alarms; γ = 2 dwells on what is hard.
+    more small objects at the price of false positives; γ > 0 gives weight to pixels that are hard to classify.
 
     Args:
         activation: `"softmax"` where each pixel is of one class; `"sigmoid"` where channels are independent, or where
@@ -35,16 +35,16 @@ class SegmentationLoss(keras.losses.Loss):
         alpha: Weight α of false positives in the overlap.
         beta: Weight β of false negatives in the overlap.
         smooth: s, in pixels: s/α pixels found where there is nothing cost half of the overlap.
-        over_batch: Whether sums run over the whole batch, which makes one number, or over each image. Sample weights
-            need numbers of images; `y_true` can weigh pixels either way.
-        class_weights: A weight per channel, of any scale; equal if not given.
-        reduction: Keras' reduction of the numbers of images.
+        over_batch: Whether to sum over the batch, which gives one loss, or over each image, which sample weights need;
+            `y_true` can weigh pixels either way.
+        class_weights: A weight per channel, of any scale; default: equal weights.
+        reduction: Keras' reduction of the losses of the images.
         name: Name of the loss.
 
     Call arguments:
         y_true: `(batch, height, width, classes + 1)`: the fraction of each class among the valid parts of a pixel times
             the valid share of the pixel, and last that share, in [0, 1]. A plain pixel is one-hot and 1, an ignored one
-            zeros; area means of such pixels are such pixels. `training/supervision.py` makes it.
+            zeros; area means of such pixels are such pixels. See `training/supervision.py`.
         y_pred: `(batch, height, width, classes)`, logits, of any float type.
 
     Returns:
@@ -108,7 +108,7 @@ class SegmentationLoss(keras.losses.Loss):
             entropy = -fractions * log_probability
             if self.activation == "sigmoid":
                 entropy += (1.0 - fractions) * ops.softplus(y_pred)
-            if self.gamma:  # the floor: roots have no slope at 0
+            if self.gamma:  # maximum: a root has no finite slope at 0
                 entropy *= ops.power(ops.maximum(ops.abs(fractions - probability), TINY), self.gamma)
             loss += self.cross_entropy * self._pixel_mean(entropy, valid)
         return loss
@@ -166,9 +166,9 @@ class CharbonnierLoss(keras.losses.Loss):
     are 0.
 
     Args:
-        epsilon: ε, where the one turns into the other, in the unit of the images; 0.001 is for intensities in [0, 1],
+        epsilon: ε, the transition between both, in the unit of the images; 0.001 is for intensities in [0, 1],
             a quarter of a grey level of 8 bits. Also the loss of a perfect output.
-        reduction: Keras' reduction of the numbers of the pixels.
+        reduction: Keras' reduction of the losses of the pixels.
         name: Name of the loss.
 
     Call arguments:
@@ -206,7 +206,7 @@ def _check_weight(name: str, value: float) -> None:
 
 
 def _check_shape(y_true, expected: tuple[int | None, ...]) -> None:
-    """Refuse targets that broadcasting would stretch; sizes that are not known yet pass."""
+    """Raise an error for targets that would be broadcast; unknown sizes pass."""
     shape = tuple(y_true.shape)
     known = [pair for pair in zip(shape, expected, strict=False) if None not in pair]
     if len(shape) != len(expected) or any(size != other for size, other in known):

@@ -56,7 +56,7 @@ class LayerScale(keras.layers.Layer):
 
 
 def make_norm(use_bias: bool, equivariant_block: str, dtype) -> Any:
-    """Return the norm of a block or stem: layer norm, or that of its bias-free design, `None` where it has none."""
+    """Return the norm of a block or stem: layer norm, or that of its bias-free design; `None` if that has none."""
     if use_bias:
         return ChannelNormalization(epsilon=1e-6, dtype=dtype, name="norm")
     if equivariant_block not in EQUIVARIANT_BLOCKS:
@@ -95,7 +95,7 @@ class ConvNeXtBlock(keras.layers.Layer):
         remat: Recompute the bottleneck in the backward pass instead of keeping it in memory.
         kernel_initializer: Initializer of the three kernels, copied afresh for each.
         kernel_regularizer: Regularizer of the three kernels.
-        seed: Seed of the dropouts; drawn from Python's generator if `None`.
+        seed: Seed of the dropouts; default: drawn from Python's generator.
 
     Call arguments:
         x: `(batch, height, width, filters)`.
@@ -209,7 +209,7 @@ class ConvNeXtBlock(keras.layers.Layer):
         return x + self.branch(x, bottleneck, depthwise, norm)
 
     def branch(self, x, bottleneck, depthwise=None, norm=None):
-        """Return what is added to the input: convolution, norm (its own where not given), bottleneck, dropouts."""
+        """Return the residual branch; convolution and norm may be replaced (default: those of the block)."""
         norm = norm or self.norm
         y, scale = (depthwise or self.dwconv)(x), None
         if self.carries_scale:
@@ -227,11 +227,11 @@ class ConvNeXtBlock(keras.layers.Layer):
         x = self.pwconv1(x)  # (batch, height, width, expansion * filters)
         if self.grn is None:
             return self.layer_scale(self.pwconv2(x))
-        return self.reduce(x, self.grn.energy(x))
+        return self.reduce(x, self.grn.sum_of_squares(x))
 
-    def reduce(self, x, energy):
-        """Return `pwconv2(grn(x))` of a V2 block, GRN finding this sum of squares."""
-        return self.pwconv2(x, channel_scale=self.grn.channel_scale(energy), channel_shift=self.grn.beta)
+    def reduce(self, x, squares):
+        """Return `pwconv2(grn(x))` of a V2 block, given the sums of squares that GRN normalizes by."""
+        return self.pwconv2(x, channel_scale=self.grn.channel_scale(squares), channel_shift=self.grn.beta)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
@@ -260,8 +260,8 @@ class ConvUNextStem(keras.layers.Layer):
     """Turn pixels into features: a wide convolution and a layer norm over channels.
 
     With `use_bias=False` the norm is the one of `equivariant_block`, its scale multiplied back at once, so that the
-    stem is homogeneous and the features keep the intensity that layer norm throws away. Under a float16 policy the
-    stem works in float32 and casts its output: intensities may exceed 65,504.
+    stem is homogeneous and the features keep the intensity, which layer norm removes. Under a float16 policy the stem
+    computes in float32 and casts its output: intensities may exceed 65,504.
 
     Args:
         filters: Output channels.
@@ -274,7 +274,7 @@ class ConvUNextStem(keras.layers.Layer):
 
     Call arguments:
         x: `(batch, height, width, channels)`, intensities in any unit.
-        training: Whether gradients will be asked for.
+        training: Whether gradients are needed.
 
     Returns:
         `(batch, height, width, filters)`.

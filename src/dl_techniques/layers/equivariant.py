@@ -1,4 +1,4 @@
-"""Norms without additive parameters: what keeps f(a·x) = a·f(x) true when `use_bias=False`."""
+"""Layers without additive parameters, with which f(a·x) = a·f(x) holds when `use_bias=False`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TINY = 1e-24
 
 # Block designs of `use_bias=False`, each exactly homogeneous: norm in the block, activation that fits it.
 EQUIVARIANT_BLOCKS = {
-    "scale_layernorm": "layer norm that hands on the scale it divided by, GELU",
+    "scale_layernorm": "layer norm that passes on its scale, GELU",
     "no_norm": "no norm, ReLU",
     "batchnorm": "variance-only batch norm, ReLU",
 }
@@ -39,7 +39,7 @@ class ScaleCarryingLayerNormalization(keras.layers.Layer):
     Returns:
         `n` of the input's shape, and `s`, `(batch, height, width, 1)`, in the input's unit.
 
-    Reference: Ba et al. 2016, Layer Normalization, eq. 3–4, without beta and with s handed on; compare Herbreteau et
+    Reference: Ba et al. 2016, Layer Normalization, eq. 3–4, without beta; s is passed on. Compare Herbreteau et
     al. 2023, Normalization-Equivariant Neural Networks.
     """
 
@@ -59,7 +59,7 @@ class ScaleCarryingLayerNormalization(keras.layers.Layer):
 
     def _normalize(self, x):
         wide = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
-        axes = (-1,)  # a list of one: OpenVINO takes this for its own normalization, and stumbles over a bare number
+        axes = (-1,)  # a tuple: with it OpenVINO recognizes its own normalization, and it fails on a bare number
         centered = wide - ops.mean(wide, axis=axes, keepdims=True)
         scale = ops.sqrt(ops.mean(ops.square(centered), axis=axes, keepdims=True) + self.epsilon)
         normalized = ops.cast(centered / scale, self.compute_dtype)
@@ -128,31 +128,31 @@ class VarianceBatchNormalization(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
 class ZeroMeanConv2D(Convolution):
-    """Convolve with kernels whose mean over the window is taken off, for each input channel.
+    """Convolve with kernels whose mean over the window is subtracted, for each input channel.
 
     Away from the image's borders, where zeros are padded, the output does not change when a constant is added to a
-    channel. A residual network that begins so and has no additive parameter is normalization-equivariant there,
-    `f(a·x + b) = a·f(x) + b`: it cannot tell noise from texture by comparing it with the brightness.
+    channel. A residual network without additive parameters that starts with this layer is normalization-equivariant
+    there, `f(a·x + b) = a·f(x) + b`: the brightness does not help it to separate noise from texture.
 
     Reference: Herbreteau et al. 2023, Normalization-Equivariant Neural Networks, section 4: affine convolutions keep
     constants; ours remove them, and the sum with the input keeps them.
     """
 
-    def prepared(self, kernel):
+    def effective_kernel(self, kernel):
         return kernel - ops.mean(kernel, axis=(0, 1), keepdims=True)
 
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
 class RangeReduction(keras.layers.Layer):
-    """Divide each sample by the power of two next to its largest magnitude and return that unit.
+    """Divide each sample by the largest power of two below its maximum magnitude and return that unit.
 
-    Float16 ends at 65,504; a homogeneous network may work in any unit, so this one loses nothing.
+    Float16 overflows at 65,504. Division by a power of two is exact and a homogeneous network works in any unit.
 
     Call arguments:
         x: `(batch, height, width, channels)`.
 
     Returns:
-        The sample in its unit, magnitudes below 2, and the unit, `(batch, 1, 1, 1)`, both in float32.
+        The scaled samples, magnitudes below 2, and their units, `(batch, 1, 1, 1)`, both in float32.
     """
 
     def __init__(self, **kwargs) -> None:

@@ -1,4 +1,4 @@
-"""Normalizations of the ConvNeXt block: over the channels of every pixel, and of channels over the image."""
+"""Normalization layers of the ConvNeXt block: layer norm over channels and global response normalization."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ChannelNormalization(keras.layers.LayerNormalization):
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
 class GlobalResponseNormalization(keras.layers.Layer):
-    """Let channels compete: scale each by its share of the response of the whole image.
+    """Scale each channel by its share of the response over the image, so that channels compete.
 
     `G_c = √Σ_hw x_c²`, `N = G / mean_c(G)`, `y = x + gamma·(x·N) + beta`, gamma and beta starting at zero. The sums
     run in float32. Epsilon stands inside the root, so that a silent channel has a finite gradient, and is so small
@@ -52,23 +52,23 @@ class GlobalResponseNormalization(keras.layers.Layer):
         self.gamma = self.add_weight(shape=shape, initializer="zeros", name="gamma")
         self.beta = self.add_weight(shape=shape, initializer="zeros", name="beta") if self.use_bias else None
 
-    def energy(self, x, kept=None):
-        """Return the sum of squares of every channel, `(batch, channels)`, over pixels where `kept` is 1 if given."""
+    def sum_of_squares(self, x, valid=None):
+        """Return the sum of squares of every channel, `(batch, channels)`, over pixels where `valid` is 1 if given."""
         if keras.backend.backend() == "openvino":
             from dl_techniques.layers import openvino_graph
 
-            return openvino_graph.energy(x, kept)
+            return openvino_graph.sum_of_squares(x, valid)
         wide = ops.square(ops.cast(x, keras.backend.result_type(x.dtype, "float32")))
-        return ops.sum(wide if kept is None else wide * ops.cast(kept, wide.dtype), axis=(1, 2))
+        return ops.sum(wide if valid is None else wide * ops.cast(valid, wide.dtype), axis=(1, 2))
 
-    def channel_scale(self, energy):
+    def channel_scale(self, squares):
         """Return the factor `1 + gamma·N` of every channel, `(batch, channels)`."""
-        response = ops.sqrt(energy + self.epsilon)
+        response = ops.sqrt(squares + self.epsilon)
         share = response / ops.mean(response, axis=-1, keepdims=True)
         return ops.cast(1.0 + ops.cast(self.gamma, share.dtype) * share, self.compute_dtype)
 
     def call(self, x):
-        y = x * ops.expand_dims(ops.expand_dims(self.channel_scale(self.energy(x)), 1), 1)
+        y = x * ops.expand_dims(ops.expand_dims(self.channel_scale(self.sum_of_squares(x)), 1), 1)
         return y if self.beta is None else y + self.beta
 
     def compute_output_shape(self, input_shape):

@@ -1,4 +1,4 @@
-"""What OpenVINO has whole and Keras writes for it as several operations, in shapes that it need not copy."""
+"""Operations of OpenVINO that Keras composes of several, in layouts that need no copies."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 from keras import ops
 from openvino import opset13
 
-BANDS = 8  # of a tensor whose squares are made, added up and given up in parts
-SAME = ([0, 0], [0, 0], [1, 1], "same_upper")  # pads at both ends, dilations, and what the pads are taken from
+BANDS = 8  # parts of a tensor whose squares are computed one after the other, which bounds the memory
+SAME = ([0, 0], [0, 0], [1, 1], "same_upper")  # begin and end pads, dilations, automatic padding
 
 
 def convolve(x, kernel, bias, strides):
     """Return the convolution of `(batch, height, width, channels)`, zeros beyond the edges.
 
-    OpenVINO convolves with channels first. Where a tensor that was turned back is read as four axes, by a sum or by the
-    next convolution, it may keep it in an order of its own, and turn it, slowly, for all that follows. So the bias is
-    added before, and the result is read pixel by pixel at once.
+    OpenVINO convolves with channels first. If an operation on four axes, such as a sum or the next convolution, follows
+    the transposition back to channels last, OpenVINO may keep its own layout and reorder the tensor, slowly, for every
+    consumer. So the bias is added before the transposition, and a `(pixels, channels)` operation follows at once.
     """
     turned = opset13.transpose(ops.convert_to_tensor(kernel).output, _integers(3, 2, 0, 1))
     return _hold(_channels_last(opset13.convolution(_channels_first(x), turned, [*strides], *SAME), bias))
@@ -25,7 +25,7 @@ def convolve(x, kernel, bias, strides):
 def convolve_depthwise(x, kernel, bias):
     """Return the convolution of each channel of `(batch, height, width, channels)` with its own window.
 
-    What comes after it in a block, norm or product of matrices, reads it pixel by pixel.
+    The next layer of a block, a norm or matrix product, reads it as `(pixels, channels)`.
     """
     height, width, channels, _ = kernel.shape
     turned = opset13.transpose(ops.convert_to_tensor(kernel).output, _integers(2, 3, 0, 1))
@@ -34,7 +34,7 @@ def convolve_depthwise(x, kernel, bias):
 
 
 def _hold(x):
-    """Return the same values, read pixel by pixel by a PReLU of slope 1: what does nothing is not left in a graph."""
+    """Return the same values through a `(pixels, channels)` PReLU of slope 1: OpenVINO would remove an identity."""
 
     def same(pixels):
         node: Any = opset13.prelu(pixels.output, opset13.constant([1.0], dtype="float32"))
@@ -64,18 +64,18 @@ def normalize(x, epsilon: float):
     return ops.convert_to_tensor(node.output(0))
 
 
-def energy(x, kept=None):
+def sum_of_squares(x, valid=None):
     """Return the sum of squares over height and width, `(batch, channels)`, of `(batch, height, width, channels)`.
 
-    Row by row, then over the rows: both axes at once take up to a third more time. Where only some pixels of an image
-    are `kept`, 1 among zeros, `(1, height, width, 1)`, it is a matrix product for each of `BANDS` parts, or the squares
-    would take as much memory again as the tensor. Of several images it would be their sum.
+    It sums over columns, then over rows: both axes at once take up to a third more time. With the mask `valid`, 1 or 0,
+    `(1, height, width, 1)`, of a single image, it computes a matrix product for each of `BANDS` parts; the squares of
+    all would need as much memory as the tensor.
     """
-    if kept is None:
+    if valid is None:
         batch, height, width, channels = ops.shape(x)
         rows = ops.reshape(_norm(ops.reshape(x, (-1, width, channels))), (batch, height, channels))
         return ops.square(_norm(rows))
-    parts = zip(_bands(ops.reshape(kept, (-1, 1))), _bands(ops.reshape(x, (-1, ops.shape(x)[-1]))), strict=True)
+    parts = zip(_bands(ops.reshape(valid, (-1, 1))), _bands(ops.reshape(x, (-1, ops.shape(x)[-1]))), strict=True)
     return sum(ops.matmul(ops.reshape(part, (1, -1)), ops.square(pixels)) for part, pixels in parts)
 
 
@@ -97,7 +97,7 @@ def _norm(x):
 def by_pixel(function, x):
     """Apply a function of `(pixels, channels)` to every pixel of `(batch, height, width, channels)`.
 
-    With four axes OpenVINO would turn them around for the function and back after it.
+    With four axes OpenVINO would transpose the tensor before the function and after it.
     """
     batch, height, width, channels = ops.shape(x)
     results = function(ops.reshape(x, (-1, channels)))

@@ -1,4 +1,4 @@
-"""1×1 convolution as one matrix product, and initializers that never repeat themselves."""
+"""1×1 convolution as one matrix product, the exact GELU, and initializers that differ between layers."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def gelu(x):
     Reference: Hendrycks & Gimpel 2016, Gaussian Error Linear Units.
     """
     if keras.backend.backend() in ("openvino", "torch"):
-        return ops.gelu(x, approximate=False)  # one operation there; written out it is five, each with its memory
+        return ops.gelu(x, approximate=False)  # one operation; written out it is five with a tensor each
     return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
 
 
 def fresh_initializer(initializer, salt: int):
-    """Return a copy of an initializer that draws other numbers than the original.
+    """Return a copy of an initializer that draws other values than the original.
 
-    A Keras initializer object returns the same numbers at every call, so layers that share one start equal.
+    A Keras initializer object returns the same values at every call, so layers that share one start equal.
 
     Args:
         initializer: Name, config or `keras.initializers.Initializer`.
-        salt: Place of the copy among its siblings; a seeded initializer gets a seed of its own from it.
+        salt: Index of the copy; a seeded initializer gets a seed derived from it.
     """
     initializer = keras.initializers.get(initializer)
     if not isinstance(initializer, keras.initializers.Initializer):

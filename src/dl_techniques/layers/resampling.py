@@ -1,4 +1,4 @@
-"""Between the levels of a U-Net: halving, and doubling with a skip connection, for images of any size."""
+"""Downsampling, and upsampling with a skip connection, between the levels of a U-Net, for images of any size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SkipFusion(keras.layers.Layer):
     Call arguments:
         x: `(batch, ⌈height/2⌉, ⌈width/2⌉, channels)`, the coarser features.
         skip: `(batch, height, width, skip channels)`, the encoder's features.
-        training: Whether gradients will be asked for.
+        training: Whether gradients are needed.
 
     Returns:
         `(batch, height, width, filters)`.
@@ -64,7 +64,7 @@ class SkipFusion(keras.layers.Layer):
 
     def call(self, x, skip, training=None):
         batch, height, width, skip_channels = ops.shape(skip)
-        # Every size is used, the coarse batch too: OpenVINO makes an output of a size that leads nowhere.
+        # Use every size, the coarse batch too: OpenVINO turns an unused size into an output of the graph.
         coarse_batch, coarse_height, coarse_width, channels = ops.shape(x)
         coarse = ops.matmul(ops.reshape(x, (-1, channels)), self.kernel[:channels])
         coarse = ops.reshape(coarse, (coarse_batch, coarse_height, coarse_width, self.filters))

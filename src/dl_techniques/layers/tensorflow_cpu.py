@@ -1,9 +1,9 @@
-"""The costly steps of a block in training on TensorFlow's CPU kernels, with gradients written by hand.
+"""Operations with custom gradients: the expensive parts of a block in training with TensorFlow on a CPU.
 
-TensorFlow computes each operation as a pass of its own over memory and keeps what the gradient of each needs: of an
-exact GELU three tensors of the block's widest size. Here the gradient needs one, with `remat` none; all that is done
-value by value is compiled into one pass; the gradient of a depthwise convolution is two depthwise convolutions. The
-functions are those of the plain layers; the measured gains stand in docs/performance.md.
+TensorFlow computes each operation in a pass of its own over memory and saves the tensors that its gradient needs: for
+an exact GELU three of the block's widest size. Here the gradient needs one, with `remat` none; elementwise operations
+are compiled into one pass; the gradient of a depthwise convolution is two depthwise convolutions. The results are those
+of the plain layers; docs/performance.md has the measured gains.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dl_techniques.layers.upsampling import upsample_bilinear_2x
 
 ROOT_HALF = math.sqrt(0.5)
 NORMAL_PEAK = 1.0 / math.sqrt(2.0 * math.pi)  # density of the standard normal distribution at zero
-CHUNK = 32  # pixels whose squares are added up in one loop
-FAST_COLUMNS = 3  # of a window: the gradient of a wider one is computed by oneDNN as if all channels were mixed
+CHUNK = 32  # pixels whose squares are summed in one loop
+FAST_COLUMNS = 3  # window columns: for wider windows oneDNN computes the kernel gradient as if channels were mixed
 
 
 def is_supported(x) -> bool:
-    """Return whether these steps are meant for a tensor: float32 of known height and width, and no GPU at hand."""
+    """Return whether these operations support a tensor: float32, known height and width, no GPU on this machine."""
     known = None not in x.shape[1:3]
     return known and x.dtype == tf.float32 and not tf.config.list_physical_devices("GPU")
 
@@ -33,8 +33,8 @@ def is_supported(x) -> bool:
 def block_functions(block):
     """Return depthwise convolution, norm and bottleneck of a `ConvNeXtBlock`, as functions of its tensors.
 
-    The convolution's bias is left to a layer norm, which adds it on its way; other norms are those of the block, and so
-    is a bottleneck without GELU.
+    A layer norm adds the bias of the convolution in its own pass. Other norms, and a bottleneck without GELU, are the
+    plain ones of the block.
     """
     layer_normed = isinstance(block.norm, ChannelNormalization)
 
@@ -58,10 +58,10 @@ def block_functions(block):
 
 
 def depthwise(x, kernel):
-    """Convolve each channel with its own window, zeros beyond the edges.
+    """Convolve each channel with its own window, padded with zeros.
 
-    The gradient by the input is the same convolution of the output's gradient with the window turned by 180°. That by
-    the kernel is computed for up to `FAST_COLUMNS` columns of the window at a time.
+    The gradient with respect to the input is the convolution of the output's gradient with the window rotated by 180°.
+    The gradient with respect to the kernel is computed for up to `FAST_COLUMNS` columns of the window at a time.
 
     Args:
         x: `(batch, height, width, channels)`.
@@ -87,11 +87,13 @@ def _convolve(x, kernel, padding: str):
 
 def _kernel_gradient(x, dy, side: int):
     """Return Σ x[y+i, x+j]·dy[y, x] over images and pixels, `(side, side, channels, 1)`."""
+    # oneDNN is fast for windows of up to FAST_COLUMNS columns, so a wide window is split: a middle group of columns,
+    # which needs no padded copy of x, and groups to its left and right, which do.
     reach, half = side // 2, FAST_COLUMNS // 2
     middle = (max(reach - half, 0), min(reach + half + 1, side))
     left = [(max(end - FAST_COLUMNS, 0), end) for end in range(middle[0], 0, -FAST_COLUMNS)]
     others = tuple(left + [(side - end, side - begin) for begin, end in left])
-    sums = {middle: _correlate(x, dy, (side, middle[1] - middle[0]), "SAME")}  # zeros beyond the edges, without a copy
+    sums = {middle: _correlate(x, dy, (side, middle[1] - middle[0]), "SAME")}
     for columns, part in zip(others, _padded_parts(x, reach, others) if others else (), strict=True):
         sums[columns] = _correlate(part, dy, (side, columns[1] - columns[0]), "VALID")
     return tf.concat([sums[columns] for columns in sorted(sums)], axis=1)
@@ -108,7 +110,7 @@ def _correlate(x, dy, window: tuple[int, int], padding: str):
 
 
 def layer_norm(x, shift, gamma, beta, epsilon: float):
-    """Return the layer norm of `x + shift` over the last axis, keeping for the gradient x alone."""
+    """Return the layer norm of `x + shift` over the last axis; only x is saved for the gradient."""
     channels = x.shape[-1]
     tensors = [tf.zeros(channels) if shift is None else shift, gamma, beta]
 
@@ -135,7 +137,7 @@ def bottleneck(x, expand, response, project, remat: bool):
         expand: `PointwiseConv` to the wide tensor; its activation is the GELU.
         response: `GlobalResponseNormalization`, or `None` for a V1 block.
         project: `PointwiseConv` back, without activation.
-        remat: Whether the wide tensor is computed again for the gradient instead of being kept.
+        remat: Whether the wide tensor is recomputed for the gradient instead of being saved.
 
     Returns:
         `(batch, height, width, filters)`.
@@ -169,19 +171,19 @@ def _bottleneck(x, response, parts: list, remat: bool):
     kernel_1, kernel_2, bias_1, bias_2, *response_parts = parts
     gamma, beta = response_parts or (None, None)
     epsilon = 0.0 if response is None else response.epsilon
-    shift_1 = tf.zeros(kernel_1.shape[1]) if bias_1 is None else bias_1  # added on the way, not in a pass of its own
+    shift_1 = tf.zeros(kernel_1.shape[1]) if bias_1 is None else bias_1  # added in the pass of the GELU
 
     wide = _multiply(x, kernel_1)
-    kept = None if remat else wide
+    saved = None if remat else wide
     active = _gelu(wide, shift_1)
-    # Over all pixels at once it would be compiled into windows of windows, thrice as long.
-    energy = None if gamma is None else tf.reduce_sum(_partial_energies(active), 1)
+    # In two sums: XLA compiles a single one over all pixels into nested windows, which take three times as long.
+    squares = None if gamma is None else tf.reduce_sum(_partial_sums_of_squares(active), 1)
 
     def projection():
-        """Return the kernel with GRN's factors in it, `(batch, wide channels, channels)`, without GRN as it is."""
+        """Return the kernel multiplied by GRN's factors, `(batch, wide channels, channels)`, without GRN unchanged."""
         if gamma is None:
             return kernel_2
-        return (1.0 + gamma * _share(energy, epsilon)[0])[:, :, None] * kernel_2
+        return (1.0 + gamma * _share(squares, epsilon)[0])[:, :, None] * kernel_2
 
     y = _multiply(active, kernel_2) if gamma is None else tf.matmul(active, projection())
     shift = bias_2
@@ -192,29 +194,29 @@ def _bottleneck(x, response, parts: list, remat: bool):
         y = y + shift
 
     def gradients(dy):
-        with tf.control_dependencies([dy]):  # not before: what is computed again would lie in memory meanwhile
-            wide = _multiply(x, kernel_1) if kept is None else tf.identity(kept)
+        with tf.control_dependencies([dy]):  # not earlier: the recomputed tensor would occupy memory meanwhile
+            wide = _multiply(x, kernel_1) if saved is None else tf.identity(saved)
             active = _gelu(wide, shift_1)
         d_bias_2 = _column_sums(dy)
         d_gamma = d_beta = None
         if gamma is None:
             d_kernel_2 = _outer(active, dy)
-            d_active, d_energy = _multiply(dy, kernel_2, transpose=True), None
+            d_active, d_squares = _multiply(dy, kernel_2, transpose=True), None
         else:
             by_sample = tf.matmul(active, dy, transpose_a=True)  # (batch, wide channels, channels)
-            share, share_gradient = _share(energy, epsilon)
+            share, share_gradient = _share(squares, epsilon)
             d_scale = tf.reduce_sum(by_sample * kernel_2, -1)
             d_gamma = tf.reduce_sum(d_scale * share, 0)
-            d_energy = share_gradient(d_scale * gamma)
+            d_squares = share_gradient(d_scale * gamma)
             d_kernel_2 = tf.reduce_sum((1.0 + gamma * share)[:, :, None] * by_sample, 0)
             if beta is not None:
                 d_kernel_2 += beta[:, None] * d_bias_2
                 d_beta = tf.linalg.matvec(kernel_2, d_bias_2)
             d_active = tf.matmul(dy, projection(), transpose_b=True)
-        if d_energy is None:
+        if d_squares is None:
             d_wide = _gelu_gradient(wide, shift_1, d_active)
         else:
-            d_wide = _both_gradients(wide, shift_1, d_active, d_energy)
+            d_wide = _both_gradients(wide, shift_1, d_active, d_squares)
         d_bias_1 = None if bias_1 is None else _column_sums(d_wide)
         dx = _multiply(d_wide, kernel_1, transpose=True)
         return dx, _outer(x, d_wide), d_kernel_2, d_bias_1, d_bias_2, d_gamma, d_beta
@@ -222,9 +224,9 @@ def _bottleneck(x, response, parts: list, remat: bool):
     return y, gradients
 
 
-def _share(energy, epsilon: float):
-    """Return GRN's share of each channel, `r / mean(r)` with `r = √(energy + ε)`, and the function of its gradient."""
-    root = tf.sqrt(energy + epsilon)
+def _share(squares, epsilon: float):
+    """Return GRN's share of each channel, `r / mean(r)` with `r = √(squares + ε)`, and the function of its gradient."""
+    root = tf.sqrt(squares + epsilon)
     mean = tf.reduce_mean(root, -1, keepdims=True)
     share = root / mean
 
@@ -271,7 +273,7 @@ def upsample_and_add(coarse, fine):
     return function(coarse, fine)
 
 
-# === One pass each, compiled ===
+# === Compiled passes ===
 
 
 def _one_pass(function):
@@ -280,10 +282,10 @@ def _one_pass(function):
 
 @_one_pass
 def _padded_parts(x, reach: int, groups: tuple[tuple[int, int], ...]):
-    """Return what each group of a window's columns, first and behind the last, looks at; zeros beyond the edges."""
+    """Return the zero-padded part of x that each group of a window's columns, `(begin, end)`, covers."""
     width = x.shape[2]
     x = tf.pad(x, [[0, 0], [reach, reach], [reach, reach], [0, 0]])
-    return [x[:, :, first : behind - 1 + width] for first, behind in groups]
+    return [x[:, :, begin : end - 1 + width] for begin, end in groups]
 
 
 @_one_pass
@@ -293,7 +295,11 @@ def _upsample_and_add(coarse, fine):
 
 @_one_pass
 def _upsampling_gradient(dy):
-    """Return the gradient by a tensor whose pixel i gave ¾ to 2i and 2i+1, ¼ to 2i−1 and 2i+2 or, at edges, itself."""
+    """Return the gradient with respect to the coarse tensor.
+
+    Its pixel i has weight ¾ in the upsampled pixels 2i and 2i+1, and ¼ in 2i−1 and 2i+2; where one of these is beyond
+    the edge, the nearest pixel gets its weight.
+    """
     for axis in (1, 2):
         count = -(-dy.shape[axis] // 2)
         cropped = [2 * count - dy.shape[axis] if each == axis else 0 for each in range(4)]
@@ -319,7 +325,7 @@ def _gelu(x, shift):
 
 
 @_one_pass
-def _partial_energies(x):
+def _partial_sums_of_squares(x):
     """Return the sums of squares over every `CHUNK` pixels, `(batch, chunks, channels)`."""
     pixels, channels = x.shape[1:]
     x = tf.pad(x, [[0, 0], [0, -pixels % CHUNK], [0, 0]])
@@ -333,11 +339,11 @@ def _gelu_gradient(x, shift, dy):
 
 
 @_one_pass
-def _both_gradients(x, shift, dy, d_energy):
-    """Return the gradient by x of a GELU that has a gradient of its own and one by its sums of squares."""
+def _both_gradients(x, shift, dy, d_squares):
+    """Return the gradient by x, given the gradients by the GELU and by its sums of squares."""
     x += shift
     below = _normal_distribution(x)
-    dy += 2.0 * x * below * d_energy[:, None]
+    dy += 2.0 * x * below * d_squares[:, None]
     return dy * (below + x * NORMAL_PEAK * tf.exp(-0.5 * tf.square(x)))
 
 
@@ -347,7 +353,7 @@ def _means(x):
 
 
 def _standardized(x, epsilon: float):
-    """Return each row with mean 0 and variance 1, and what it was divided by, inverted."""
+    """Return each row normalized to mean 0 and variance 1, and the factor it was multiplied by."""
     x -= _means(x)
     scale = tf.math.rsqrt(_means(tf.square(x)) + epsilon)
     return x * scale, scale

@@ -1,4 +1,4 @@
-"""Upsampling by two, with sizes that may be unknown when the graph is made."""
+"""Bilinear upsampling by two for sizes that may be unknown when the graph is built."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dl_techniques.layers.pointwise import REGISTRY
 def upsample_bilinear_2x(x):
     """Double height and width by bilinear interpolation between pixel centres, edges repeated.
 
-    Output pixel 2i is `¼ x[i−1] + ¾ x[i]`, pixel 2i+1 is `¾ x[i] + ¼ x[i+1]`: the same numbers as a bilinear resize
-    with half-pixel centres, from slices and sums that every backend and export knows at unknown sizes.
+    Output pixel 2i is `¼ x[i−1] + ¾ x[i]`, pixel 2i+1 is `¾ x[i] + ¼ x[i+1]`: the same values as a bilinear resize
+    with half-pixel centres, computed by slices and sums, which every backend and export supports at unknown sizes.
 
     Args:
         x: `(batch, height, width, channels)`.

@@ -1,4 +1,4 @@
-"""Is a `.keras` file one of ours? Asked before Keras opens it, for such files come from others, too."""
+"""Check of `.keras` files before Keras opens them: a file from others may name any class to be built."""
 
 from __future__ import annotations
 
@@ -16,18 +16,15 @@ MODEL = ("dl_techniques.models.convunext.model", "ConvUNextModel")
 PARTS = ("keras.initializers", "keras.regularizers", "keras.activations", "keras.dtype_policies")  # modules
 SINGLE = {("keras", "DTypePolicy"), ("builtins", "function")}
 LARGEST_TEXT = 2**24  # bytes
-LARGEST_EXPANSION, NOT_COUNTED = 100, 2**20  # Keras compresses nothing; what others do expands by less
+LARGEST_EXPANSION, ALWAYS_ALLOWED = 100, 2**20  # Keras stores members uncompressed; other archives expand by less
 REMEDY = "Take only model files that you trust; one that `convunext train` wrote is accepted."
 
 
 def check_archive(path: Path) -> dict[str, Any]:
-    """Refuse a `.keras` file that is not a `ConvUNextModel` of plain parts: Keras would build what its config names.
+    """Raise an error unless a `.keras` file holds a `ConvUNextModel` of known parts, and return its config.
 
     Args:
         path: The file.
-
-    Returns:
-        Its config.
 
     Raises:
         FileError: It holds more than such a model has, expands beyond measure, or its config names other classes than
@@ -41,7 +38,7 @@ def check_archive(path: Path) -> dict[str, Any]:
         for member in file.infolist():
             size, stored = member.file_size, member.compress_size
             too_long = size > LARGEST_TEXT and member.filename.endswith(".json")
-            if too_long or size > max(LARGEST_EXPANSION * stored, NOT_COUNTED):
+            if too_long or size > max(LARGEST_EXPANSION * stored, ALWAYS_ALLOWED):
                 reason = f"holds {member.filename!r} of {size} bytes, stored in {stored}: too much for a model."
                 raise FileError(str(path), reason, REMEDY)
         if CONFIG not in names:
@@ -57,7 +54,7 @@ def check_archive(path: Path) -> dict[str, Any]:
 
 
 def _parts(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield what Keras would build."""
+    """Yield the configs of all objects that Keras would build."""
     if isinstance(value, dict):
         if "class_name" in value:
             yield value

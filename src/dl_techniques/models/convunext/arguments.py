@@ -1,4 +1,4 @@
-"""What the arguments of a ConvUNext must satisfy, checked before anything is allocated."""
+"""Validation of the arguments of a ConvUNext, before any weight is allocated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dl_techniques.errors import ArgumentError
 from dl_techniques.layers.equivariant import EQUIVARIANT_BLOCKS, HOMOGENEOUS_ACTIVATIONS
 from dl_techniques.layers.resampling import Downsampling2x
 
-# Largest value of each count, far above any use: a hostile config must not take the memory or the time of its reader.
+# Largest value of each count, far above any use: a hostile config must not exhaust memory or time.
 LARGEST = {
     "depth": 12,
     "initial_filters": 2**16,
@@ -83,7 +83,7 @@ def filter_sizes(arguments: Mapping[str, Any]) -> list[int]:
 
 
 def count_kernel_parameters(arguments: Mapping[str, Any]) -> int:
-    """Return the number of values in all kernels; biases and norms add about one in a hundred."""
+    """Return the number of kernel parameters; biases and norms add about one percent."""
     sizes = filter_sizes(arguments)
     blocks = [
         arguments["blocks_per_level"] * (8 * size**2 + arguments["block_kernel_size"] ** 2 * size) for size in sizes

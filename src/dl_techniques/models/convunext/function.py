@@ -1,4 +1,4 @@
-"""A Keras model as a function from array to array, as fast as each backend has it without being told sizes."""
+"""A Keras model as a function from array to array, for images of any size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 
 def no_gradients() -> contextlib.AbstractContextManager:
-    """Return a context in which PyTorch does not keep every tensor for gradients that nobody wants."""
+    """Return a context in which PyTorch saves no tensors for gradients."""
     if keras.backend.backend() != "torch":
         return contextlib.nullcontext()
     import torch
@@ -21,9 +21,9 @@ def no_gradients() -> contextlib.AbstractContextManager:
 
 
 def keras_function(model: keras.Model) -> Function:
-    """Return a function of `(batch, height, width, channels)`, float32; on JAX compiled whole, once per image size.
+    """Return a function of `(batch, height, width, channels)`, float32; on JAX it is compiled once per image size.
 
-    It gives the model's first output at inference, with the weights that the model has when it is called.
+    It returns the model's first output at inference, computed with the weights at the time of the call.
     """
 
     def call(batch: np.ndarray) -> np.ndarray:

@@ -36,12 +36,12 @@ __all__ = [
 class ConvUNextModel(keras.Model):
     """U-Net of ConvNeXt V1 or V2 blocks for segmentation, denoising and restoration.
 
-    Any height and width of at least one pixel go in, and the same come out. With `use_bias=False` the model has no
-    additive parameter and is exactly scale-equivariant at inference, `f(a·x) = a·f(x)` for any a > 0: intensities may
-    come in any unit.
+    The output has the height and width of the input, which may be any from one pixel on. With `use_bias=False` the
+    model has no additive parameter and is exactly scale-equivariant at inference, `f(a·x) = a·f(x)` for any a > 0:
+    intensities may be in any unit.
 
     Args:
-        input_shape: `(height, width, channels)`; height and width may be `None`, any size then fits.
+        input_shape: `(height, width, channels)`; height and width may be `None` for any size.
         depth: Number of times the image is halved, at least 2.
         initial_filters: Channels of the finest level.
         filter_multiplier: Factor from the channels of one level to those of the next.
@@ -57,7 +57,7 @@ class ConvUNextModel(keras.Model):
         kernel_initializer: Initializer of every kernel, copied afresh for each.
         kernel_regularizer: Regularizer of every kernel.
         enable_deep_supervision: Return `depth` outputs, finest first: full size, ½, ¼, …
-        output_channels: Channels of the outputs; as many as the input has if `None`.
+        output_channels: Channels of the outputs; default: those of the input.
         include_top: Whether to end in the outputs; otherwise the decoder's features are returned.
         downsample: `"max"` (max pooling and a 1×1 convolution) or `"conv"` (a 2×2 convolution of stride 2).
         dropout_rate: Probability, in [0, 1), that a value of a block's branch is zeroed in training.
@@ -71,7 +71,7 @@ class ConvUNextModel(keras.Model):
             model is then shift-equivariant, too, `f(a·x + b) = a·f(x) + b` away from the borders, and denoises at
             levels far outside those it was trained on (Herbreteau et al. 2023).
         remat: Recompute the wide half of each block in the backward pass: less memory, more time in training.
-        seed: Seed of drop path and dropout; drawn from Python's generator if `None`.
+        seed: Seed of drop path and dropout; default: drawn from Python's generator.
         **kwargs: `name`, `trainable`, `dtype` (a policy such as `"mixed_bfloat16"`).
 
     Call arguments:
@@ -84,7 +84,7 @@ class ConvUNextModel(keras.Model):
         outputs are float32.
 
     Raises:
-        ValueError: An argument is out of its range; the message says which, what came and what is allowed.
+        ValueError: An argument is out of its range; the message names it, its value and what is allowed.
 
     Example:
         >>> model = ConvUNextModel(input_shape=(None, None, 1), depth=3, initial_filters=16, use_bias=False)
@@ -150,7 +150,7 @@ class ConvUNextModel(keras.Model):
             "seed": seed,
         }
         check_arguments(arguments)
-        if unknown := sorted(kwargs.keys() - {"name", "trainable"}):  # Keras would take any in silence
+        if unknown := sorted(kwargs.keys() - {"name", "trainable"}):  # Keras would ignore them
             rule = f"must be one of {', '.join(sorted(arguments))}, dtype, name, trainable"
             remedy = "Check the spelling, or update convunext."
             raise ArgumentError(unknown[0], rule, kwargs[unknown[0]], remedy)
@@ -234,8 +234,8 @@ class ConvUNextModel(keras.Model):
         """Write configuration, weights with their SHA-256 and card to a new folder that `from_preset` reads.
 
         Args:
-            folder: Where to; it must not exist.
-            card: What the model is for, how it was trained and measured.
+            folder: The new folder; it must not exist.
+            card: Its card; default: an empty one.
             dtype: Type in which the weights are stored: `"float32"`, or `"float16"` for half the size.
 
         Raises:
@@ -266,7 +266,7 @@ def create_convunext_variant(
         variant: `"tiny"`, `"small"`, `"base"`, `"large"` or `"xlarge"`.
         input_shape: `(height, width, channels)`; height and width may be `None`.
         enable_deep_supervision: Return `depth` outputs, finest first.
-        output_channels: Channels of the outputs; as many as the input has if `None`.
+        output_channels: Channels of the outputs; default: those of the input.
         use_bias: Whether layers have additive parameters; `False` makes the model scale-equivariant.
         **kwargs: Any other argument of `ConvUNextModel`; overrides the variant's own.
 
@@ -287,16 +287,15 @@ def create_convunext_variant(
 
 
 def create_inference_model_from_training_model(training_model: ConvUNextModel, **kwargs: Any) -> ConvUNextModel:
-    """Return a model of one output that gives bit for bit the first output of a deeply supervised one.
+    """Return a model of one output that is bit-identical to the first output of a deeply supervised model.
 
     Args:
-        training_model: The trained model. It is returned as it is if it already has one output and nothing is
-            overridden; otherwise it stays as it was.
-        **kwargs: Constructor arguments to change on the way, such as `input_shape=(None, None, 3)`.
+        training_model: The trained model, which does not change. It is returned itself if it has one output and nothing
+            is overridden.
+        **kwargs: Constructor arguments to override, such as `input_shape=(None, None, 3)`.
 
     Raises:
-        WeightsError: A weight finds no place in the new model, or one of its weights no source. The heads that deep
-            supervision alone needs are the only weights left behind.
+        WeightsError: A weight has no counterpart in the other model. Only the heads of deep supervision are dropped.
 
     Example:
         >>> inference_model = create_inference_model_from_training_model(training_model)

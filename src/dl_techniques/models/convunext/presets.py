@@ -1,6 +1,6 @@
-"""Trained models in folders: the presets.
+"""Presets: trained models in folders.
 
-A preset is a folder in the layout of keras-hub's, without anything that could run code: `config.json` (constructor
+A preset is a folder in the layout of keras-hub, without code: `config.json` (constructor
 arguments, plain values only), `model.weights.safetensors`, `metadata.json` (versions and the digest of the weights) and
 `card.json` (what the model is for, how it was trained and measured).
 """
@@ -24,8 +24,8 @@ from dl_techniques.errors import ArgumentError, FileError
 SHIPPED = Path(__file__).parent / "shipped"
 FORMAT = 1
 CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.safetensors", "metadata.json"
-# Arguments that only training needs; a preset does without them.
-NOT_KEPT = ("name", "trainable", "dtype", "kernel_initializer", "kernel_regularizer", "final_activation")
+# Arguments of training, which a preset does not store.
+NOT_STORED = ("name", "trainable", "dtype", "kernel_initializer", "kernel_regularizer", "final_activation")
 
 
 def shipped_presets() -> list[str]:
@@ -50,8 +50,8 @@ def save_preset(model, folder: Path, card: ModelCard | Mapping[str, Any], dtype:
 
     Args:
         model: A `ConvUNextModel`.
-        folder: Where to; it must not exist.
-        card: What the model is for, how it was trained and measured.
+        folder: The new folder; it must not exist.
+        card: Its card.
         dtype: Type in which the weights are stored: `"float32"`, or `"float16"` for half the size.
 
     Raises:
@@ -62,7 +62,7 @@ def save_preset(model, folder: Path, card: ModelCard | Mapping[str, Any], dtype:
 
     if folder.exists():
         raise FileError(str(folder), "exists already.", "Name a new folder.")
-    config = {name: value for name, value in model.get_config().items() if name not in NOT_KEPT}
+    config = {name: value for name, value in model.get_config().items() if name not in NOT_STORED}
     config["final_activation"] = keras.activations.serialize(model.final_activation)
     if not isinstance(config["final_activation"], str):
         raise ArgumentError("final_activation", "must be one of Keras' own, by name", config["final_activation"])
@@ -82,8 +82,8 @@ def save_preset(model, folder: Path, card: ModelCard | Mapping[str, Any], dtype:
     write_file(folder / WEIGHTS, weights)
     write_file(folder / METADATA, json.dumps(metadata, indent=2).encode())
     write_card(folder, card)
-    kept = {"class_name": "ConvUNextModel", "config": config}
-    write_file(folder / CONFIG, json.dumps(kept, indent=2).encode())  # last: a folder with it is whole
+    stored = {"class_name": "ConvUNextModel", "config": config}
+    write_file(folder / CONFIG, json.dumps(stored, indent=2).encode())  # last: a folder with it is complete
 
 
 def read_preset(preset: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -94,7 +94,7 @@ def read_preset(preset: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np
 
     Raises:
         ArgumentError: There is no such preset.
-        FileError: A file of it is damaged or of a newer format.
+        FileError: One of its files is damaged or of a newer format.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load

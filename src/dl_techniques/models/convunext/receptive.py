@@ -1,4 +1,4 @@
-"""How far a pixel of the output looks."""
+"""Receptive field of a ConvUNext."""
 
 from __future__ import annotations
 

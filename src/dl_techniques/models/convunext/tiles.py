@@ -41,7 +41,7 @@ class TileBlock(keras.layers.Layer):
 
         def bottleneck(y):
             y = self.block.pwconv1(y)
-            found.append(self.block.grn.energy(y, valid_mask))
+            found.append(self.block.grn.sum_of_squares(y, valid_mask))
             return self.block.reduce(y, ops.where(sums < 0, found[0], sums))
 
         return x + self.block.branch(x, bottleneck), found[0]

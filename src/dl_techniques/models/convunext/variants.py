@@ -1,4 +1,4 @@
-"""The named sizes of ConvUNext, as plain data."""
+"""The variants of ConvUNext, as plain data."""
 
 # Constructor arguments of each variant; every one can be overridden by keyword.
 MODEL_VARIANTS: dict[str, dict] = {

@@ -1,4 +1,4 @@
-"""Do the weights in a file, or of another model, belong to this one? Asked before any of them is assigned."""
+"""Checked transfer of weights from files and other models: all weights match before any is assigned."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MEMBER = "model.weights.h5"  # of a `.keras` file
 def check_weights_file(model: keras.Model, path: str | os.PathLike) -> None:
     """Raise `WeightsError` unless a `.weights.h5` or `.keras` file holds exactly the weights that the model has.
 
-    Keras ignores what a file has beyond the model and stops in the middle of assigning at what it lacks.
+    Keras ignores weights that the model does not have, and stops halfway at weights that the file does not have.
 
     Args:
-        model: The model that wants the weights.
+        model: The model to load into.
         path: The file.
     """
     if not os.path.exists(path):
@@ -33,7 +33,7 @@ def check_weights_file(model: keras.Model, path: str | os.PathLike) -> None:
         stored = _stored_shapes(path)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise WeightsError(
-            str(path), f"is not a whole file of weights: {error}.", "Save the weights again, or take another copy."
+            str(path), f"is not a complete file of weights: {error}.", "Save the weights again, or take another copy."
         ) from error
     remedy = "Build the model with the arguments that the weights were saved with."
     counts = Counter(stored.values())
@@ -70,9 +70,9 @@ def transfer_weights(source: keras.Model, target: keras.Model, left_behind: set[
     if missing:
         raise WeightsError("training_model", f"has no weight of that shape for {missing[0]!r} of the new model.")
     placed = {weight.path for weight in target.weights}
-    homeless = [path for path in values if path not in placed and path.split("/")[0] not in left_behind]
-    if homeless:
-        raise WeightsError("training_model", f"has the weight {homeless[0]!r}, for which the new model has no place.")
+    unplaced = [path for path in values if path not in placed and path.split("/")[0] not in left_behind]
+    if unplaced:
+        raise WeightsError("training_model", f"has the weight {unplaced[0]!r}, for which the new model has no place.")
     for weight in target.weights:
         # Through a copy: on JAX both would share one array, and training or predicting with one deletes it for both.
         weight.assign(np.array(keras.ops.convert_to_numpy(values[weight.path])))
@@ -82,7 +82,7 @@ def assign_weights(model: keras.Model, arrays: Mapping[str, np.ndarray], source:
     """Assign arrays to the weights of the same paths.
 
     Raises:
-        WeightsError: A name or shape differs, the first that does is named; nothing is assigned then.
+        WeightsError: A name or shape differs; the message names the first, and nothing has been assigned.
     """
     shapes = {weight.path: tuple(weight.shape) for weight in model.weights}
     stored = {name: tuple(array.shape) for name, array in arrays.items()}
@@ -95,7 +95,7 @@ def assign_weights(model: keras.Model, arrays: Mapping[str, np.ndarray], source:
 
 
 def _stored_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight in the file by its name there, without those of optimizer and random state."""
+    """Return the shape of every weight in the file by its name, without optimizer and random generators."""
     shapes = {}
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -110,11 +110,11 @@ def _stored_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
     else:
         content = path
 
-    def foreign(name: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> str | None:
+    def not_hard_link(name: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> str | None:
         return None if isinstance(link, h5py.HardLink) else f"{name!r} is a {type(link).__name__}"
 
     with h5py.File(content, "r") as file:
-        if found := file.visititems_links(foreign):
-            raise OSError(found)
+        if reason := file.visititems_links(not_hard_link):
+            raise OSError(reason)
         file.visititems(visit)
     return shapes

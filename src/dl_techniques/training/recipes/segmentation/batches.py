@@ -37,7 +37,6 @@ def segmentation_batches(
         config: Settled patch and batch size; steps, depth, seed and whether weights are annealed.
         done: Batches to leave out at the beginning.
     """
-
     patch, batch_size = typing.cast("tuple[int, int]", (config.patch, config.batch_size))
 
     def make_target(labels: np.ndarray) -> np.ndarray:
