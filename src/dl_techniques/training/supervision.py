@@ -50,8 +50,8 @@ def channel_target(masks: np.ndarray, ignore: int | None = None) -> np.ndarray:
 
 
 def _valid(labels: np.ndarray, ignore: int | None) -> np.ndarray:
-    kept = np.ones(labels.shape, bool) if ignore is None else labels != ignore
-    return np.logical_and.reduce(kept, axis=-1, keepdims=True)
+    valid = np.ones(labels.shape, bool) if ignore is None else labels != ignore
+    return np.logical_and.reduce(valid, axis=-1, keepdims=True)
 
 
 def _check_labels(name: str, labels: np.ndarray, classes: int, ignore: int | None) -> None:
