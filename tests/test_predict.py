@@ -152,7 +152,6 @@ def engine_of(version: str, seed: int = 0, **kwargs) -> Engine:
     return Engine(keras_function(model), 1, "model", Path("model"), model, model.input_shape[:2])
 
 
-@pytest.mark.each_backend
 @pytest.mark.parametrize("downsample", ["max", "conv"])
 def test_tiles_without_statistics_give_what_the_whole_gives(downsample):
     engine = engine_of("v1", downsample=downsample)
