@@ -8,7 +8,7 @@ PYTEST = TF_CPP_MIN_LOG_LEVEL=3 OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN
 # Holds for what builds the package, too.
 export PIP_CONSTRAINT = constraints.txt
 
-.PHONY: help demo test check lint bench lock clean
+.PHONY: help demo test check quick lint bench lock clean
 
 help:
 	@echo "make demo   set up, train on the images that ship with the package, write a report (minutes)"
@@ -29,7 +29,10 @@ test: $(VENV)/.installed-dev
 		KERAS_BACKEND=$$backend $(PYTEST) -m "$$marks" $(TESTS); \
 	done
 
-check: lint
+check: $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory -j2 lint quick
+
+quick: $(VENV)/.installed-dev
 	KERAS_BACKEND=tensorflow $(PYTEST) --quick
 
 lint: $(VENV)/.installed-dev

@@ -45,13 +45,14 @@ LONGEST = (
     "test_large_exports", "test_speed", "test_docs", "test_denoising", "test_segmentation", "test_runtime",
     "test_equivariance", "test_layers", "test_training", "test_predict", "test_model",
 )  # fmt: skip
-# What `make check` has no time for (`--quick`): left out before anything is imported.
+# What `make check` has no time for (`--quick`), beside the tests marked slow: left out before anything is imported.
 SLOW = {
     "test_artifact", "test_bad_models", "test_benchmarks", "test_browser", "test_bulk", "test_cli",
     "test_custom_gradients", "test_denoising", "test_devices", "test_docs", "test_engines", "test_equivariance",
-    "test_export", "test_inference", "test_large", "test_large_exports", "test_lifecycle", "test_page", "test_parts",
-    "test_predict", "test_quantize", "test_restoration", "test_run_folder", "test_runtime", "test_saving",
-    "test_segmentation", "test_specification", "test_speed", "test_trained_tiles", "test_training",
+    "test_export", "test_inference", "test_large", "test_large_exports", "test_lifecycle", "test_one_open",
+    "test_page", "test_parts", "test_predict", "test_quantize", "test_restoration", "test_run_folder",
+    "test_runtime", "test_saving", "test_segmentation", "test_specification", "test_speed", "test_toy_export",
+    "test_toy_task", "test_trained_tiles", "test_training",
 }  # fmt: skip
 
 
@@ -65,9 +66,10 @@ def place_of(item: pytest.Item) -> int:
     return LONGEST.index(group) if group in LONGEST else len(LONGEST)
 
 
-def runs_here(item: pytest.Item) -> bool:
+def is_wanted(item: pytest.Item) -> bool:
     mark = item.get_closest_marker("only_backend")
-    return mark is None or BACKEND in mark.args
+    here = mark is None or BACKEND in mark.args
+    return here and not (item.config.option.quick and item.get_closest_marker("slow"))
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -75,8 +77,8 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    config.hook.pytest_deselected(items=[item for item in items if not runs_here(item)])
-    items[:] = sorted(filter(runs_here, items), key=place_of)
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = sorted(filter(is_wanted, items), key=place_of)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -91,7 +93,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="leave out the files with tests that take long")
+    parser.addoption("--quick", action="store_true", help="leave out the tests that take long")
     parser.addoption("--strict-skips", action="store_true", help="fail if a test is skipped for a reason of no list")
 
 

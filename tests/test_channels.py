@@ -51,6 +51,7 @@ def sources(folder) -> dict[str, str]:
     return {"images": str(folder / "images"), "masks": str(folder / "masks")}
 
 
+@pytest.mark.slow
 def test_all_samples_of_a_tiff_are_trained_on_measured_and_predicted_from(tmp_path, capfd):
     folder, run, channels = paint(tmp_path / "data", 5), tmp_path / "run", 5
     flags = [f"--{name}={path}" for name, path in sources(folder).items()]
@@ -80,6 +81,7 @@ def test_pictures_show_three_channels_or_one(channels, shown):
     assert np.array_equal(np.atleast_3d(pictures[0]), np.rint(255 * expected).astype("uint8"))
 
 
+@pytest.mark.slow
 def test_pairs_of_four_channels_are_restored(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("images", "targets"):

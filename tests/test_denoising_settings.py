@@ -75,6 +75,7 @@ def test_gradients_of_several_steps_change_the_weights_once(films, tmp_path):
         settings(films, tmp_path, accumulate=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noisy_only", [False, True])
 def test_run_ends_when_nothing_gets_better(noisy_only, films, tmp_path):
     config = settings(films, tmp_path / "run", learning_rate=0.0, patience=1, noisy_only=noisy_only)
@@ -83,6 +84,7 @@ def test_run_ends_when_nothing_gets_better(noisy_only, films, tmp_path):
     assert (config.output / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_flags_reach_the_command_line(films, tmp_path, capfd):
     small = [f"--{name.replace('_', '-')}={value}" for name, value in {**SMALL, "steps": 4}.items()]
     flags = ["--accumulate=2", "--patience=3", "--group-regex=^([a-z])_", f"--output={tmp_path / 'run'}"]

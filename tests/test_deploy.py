@@ -100,6 +100,7 @@ def test_a_ring_sends_what_it_must():
     assert many.efficiency < many.overlapped == 1
 
 
+@pytest.mark.slow
 def test_the_document_holds_the_tables_of_the_script():
     text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     milliseconds = float(re.search(r"it is taken to be ([\d.]+) ms", text)[1])

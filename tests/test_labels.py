@@ -54,6 +54,7 @@ def sources(folder) -> dict[str, str]:
     return {"images": str(folder / "images"), "masks": str(folder / "masks")}
 
 
+@pytest.mark.slow
 def test_labels_are_trained_measured_and_predicted_as_they_were_given(tmp_path, capfd):
     folder, run = paint_cells(tmp_path / "data"), tmp_path / "run"
     flags = [f"--{name}={path}" for name, path in sources(folder).items()]
@@ -209,6 +210,7 @@ def test_the_page_shows_every_label_and_gives_all(model, tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.only_backend("tensorflow")
 def test_exports_give_the_same_labels(model, tmp_path, capfd):
     assert main(["export", str(model), "-o", str(tmp_path / "argmax.onnx"), "--activation=argmax"]) == 2
@@ -220,6 +222,7 @@ def test_exports_give_the_same_labels(model, tmp_path, capfd):
     assert exported.pixels.shape == (20, 24, 3) and np.mean(exported.pixels == expected.pixels) > 0.99
 
 
+@pytest.mark.slow
 def test_labels_of_images_larger_than_the_memory_are_written_in_parts(model, tmp_path, capfd):
     image = np.random.default_rng(0).integers(0, 255, (400, 300, 1), dtype="uint8")
     write_image(tmp_path / "large.tif", Picture(image))

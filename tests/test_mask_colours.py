@@ -64,6 +64,7 @@ def test_colours_are_those_of_the_file(tmp_path):
     assert mask_colours(tmp_path / "a.tif") == {number: number for number in numbers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [save_palette, save_painted])
 def test_predicted_masks_have_the_colours_of_those_learned_from(save, tmp_path):
     config = settings(tmp_path, save)

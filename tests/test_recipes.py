@@ -123,6 +123,7 @@ def test_annealed_loss_is_the_weighted_sum_of_the_outputs_losses(data):
         model.reset_metrics()
 
 
+@pytest.mark.slow
 def test_annealed_run_that_was_stopped_ends_where_an_uninterrupted_one_does(data, tmp_path, monkeypatch):
     whole, stopped, plain = (tmp_path / name for name in ("whole", "stopped", "plain"))
     command = ["train", "segment", f"--images={data / 'images'}", f"--masks={data / 'masks'}", *FLAGS]
@@ -185,6 +186,7 @@ def test_plan_lists_how_often_the_classes_are(data, tmp_path):
     assert [row["share"] for row in found] == pytest.approx([1 - 0.25 - 0.25, 0.25, 0.25])  # of 20x24: 10x12, 5x24
 
 
+@pytest.mark.slow
 def test_loss_and_augmentation_go_from_flag_to_plan_to_run_to_report(data, tmp_path, capfd):
     sources = [f"--images={data / 'images'}", f"--targets={data / 'targets'}"]
     plan, output = tmp_path / "plan.toml", tmp_path / "run"
