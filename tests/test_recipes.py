@@ -21,7 +21,6 @@ from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecip
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from dl_techniques.training.run_folder import read_log
 from dl_techniques.training.supervision import supervision_weights
-from dl_techniques.training.trainer import plan_of
 
 SMALL = {"steps": 4, "steps_per_epoch": 2, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -180,7 +179,7 @@ def test_augmentation_is_told_as_it_is(data):
 
 def test_plan_lists_how_often_the_classes_are(data, tmp_path):
     task = segmentation(data, classes=("sky", "square", "ground"))
-    write_plan(tmp_path / "plan.toml", plan_of(task))
+    write_plan(tmp_path / "plan.toml", task)
     found = tomllib.loads((tmp_path / "plan.toml").read_text())["found"]["classes"]
     assert [row["name"] for row in found] == ["sky", "square", "ground"] and {row["images"] for row in found} == {5}
     assert [row["share"] for row in found] == pytest.approx([1 - 0.25 - 0.25, 0.25, 0.25])  # of 20x24: 10x12, 5x24

@@ -37,7 +37,7 @@ def evaluate_files(
     console: Console,
     max_memory: str = "2GB",
 ) -> Path:
-    """Measure a model on images with targets and write the report, JSON and CSV to a new folder.
+    """Measure a model on images with targets; write report, JSON and CSV to a new folder and return the report's path.
 
     Args:
         engine: The model.
@@ -47,9 +47,6 @@ def evaluate_files(
         output: Folder; it must not exist.
         console: Where to print what was measured.
         max_memory: What the network may take at once; larger images are computed in tiles.
-
-    Returns:
-        The report.
 
     Raises:
         FileError: The card names no task, files are missing or broken, or the folder exists or cannot be written.
@@ -98,16 +95,10 @@ def write_evaluation(
     facts: Mapping[str, str],
     curves: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Write `report.html`, `metrics.json` and, where the task has a table of figures, `metrics.csv`.
+    """Write `report.html`, `metrics.json` and, where the task has a table of figures, `metrics.csv` into a folder.
 
-    Args:
-        folder: Where to; it exists.
-        evaluation: What was measured.
-        pictures: The pictures of a sample, given its number; the first caption names it.
-        title: Heading of the report.
-        lead: Sentence below the heading.
-        facts: What else the report says.
-        curves: Numbers of each epoch, by what they are.
+    `pictures` returns those of a sample, given its number; the first caption names the sample. Curves are numbers
+    of each epoch, by what they are.
     """
     write_file(folder / "metrics.json", json.dumps(evaluation.figures(), indent=2).encode())
     if rows := evaluation.rows():

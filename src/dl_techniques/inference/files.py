@@ -26,13 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """What is said of a file that is done.
-
-    Attributes:
-        notes: What was converted.
-        passes: Over tiles, of the last page.
-        remarks: On the result, without the truth.
-    """
+    """Notes on what was converted, the passes over tiles of the last page, and remarks on the result."""
 
     notes: tuple[str, ...] = ()
     passes: tuple[Pass, ...] = ()
@@ -70,12 +64,6 @@ def predict_files(
     predictor_for: PredictorFor, inputs: Sequence[str], options: PredictionOptions, console: Console
 ) -> list[FileResult[PredictionReport]]:
     """Apply models to files; one that is refused is named and the others go on, one that is done is left as it is.
-
-    Args:
-        predictor_for: The predictor for a file.
-        inputs: Files, folders and patterns.
-        options: Settings.
-        console: Where to print.
 
     Raises:
         FileError: No input exists, two files would become one, or nothing can be written.

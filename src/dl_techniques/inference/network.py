@@ -34,13 +34,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over all tiles.
-
-    Attributes:
-        tiles: Number of tiles.
-        change: Largest change of a channel's share of the response since the pass before; `None` where no statistic of
-            the whole image is needed.
-    """
+    """One pass over all tiles, and the largest change of a channel's share of the response since the last one."""
 
     tiles: int
     change: float | None = None
@@ -133,17 +127,14 @@ class Network:
         receive: Callable[[Tile, np.ndarray, int], object],
         on_tile: OnTile = ignore,
     ) -> tuple[Pass, ...]:
-        """Compute an image tile by tile, row by row.
+        """Compute an image tile by tile, row by row, and return the passes that it took.
 
         Args:
             source: The image, as the model wants it.
             tile: Largest height and width that are computed at once, in pixels.
-            receive: Called with a tile, the finest output of what it writes, and the number of the pass, from 1; what
-                a later pass gives replaces what an earlier one gave.
+            receive: Called with a tile, the finest output of what it writes, and the number of the pass, from 1; a later pass
+                replaces what an earlier one gave.
             on_tile: Called with the number of tiles done and their total in a pass after each.
-
-        Returns:
-            What was done.
         """
         height, width = source.shape[:2]
         if self.whole:

@@ -23,16 +23,7 @@ Report = TypeVar("Report")
 
 @dataclass(frozen=True)
 class FileResult(Generic[Report]):
-    """What became of one file.
-
-    Attributes:
-        source: The file.
-        output: Where the result lies, `None` if the file was refused.
-        report: What can be said of it, `None` if refused, skipped or nothing.
-        error: Why it was refused, empty if it was not.
-        seconds: Time taken.
-        skipped: Whether the result was there already.
-    """
+    """Outcome of one file: no output where it was refused, no report where it was refused or skipped."""
 
     source: Path
     output: Path | None
@@ -44,13 +35,7 @@ class FileResult(Generic[Report]):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The image files that were named.
-
-    Attributes:
-        files: Those that are there.
-        alone: Whether a single file was named.
-        lost: What was named and is not there.
-    """
+    """The image files that were named, whether it is a single one, and what was named and does not exist."""
 
     files: list[Path]
     alone: bool
@@ -81,13 +66,13 @@ def find_inputs(sources: Sequence[str]) -> Inputs:
 def plan_outputs(
     inputs: Inputs, output: Path, overwrite: bool, name: Callable[[Path], str], resumes: bool = False
 ) -> list[tuple[Path, Path]]:
-    """Say where the result of each image file goes, before anything is computed.
+    """Return where the result of each image file goes, before anything is computed.
 
     Args:
         inputs: The files.
         output: A folder; for a single file also a file, whose suffix chooses the format.
         overwrite: Whether results may be replaced.
-        name: Of the result of a file, in a folder.
+        name: Name of the result of a file, in a folder.
         resumes: Whether results that exist are those of an earlier run, to be left as they are.
 
     Raises:
@@ -126,13 +111,8 @@ def process_files(
 ) -> list[FileResult[Report]]:
     """Do the same for every file; one that is refused is named and the others go on.
 
-    Args:
-        pairs: Each file and where its result goes.
-        work: Writes the result of a file, whole or not at all, and returns what can be said of it.
-        describe: That in words: what ends the file's line, then further lines.
-        console: Where to tell what happens.
-        overwrite: Whether to do again what is there already.
-        lost: What was named and is not there, the first of the results.
+    `work` writes the result of a file, whole or not at all, and returns a report; `describe` returns the end of the
+    file's line, then further lines. `lost` are inputs that do not exist, the first of the results.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

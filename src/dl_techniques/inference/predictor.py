@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,19 +20,6 @@ from dl_techniques.tasks.base import Prediction, Statistics
 from dl_techniques.tasks.registry import task_of
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ImagePlan:
-    """How an image is computed within the memory.
-
-    Attributes:
-        tile: Largest height and width that are computed at once, in pixels.
-        arrays: Bytes of the image and its results.
-    """
-
-    tile: int
-    arrays: int
 
 
 class Predictor:
@@ -100,7 +86,7 @@ class Predictor:
             ArgumentError: The image has other channels than the model, or samples that are not finite where they
                 cannot be left as they are, or it does not fit the memory.
         """
-        plan = self.plan(pixels.shape)
+        tile = self.plan(pixels.shape)
         finite = self._check(pixels)
         filled = pixels if finite.all() else np.where(finite, pixels, np.median(pixels[finite]))
         scaling = self.task.scaling(Statistics.of(filled, self.task.standardizes), self.engine.largest)
@@ -114,7 +100,7 @@ class Predictor:
             nonlocal passes
             before = next(rounds)
             output, passes = self.network.apply(
-                plane, plan.tile, lambda done, tiles: on_tile(before * tiles + done, total * tiles)
+                plane, tile, lambda done, tiles: on_tile(before * tiles + done, total * tiles)
             )
             return output
 
@@ -130,8 +116,8 @@ class Predictor:
         probabilities = None if self.task.restores or output.dtype.kind != "f" else output
         return Prediction(result, probabilities, uncertainty, passes)
 
-    def plan(self, shape: Shape) -> ImagePlan:
-        """Choose tiles so that an image of `(height, width, channels)` and the network stay within the memory.
+    def plan(self, shape: Shape) -> int:
+        """Return the side of tiles so that an image of `(height, width, channels)` and the network fit the memory.
 
         Raises:
             ArgumentError: They cannot.
@@ -143,8 +129,8 @@ class Predictor:
             raise ArgumentError("max_memory", rule, f"{self.memory / 1e6:.0f}MB", "Raise --max-memory.")
         smallest = self.network.smallest_tile
         if self.network.tiled_by_patch and smallest is not None:
-            return ImagePlan(smallest, arrays)
-        return ImagePlan(self.tile or plan_tile(self.network, self.memory - arrays, max(size)), arrays)
+            return smallest
+        return self.tile or plan_tile(self.network, self.memory - arrays, max(size))
 
     def holds(self, shape: Shape) -> bool:
         """Return whether an image of `(height, width, channels)`, its results and one tile stay within the memory."""

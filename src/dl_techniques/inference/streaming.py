@@ -46,17 +46,7 @@ class View:
 
 
 def plan_layout(raster: Raster, wanted: int, restores: bool, source: str) -> ChannelLayout:
-    """Adapt the samples of a file to a network, as those of whole images are adapted; see `plan_channels`.
-
-    Args:
-        raster: The file.
-        wanted: Channels of the network.
-        restores: See `tasks.base.Task`.
-        source: The model, for messages.
-
-    Raises:
-        FileError: Something would be lost.
-    """
+    """Adapt the samples of a file to a network as those of whole images are adapted; see `plan_channels`."""
     found = raster.shape[2]
     if found == wanted or found > 4:
         colours = found
@@ -139,14 +129,14 @@ def stream_file(
     memory: int,
     on_tile: OnTile = ignore,
 ) -> tuple[tuple[Pass, ...], tuple[str, ...]]:
-    """Apply a model to a TIFF of any size and write the result as one.
+    """Apply a model to an image file of any size and write the result band by band.
 
     A result of several runs, or with alpha, is put together from its parts at the end.
 
     Args:
         network: The model.
         task: What its outputs mean.
-        source: A TIFF of one page, in tiles or strips.
+        source: A file of one page that is read in windows.
         output: The decoded result.
         probabilities: Where the network's output goes, if wanted.
         memory: Bytes that arrays and network may take.
@@ -220,15 +210,7 @@ def _join(parts: list[Path], raster: Raster, layout: ChannelLayout, output: Path
 
 @dataclass(frozen=True)
 class Maker:
-    """A file made of a network's output.
-
-    Attributes:
-        path: The file.
-        samples: Of each pixel.
-        dtype: Of the samples.
-        make: From the output of a tile to its samples.
-        extras: What the file says besides, see `data.metadata`.
-    """
+    """A file made of a network's output: samples a pixel, their type, and what makes them of a tile's output."""
 
     path: Path
     samples: int

@@ -19,8 +19,7 @@ def tiled_function(engine: Engine, memory: int, extent: int) -> Function:
         extent: Larger side of the largest image to come, in pixels.
 
     Raises:
-        ArgumentError: Not even the smallest tile stays within the memory. The function raises it for an image that does
-            not, of an export that takes whole images only.
+        ArgumentError: Not even the smallest tile fits; of an export that takes whole images, the function raises it.
     """
     network = Network(engine)
     tile = plan_tile(network, memory, extent)

@@ -63,13 +63,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and what should become of it.
-
-    Attributes:
-        name: Stem of the image's file.
-        image: `(height, width, channels)`, float32, as the network takes it.
-        target: What the task compares outputs with, of the same height and width.
-    """
+    """A named image, `(height, width, channels)`, float32, as the network takes it, and its target of the same size."""
 
     name: str
     image: np.ndarray
@@ -102,12 +96,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Remarks:
-    """What can be said of a result without the truth.
-
-    Attributes:
-        facts: Measured values, by what they are.
-        warnings: Why the result may not be what it seems.
-    """
+    """Measured values by their names, and warnings why a result may not be what it seems, without the truth."""
 
     facts: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -115,13 +104,7 @@ class Remarks:
 
 @dataclass(frozen=True)
 class Preview:
-    """A result to look at.
-
-    Attributes:
-        before: The image, `(height, width, 3)`, uint8.
-        after: The result, of the same size.
-        legend: Colour as `#rrggbb`, name and share of the pixels of each class.
-    """
+    """An image and its result, `(height, width, 3)`, uint8; colour, name and share of the pixels of each class."""
 
     before: np.ndarray
     after: np.ndarray
@@ -267,12 +250,7 @@ class Task(ABC):
         write_images(output, results)
 
     def inspect(self, pixels: np.ndarray, apply: Function) -> Remarks:
-        """Return what can be said of a result without the truth.
-
-        Args:
-            pixels: The image, `(height, width, channels)`.
-            apply: The predictor, from image to result.
-        """
+        """Return what can be said, without the truth, of the result that `apply` gives for an image."""
         return Remarks()
 
     def facts(self) -> dict[str, str]:
@@ -333,13 +311,7 @@ class Task(ABC):
     def quantization_loss(
         self, expected: Sequence[np.ndarray], actual: Sequence[np.ndarray], clean: Sequence[np.ndarray]
     ) -> float:
-        """Return what 8-bit integers cost.
-
-        Args:
-            expected: Outputs of the model in float.
-            actual: Outputs of the model in integers.
-            clean: Images before `quantization_input`.
-        """
+        """Return what 8-bit integers cost: outputs in float, in integers, and images before `quantization_input`."""
         raise ArgumentError("int8", f"cannot be measured for task {self.name!r}", True)
 
 

@@ -12,10 +12,7 @@ from dl_techniques.errors import FileError
 class ChannelLayout:
     """Which samples of a pixel go into a network.
 
-    Attributes:
-        runs: The samples of each run of the network; several where colours are restored one by one.
-        alpha: The sample that is put beside a restored image as it is, `None` if there is none.
-        notes: What was left out or repeated, in words.
+    There are several runs where colours are restored one by one. A sample that is `alpha` stays beside a restored image.
     """
 
     runs: tuple[tuple[int, ...], ...]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dl_techniques.atomic import check_writable
 from dl_techniques.datasets.batches import AHEAD
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.training.plan import Estimate, describe_plan, plan_of, write_plan
+from dl_techniques.training.plan import Estimate, describe_plan, write_plan
 from dl_techniques.training.progress import FEWEST, SECONDS, TIMED, WARMUP, peak_memory
 from dl_techniques.training.recipe import Recipe
 from dl_techniques.training.settings import TrainingConfig
@@ -54,10 +54,6 @@ def time_steps(train: Callable[..., Any], batches: Iterator[tuple]) -> tuple[flo
     """Return the seconds of a step and the share of them spent waiting for its batch.
 
     Batches that were made while nobody asked for them are left out first: they would hide the wait.
-
-    Args:
-        train: Trains on the arrays of a batch.
-        batches: From `seeded_batches`, as many as are asked for.
     """
     for _ in range(AHEAD * (os.cpu_count() or 1)):
         next(batches)
@@ -85,8 +81,8 @@ def plan_run(config: TrainingConfig, console: Console) -> Estimate:
         raise FileError(str(output), "exists already.", "Choose another --output.")
     check_writable(output.parent)
     recipe = recipe_of(config)(config, console)
-    plan, measured = plan_of(recipe), estimate(recipe)
-    describe_plan(plan, console, measured)
+    measured = estimate(recipe)
+    describe_plan(recipe, console, measured)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_plan(output, plan, measured)
+    write_plan(output, recipe, measured)
     return measured

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dl_techniques.atomic import write_file
-from dl_techniques.datasets.inspection import Inspection
-from dl_techniques.training.settings import TrainingConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,45 +16,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run will do.
-
-    Attributes:
-        task: What is trained for.
-        config: Settings, nothing left open.
-        inspection: Of all files.
-        training: Images to train on.
-        validation: Images to validate on.
-        choices: What else was chosen, in words.
-        found: What else was found.
-    """
-
-    task: str
-    config: TrainingConfig
-    inspection: Inspection
-    training: int
-    validation: int
-    choices: Mapping[str, str]
-    found: Mapping[str, Any] = field(default_factory=dict)
-
-
-def plan_of(recipe: Recipe) -> Plan:
-    """Return what a run will do."""
-    sizes = len(recipe.training), len(recipe.validation)
-    return Plan(recipe.task.name, recipe.config, recipe.inspection, *sizes, recipe.choices(), recipe.found())
-
-
-@dataclass(frozen=True)
 class Estimate:
-    """What a run will take on this machine, from a few steps of it.
-
-    Attributes:
-        step_seconds: Time of a step, data included.
-        waiting: Share of that time that is spent waiting for data.
-        validation_seconds: Time of a validation.
-        minutes: Time of the whole run.
-        memory_gb: Largest memory of the process so far, in GB; not known on Windows.
-    """
+    """Expected cost of a run on this machine, from a few steps; memory is unknown on Windows."""
 
     step_seconds: float
     waiting: float
@@ -72,17 +33,17 @@ class Estimate:
         )
 
 
-def describe_plan(plan: Plan, console: Console, measured: Estimate | None = None) -> None:
-    """Show what was chosen, and what the run will take where that was measured."""
+def describe_plan(recipe: Recipe, console: Console, measured: Estimate | None = None) -> None:
+    """Print what was chosen, and what the run will take where that was measured."""
     from rich.table import Table
 
-    config = plan.config
-    passes = config.steps * config.batch_size / plan.training  # type: ignore[operator] - settled
-    table = Table("what", "choice", title=f"plan: {plan.task}", title_justify="left")
-    table.add_row("images", f"{plan.training} to train on, {plan.validation} to validate on")
+    config, training, validation = recipe.config, len(recipe.training), len(recipe.validation)
+    passes = config.steps * config.batch_size / training
+    table = Table("what", "choice", title=f"plan: {recipe.task.name}", title_justify="left")
+    table.add_row("images", f"{training} to train on, {validation} to validate on")
     table.add_row("crops", f"{config.batch_size} of {config.patch}x{config.patch} pixels in a step")
     table.add_row("steps", f"{config.steps}: each image {passes:.1f} times; validation every {config.steps_per_epoch}")
-    for name, choice in plan.choices.items():
+    for name, choice in recipe.choices().items():
         table.add_row(name, choice)
     table.add_row("precision", config.precision)
     if measured is not None:
@@ -90,7 +51,7 @@ def describe_plan(plan: Plan, console: Console, measured: Estimate | None = None
     console.print(table)
 
 
-def write_plan(path: Path, plan: Plan, measured: Estimate | None = None) -> None:
+def write_plan(path: Path, recipe: Recipe, measured: Estimate | None = None) -> None:
     """Write a plan as TOML: its settings, which `--plan` takes, and what was found and measured.
 
     Raises:
@@ -98,18 +59,19 @@ def write_plan(path: Path, plan: Plan, measured: Estimate | None = None) -> None
     """
     import tomli_w
 
+    inspection = recipe.inspection
     content: dict[str, Any] = {
-        "task": plan.task,
-        "settings": _plain({name: value for name, value in asdict(plan.config).items() if name != "output"}),
+        "task": recipe.task.name,
+        "settings": _plain({name: value for name, value in asdict(recipe.config).items() if name != "output"}),
         "found": {
-            "training": plan.training,
-            "validation": plan.validation,
-            "channels": plan.inspection.channels,
-            "smallest_side": plan.inspection.smallest,
-            "notes": list(plan.inspection.notes),
-            **plan.found,
+            "training": len(recipe.training),
+            "validation": len(recipe.validation),
+            "channels": inspection.channels,
+            "smallest_side": inspection.smallest,
+            "notes": list(inspection.notes),
+            **recipe.found(),
         },
-        "chosen": dict(plan.choices),
+        "chosen": dict(recipe.choices()),
     }
     if measured is not None:
         content["measured"] = _plain(asdict(measured))

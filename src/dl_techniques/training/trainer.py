@@ -31,7 +31,7 @@ from dl_techniques.training.distribution import (
     on_single_device,
 )
 from dl_techniques.training.fingerprint import compare_fingerprints, compare_versions, versions, write_fingerprints
-from dl_techniques.training.plan import describe_plan, plan_of, write_plan
+from dl_techniques.training.plan import describe_plan, write_plan
 from dl_techniques.training.recipe import Recipe
 from dl_techniques.training.run_folder import (
     CHECKPOINTS,
@@ -58,13 +58,7 @@ CreateRecipe = Callable[[Any, "Console"], Recipe]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Outcome of a run.
-
-    Attributes:
-        model: The inference model.
-        evaluation: Its scores on the validation images.
-        folder: Where model, log and report lie.
-    """
+    """The inference model of a run, its scores on the validation images, and the folder of model, log and report."""
 
     model: keras.Model
     evaluation: Evaluation
@@ -125,9 +119,8 @@ def train(
         run = open_run(config.output, recipe.task.name, config, resume, versions())
     with run as checkpoints, naming_resume_command(config.output):
         if is_writer():
-            plan = plan_of(recipe)
-            describe_plan(plan, console)
-            write_plan(config.output / PLAN, plan)
+            describe_plan(recipe, console)
+            write_plan(config.output / PLAN, recipe)
             write_split(config.output, recipe.training.names, recipe.validation.names)
             write_fingerprints(config.output, recipe.inspection)
             if recipe.score is not None and (config.output / BEST).exists():
@@ -168,13 +161,7 @@ def recipe_of(config: TrainingConfig) -> CreateRecipe:
 
 
 def _finish(recipe: Recipe, model: keras.Model, console: Console) -> TrainingResult:
-    """Measure the weights that are wanted; write model, card and report.
-
-    Args:
-        recipe: Of the run.
-        model: As trained, with the averaged weights of the last step.
-        console: Where to print the figures.
-    """
+    """Measure the weights that are wanted; write model, card and report."""
     config, folder = recipe.config, recipe.config.output
     wanted = _best_or_last(recipe, model, console)
     function = recipe.function(wanted)

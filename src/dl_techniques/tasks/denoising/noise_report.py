@@ -38,13 +38,7 @@ class NoiseReport:
 
 
 def inspect_noise(noisy: np.ndarray, denoised: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> NoiseReport:
-    """Estimate noise and gain, and warn where the noise is correlated, compressed, clipped or structured.
-
-    Args:
-        noisy: `(height, width, channels)`, float32, any unit.
-        denoised: `function(noisy)`.
-        function: The denoiser, called once more.
-    """
+    """Estimate noise and gain, and warn where the noise is correlated, compressed, clipped or structured."""
     residual = noisy.astype("float64") - denoised
     spread = float(residual.std())
     clipped = _clipped_share(noisy)
@@ -69,12 +63,7 @@ def inspect_noise(noisy: np.ndarray, denoised: np.ndarray, function: Callable[[n
 
 
 def inspect_centre(pixels: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> NoiseReport:
-    """Return what `inspect_noise` says of the centre of an image; samples that are not finite count as 0.
-
-    Args:
-        pixels: `(height, width, channels)`, any type and unit.
-        function: The denoiser, called twice.
-    """
+    """Return what `inspect_noise` says of the centre of an image; samples that are not finite count as 0."""
     noisy = centre(pixels, INSPECTED).astype("float32")
     noisy = np.where(np.isfinite(noisy), noisy, 0)
     return inspect_noise(noisy, function(noisy), function)

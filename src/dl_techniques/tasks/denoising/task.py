@@ -21,12 +21,7 @@ NOISE = 25 / 255  # standard deviation of the noise that 8-bit integers are meas
 
 @dataclass(frozen=True)
 class DenoisingTask(RestorationTask):
-    """Images without their noise.
-
-    Attributes:
-        noise: What the model was trained to remove, as the card says it.
-        scale_equivariant: Whether the network has no additive parameter.
-    """
+    """Images without the noise that the card names; `scale_equivariant`: the network has no additive parameter."""
 
     name: ClassVar[str] = "denoise"
     noun: ClassVar[str] = "denoised"

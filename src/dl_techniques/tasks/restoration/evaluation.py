@@ -17,13 +17,7 @@ Similarity = tuple[float, float]  # PSNR in dB and SSIM; that of images below 11
 
 @dataclass(frozen=True)
 class RestorationEvaluation(Evaluation):
-    """Similarity to the targets, of images before and after.
-
-    Attributes:
-        names: Of the images.
-        after: PSNR and SSIM of each restored image, clipped to [0, 1].
-        before: The same of each image as it came; empty where it has other channels than its target.
-    """
+    """PSNR and SSIM of each image after and before; before is empty where images and targets differ in channels."""
 
     names: tuple[str, ...]
     after: tuple[Similarity, ...]

@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SegmentationEvaluation(Evaluation):
-    """Agreement of predicted and true classes.
-
-    Attributes:
-        classes: What the model's channels mean.
-        confusion: Over all images.
-        calibration: Of the probabilities, over all images.
-        scores: Mean Dice of the classes of each image, in the order of the samples.
-    """
+    """Agreement of predicted and true classes; the score of an image is the mean Dice of its classes."""
 
     classes: Classes
     confusion: Confusion | LabelConfusion

@@ -29,12 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What was found in a mask.
-
-    Attributes:
-        counts: Pixels of each value; of labels, those with each, and under `IGNORED` those that do not count.
-        colours: Of each value, 0xRRGGBB, where the mask has a palette or was painted in colours.
-    """
+    """Pixels of each value or label (`IGNORED`: that do not count), and colours, 0xRRGGBB, where there are any."""
 
     counts: Mapping[int, int]
     colours: Mapping[int, int] = field(default_factory=dict)
@@ -92,12 +87,7 @@ def _empty(facts, held, test) -> list[str]:
 
 
 def colours_of(picture: Picture, values: Iterable[int]) -> dict[int, int]:
-    """Return the colour, 0xRRGGBB, of each value of a mask with a palette or painted in colours; none of a grey one.
-
-    Args:
-        picture: What the file held.
-        values: What `mask_from` made of it.
-    """
+    """Return the colour, 0xRRGGBB, of each value of a mask with a palette or painted in colours; none of a grey one."""
     if picture.palette is None:
         return {value: value for value in values} if picture.pixels.shape[2] >= 3 else {}
     entries = picture.palette.tolist()
@@ -116,11 +106,7 @@ def find_classes(
 ) -> Classes:
     """Decide what the masks of a data set mean, and check that they can be learned from.
 
-    Args:
-        inspection: Of all files.
-        kind: As `choose_classes` takes it, or `"labels"`.
-        names: Of the classes in the order of their values, or of the labels in that of their channels.
-        ignored: Values of pixels that neither train nor count.
+    `kind`, `names` and `ignored` are those of `choose_classes`; `kind` may also be `"labels"`.
 
     Raises:
         FileError: No pixel counts on one side of the split.
@@ -198,13 +184,7 @@ def check_values(inspection: Inspection, classes: Classes) -> None:
 
 
 def check_names(inspection: Inspection, names: Sequence[str], ignored: Sequence[int]) -> None:
-    """Raise `ArgumentError` if masks hold more values than there are names of classes; name those in the fewest masks.
-
-    Args:
-        inspection: Of all files.
-        names: Of the classes.
-        ignored: Values that do not count.
-    """
+    """Raise `ArgumentError` if masks hold more values than there are names; name those in the fewest masks."""
     masks = _by_file(inspection)
     within = Counter(value for _, counts in masks for value in counts if value not in ignored)
     surplus = len(within) - len(names)

@@ -44,13 +44,7 @@ WRONG = (245, 60, 60)
 
 @dataclass(frozen=True)
 class SegmentationTask(Task):
-    """Classes of pixels.
-
-    Attributes:
-        classes: What the model's channels mean.
-        standardizes: Whether images have mean 0 and variance 1 before they go in; artifacts do that themselves.
-        decoded: Whether an artifact returns class indices, no probabilities.
-    """
+    """Classes of pixels; see `Task` for the attributes."""
 
     name: ClassVar[str] = "segment"
     noun: ClassVar[str] = "mask"

@@ -18,13 +18,7 @@ from dl_techniques.training.recipes.denoising.settings import DenoisingConfig, P
 
 @dataclass(frozen=True)
 class DenoisingSample:
-    """An image to train or to validate on.
-
-    Attributes:
-        name: Stem of its file.
-        image: `(height, width, channels)`, float32; the largest value of an integer type is 1.
-        sigma: Standard deviation of its noise, in the unit of the image; 0 where images are clean.
-    """
+    """A named image, float32, the largest value of an integer type as 1, and its noise's deviation; 0 if clean."""
 
     name: str
     image: np.ndarray

@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DenoisingEvaluation(Evaluation):
-    """Figures of a denoiser on the validation images.
-
-    Attributes:
-        images: Number of images.
-        decibels: PSNR at each level, or the estimated gain, by name.
-        scores: PSNR of each image at the level that is shown, or its estimated gain, in dB.
-    """
+    """Mean PSNR at each level, or the estimated gain, in dB by name; the scores are those of each image."""
 
     images: int
     decibels: Mapping[str, float]

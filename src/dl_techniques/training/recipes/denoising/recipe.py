@@ -66,13 +66,7 @@ def build_denoiser(config: DenoisingConfig, channels: int) -> keras.Model:
 class DenoisingRecipe(Recipe[DenoisingConfig, DenoisingTask]):
     """Clean images from noisy ones, learned from clean images, or from noisy ones alone.
 
-    Args:
-        config: Settings.
-        console: Where to print what was found.
-        build: Makes the untrained model of settings and channels, the same at every call.
-
-    Raises:
-        FileError: Images are missing, broken, too small or too few; the first ten are named.
+    `build` makes the untrained model of settings and channels, the same at every call.
     """
 
     title: ClassVar[str] = "Denoising"

@@ -27,17 +27,9 @@ LOSSES = {"charbonnier": "Charbonnier", "mse": "mean squared error", "mae": "mea
 
 
 class RestorationRecipe(Recipe[RestorationConfig, RestorationTask]):
-    """Images to other images, learned from pairs.
+    """Images to other images, learned from pairs that share their unit of intensity.
 
-    The model has no additive parameter and works in any unit of intensity; images and targets must share theirs.
-
-    Args:
-        config: Settings.
-        console: Where to print what was found.
-
-    Raises:
-        FileError: Files are missing, broken or do not fit; the first ten are named.
-        ArgumentError: A setting does not fit the data.
+    The model has no additive parameter and works in any unit.
     """
 
     title: ClassVar[str] = "Restoration"

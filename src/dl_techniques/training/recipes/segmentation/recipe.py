@@ -38,16 +38,7 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {  # in words, and as settings o
 
 
 class SegmentationRecipe(Recipe[SegmentationConfig, SegmentationTask]):
-    """Classes of pixels, learned from masks.
-
-    Args:
-        config: Settings.
-        console: Where to print what was found.
-
-    Raises:
-        FileError: Files are missing, broken or do not fit; the first ten are named.
-        ArgumentError: A setting does not fit the data.
-    """
+    """Classes of pixels, learned from masks; raises what `find_and_inspect` and `find_classes` raise."""
 
     title: ClassVar[str] = "Segmentation"
     score: ClassVar[str | None] = "dice"
