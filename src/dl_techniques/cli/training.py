@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import tomllib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,12 +111,18 @@ def _train(config: TrainingConfig, backend: Backend, devices: DeviceSettings, re
     from dl_techniques.training.distribution import on_devices
     from dl_techniques.training.trainer import train
 
+    with naming_the_resume(config.output), on_devices(devices, f"convunext train --resume {config.output}"):
+        print(train(config, terminal(), resume).report)
+
+
+@contextlib.contextmanager
+def naming_the_resume(folder: Path) -> Iterator[None]:
+    """Say how a run that is interrupted in this context goes on."""
     try:
-        with on_devices(devices, f"convunext train --resume {config.output}"):
-            print(train(config, terminal(), resume).report)
+        yield
     except (KeyboardInterrupt, SystemExit):
-        if (config.output / "checkpoints").is_dir():
-            print(f"convunext: stopped; go on with: convunext train --resume {config.output}", file=sys.stderr)
+        if (folder / "checkpoints").is_dir():
+            print(f"convunext: stopped; go on with: convunext train --resume {folder}", file=sys.stderr)
         raise
 
 

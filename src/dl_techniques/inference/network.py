@@ -132,8 +132,8 @@ class Network:
         Args:
             source: The image, as the model wants it.
             tile: Largest height and width that are computed at once, in pixels.
-            receive: Called with a tile, the finest output of what it writes, and the number of the pass, from 1; a later pass
-                replaces what an earlier one gave.
+            receive: Called with a tile, the finest output of what it writes, and the number of the pass, from 1; later
+                passes replace what earlier ones gave.
             on_tile: Called with the number of tiles done and their total in a pass after each.
         """
         height, width = source.shape[:2]

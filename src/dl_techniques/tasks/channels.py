@@ -12,7 +12,7 @@ from dl_techniques.errors import FileError
 class ChannelLayout:
     """Which samples of a pixel go into a network.
 
-    There are several runs where colours are restored one by one. A sample that is `alpha` stays beside a restored image.
+    There are several runs where colours are restored one by one. The sample `alpha` stays beside a restored image.
     """
 
     runs: tuple[tuple[int, ...], ...]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dl_techniques.errors import ArgumentError, FileError, check_counts
+from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,43 +46,42 @@ class DemoConfig:
         if self.output is not None and self.output.exists():
             raise FileError(str(self.output), "exists already.", "Name a new folder, or move this one away.")
 
+    def run_settings(self) -> SegmentationConfig:
+        """Return the settings of the demo's run, of `convunext train segment`: a quarter of the images is held out."""
+        from dl_techniques.datasets.samples import NUCLEI
 
-def run_demo(config: DemoConfig, console: Console) -> TrainingResult:
-    """Train a small segmenter on the nuclei that ship with the package, a quarter of the images held out.
+        return SegmentationConfig(
+            images=str(NUCLEI / "image"),
+            masks=str(NUCLEI / "label"),
+            mask_kind="foreground",
+            classes=("background", "nucleus"),
+            output=self.output or _free_name(Path("convunext-demo")),
+            val_fraction=0.25,
+            steps=self.epochs * self.steps,
+            steps_per_epoch=self.steps,
+            patch=self.crop,
+            batch_size=self.batch_size,
+            initial_filters=self.filters,
+            learning_rate=3e-3,
+            seed=self.seed,
+        )
+
+
+def run_demo(settings: SegmentationConfig, console: Console) -> TrainingResult:
+    """Train a small segmenter on the nuclei that ship with the package, load it as a user does, and show what it finds.
 
     It is a run of `convunext train segment`: it can be resumed, and `convunext predict` takes its folder.
-
-    Args:
-        config: Settings.
-        console: Where to print.
 
     Raises:
         FileError: The output folder cannot be written.
     """
-    from dl_techniques.datasets.samples import NUCLEI
     from dl_techniques.images.display import contact_sheet
     from dl_techniques.images.files import write_image
     from dl_techniques.images.source import Picture
     from dl_techniques.inference.predictor import Predictor
     from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
-    from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
     from dl_techniques.training.trainer import MODEL, train
 
-    settings = SegmentationConfig(
-        images=str(NUCLEI / "image"),
-        masks=str(NUCLEI / "label"),
-        mask_kind="foreground",
-        classes=("background", "nucleus"),
-        output=config.output or _free_name(Path("convunext-demo")),
-        val_fraction=0.25,
-        steps=config.epochs * config.steps,
-        steps_per_epoch=config.steps,
-        patch=config.crop,
-        batch_size=config.batch_size,
-        initial_filters=config.filters,
-        learning_rate=3e-3,
-        seed=config.seed,
-    )
     recipes: list[SegmentationRecipe] = []
 
     def create_recipe(settings: SegmentationConfig, console: Console) -> SegmentationRecipe:
