@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from dl_techniques.datasets.checks import mixture, overlap, refuse
 from dl_techniques.datasets.lazy import DecodedCache, MemoryBudget
 from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
-from dl_techniques.datasets.targets import ImageReader, TargetReader
+from dl_techniques.datasets.targets import ImageReader, PairFacts, TargetReader
 from dl_techniques.errors import ArgumentError, ConvUNextError, first_of
 from dl_techniques.images.files import open_image
 from dl_techniques.images.source import Channels, ImageSource
@@ -46,41 +46,6 @@ class DataSettings(Protocol):
 
 
 Split = Callable[[list[Pair]], tuple[list[Pair], list[Pair]]]
-
-
-@dataclass(frozen=True)
-class PairFacts:
-    """What was found in an image and its target.
-
-    Attributes:
-        pair: The files.
-        size: Height and width.
-        channels: Of the image, without alpha.
-        dtype: Type of the image's samples.
-        low: Smallest sample.
-        high: Largest sample.
-        found: What the reader of the targets found in this one; see `TargetReader.describe`.
-        target_channels: Channels of the target.
-        largest_float: Largest magnitude of floating-point samples, of image or target; 0 where both are integers.
-        digest: Of the image's samples.
-        target_digest: Of those of the target.
-        notes: What was converted on the way, in words.
-        problem: Why the pair cannot be used, empty if it can.
-    """
-
-    pair: Pair
-    size: tuple[int, int] = (0, 0)
-    channels: int = 0
-    dtype: str = ""
-    low: float = 0.0
-    high: float = 0.0
-    found: Any = None
-    target_channels: int = 1
-    largest_float: float = 0.0
-    digest: str = ""
-    target_digest: str = ""
-    notes: tuple[str, ...] = ()
-    problem: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
+from dl_techniques.datasets.pairs import Pair
 from dl_techniques.images.source import Channels, ImageSource, Picture
 
-if TYPE_CHECKING:
-    from dl_techniques.datasets.inspection import PairFacts
+
+@dataclass(frozen=True)
+class PairFacts:
+    """What was found in an image and its target.
+
+    Attributes:
+        pair: The files.
+        size: Height and width.
+        channels: Of the image, without alpha.
+        dtype: Type of the image's samples.
+        low: Smallest sample.
+        high: Largest sample.
+        found: What the reader of the targets found in this one; see `TargetReader.describe`.
+        target_channels: Channels of the target.
+        largest_float: Largest magnitude of floating-point samples, of image or target; 0 where both are integers.
+        digest: Of the image's samples.
+        target_digest: Of those of the target.
+        notes: What was converted on the way, in words.
+        problem: Why the pair cannot be used, empty if it can.
+    """
+
+    pair: Pair
+    size: tuple[int, int] = (0, 0)
+    channels: int = 0
+    dtype: str = ""
+    low: float = 0.0
+    high: float = 0.0
+    found: Any = None
+    target_channels: int = 1
+    largest_float: float = 0.0
+    digest: str = ""
+    target_digest: str = ""
+    notes: tuple[str, ...] = ()
+    problem: str = ""
 
 
 class TargetReader(Protocol):
