@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import keras
+import numpy as np
 
 from dl_techniques.errors import ConvUNextError
 from dl_techniques.training.callbacks import EarlyStop, EpochLog, FiniteLoss, StateCheckpoint
@@ -88,6 +89,20 @@ def averaged_adamw(
         gradient_accumulation_steps=accumulate if accumulate > 1 else None,
         name="adam_w",
     )
+
+
+def build_loss_trackers(model: keras.Model, channels: int) -> None:
+    """Create the trackers of the losses of several outputs, for which TensorFlow would trace the first step twice.
+
+    Args:
+        model: Compiled, with a loss for each output.
+        channels: Of its targets.
+    """
+    if keras.backend.backend() != "tensorflow" or mirrored_replicas():
+        return  # `fit` creates them before it traces
+    targets = [np.zeros((1, 1, 1, channels), "float32") for _ in model.outputs]
+    model.compute_loss(y=targets, y_pred=[np.zeros((1, 1, 1, out.shape[-1]), "float32") for out in model.outputs])
+    model.reset_metrics()
 
 
 def fit_stages(

@@ -71,7 +71,7 @@ class SegmentationRecipe(Recipe[SegmentationConfig, SegmentationTask]):
     def build(self) -> ConvUNextModel:
         from dl_techniques.losses import SegmentationLoss
         from dl_techniques.models.convunext.model import ConvUNextModel
-        from dl_techniques.training.loop import averaged_adamw
+        from dl_techniques.training.loop import averaged_adamw, build_loss_trackers
         from dl_techniques.training.schedule import warmup_cosine
 
         config, chosen = self.config, LOSSES[self.config.loss][1]
@@ -94,6 +94,7 @@ class SegmentationRecipe(Recipe[SegmentationConfig, SegmentationTask]):
             loss_weights=None if config.anneal_supervision else supervision_weights(config.depth),
         )
         model.optimizer.build(model.trainable_variables)
+        build_loss_trackers(model, self.task.classes.outputs + 1)
         return model
 
     def batches(self, done: int = 0) -> Iterator[tuple]:
