@@ -102,8 +102,7 @@ def test_misspelt_commands_are_usage_errors(arguments, capfd):
     assert "Error" in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_demo_can_be_resumed(sent, status, tmp_path):
+def test_interrupted_demo_can_be_resumed(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "dl_techniques.cli", "demo", "--crop", "32", "--steps", "2", "--epochs", "5000"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -112,9 +111,9 @@ def test_interrupted_demo_can_be_resumed(sent, status, tmp_path):
         if line.startswith("epoch 1/"):
             break
     time.sleep(0.2)
-    process.send_signal(sent)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == status
+    assert process.returncode == 130
     assert "Traceback" not in errors
     assert "go on with: convunext train --resume convunext-demo" in errors
     assert list((tmp_path / "convunext-demo" / "checkpoints").iterdir())
