@@ -19,7 +19,7 @@ pytestmark = pytest.mark.each_backend
 BACKEND = keras.backend.backend()
 SMALL = ["--steps=4", "--steps-per-epoch=2", "--patch=16", "--batch-size=2", "--depth=2", "--initial-filters=4"]
 TASKS = {
-    "segment": ["--masks={}/masks"],
+    "segment": ["--masks={}/masks", "--accumulate=2"],
     "restore": ["--targets={}/targets"],
     "denoise": ["--held-out=1", "--final-patch=16"],
 }
@@ -46,8 +46,8 @@ def names_a_faster_backend(output: str) -> bool:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_stopped_run_resumes_to_the_same_end_and_its_model_is_applied(task, data, tmp_path, monkeypatch, capfd):
-    sources = [f"--images={data}/images", *(flag.format(data) for flag in TASKS[task])]
-    command = ["train", task, *sources, *SMALL]
+    sources = [f"--images={data}/images", TASKS[task][0].format(data)]
+    command = ["train", task, *sources, *TASKS[task][1:], *SMALL]
     plain, stopped = tmp_path / "plain", tmp_path / "stopped"
     assert main([*command, f"--output={plain}"]) == 0
     assert names_a_faster_backend(capfd.readouterr().out) == (BACKEND != "tensorflow")
@@ -64,7 +64,9 @@ def test_stopped_run_resumes_to_the_same_end_and_its_model_is_applied(task, data
     assert f"convunext train --resume {stopped}" in capfd.readouterr().err
     assert len(read_log(stopped)) == 1
     assert main(["train", "--resume", str(stopped)]) == 0
-    assert not names_a_faster_backend(capfd.readouterr().out)  # a run stays on the backend that it began on
+    told = capfd.readouterr().out
+    assert told.splitlines()[-1] == str(stopped / "report.html")
+    assert not names_a_faster_backend(told)  # a run stays on the backend that it began on
     one, other = (np.load(list_checkpoints(folder / "checkpoints")[0]) for folder in (plain, stopped))
     assert one.files == other.files and all(np.array_equal(one[name], other[name]) for name in one.files)
     assert read_log(stopped) == read_log(plain) and len(read_log(plain)) == 2

@@ -24,7 +24,6 @@ from dl_techniques.tasks.base import Sample
 from dl_techniques.tasks.segmentation.classes import IGNORED, Classes
 from dl_techniques.tasks.segmentation.evaluation import evaluate
 from dl_techniques.training.auto_settings import choose_augmentation, resolve_settings
-from dl_techniques.training.checkpoint import list_checkpoints
 from dl_techniques.training.recipes.segmentation.batches import segmentation_batches
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
@@ -104,35 +103,6 @@ def test_report_shows_classes_curves_and_pictures(finished):
     page = finished[1].report.read_text()
     assert page.count("<figure>") == 4 and page.count("<polyline") == 2 and "<th>road</th>" in page
     assert "http" not in page.replace("http://www.w3.org", "")
-
-
-def test_interrupted_run_goes_on_from_the_command_line(finished, data, tmp_path, capfd, monkeypatch):
-    from dl_techniques.training import callbacks
-
-    config, _ = finished
-    output = tmp_path / "run"
-    save = callbacks.StateCheckpoint.save
-
-    def die(self):
-        save(self)
-        raise KeyboardInterrupt
-
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
-    flags += ["--ignore=11", "--classes=sky", "--classes=road", "--classes=car", f"--output={output}"]
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.StateCheckpoint, "save", die)
-        command = ["train", "segment", f"--images={data / 'images'}", f"--masks={data / 'masks'}", *flags]
-        assert main(command) == 130
-    first = capfd.readouterr()
-    assert f"convunext train --resume {output}" in first.err
-    assert ("faster: --backend tensorflow" in " ".join(first.out.split())) == (keras.backend.backend() != "tensorflow")
-    assert main(["train", "--resume", str(output)]) == 0
-    told = capfd.readouterr().out
-    assert told.splitlines()[-1] == str(output / "report.html")
-    assert "--backend tensorflow" not in told  # a run stays on the backend that it began on
-    one, other = (np.load(list_checkpoints(folder / "checkpoints")[0]) for folder in (config.output, output))
-    assert one.files == other.files and all(np.array_equal(one[name], other[name]) for name in one.files)
-    assert read_log(output) == read_log(config.output)
 
 
 def test_two_values_train_one_output_until_nothing_gets_better(tmp_path):
