@@ -151,15 +151,7 @@ def write_card(model: Path, card: ModelCard | Mapping[str, Any]) -> None:
 
 
 def artifact_digests(artifact: Path, companions: Iterable[str] = ()) -> dict[str, str]:
-    """Return the SHA-256 of what an exported model consists of, its card left out.
-
-    Args:
-        artifact: A file or a folder.
-        companions: Suffixes of the files that belong to a file and lie beside it.
-
-    Returns:
-        By suffix of a file, which may be renamed, or by path in a folder.
-    """
+    """Return the SHA-256 of an artifact's files without its card, by suffix, or by path in a folder."""
     if artifact.is_dir():
         inside = (path for path in sorted(artifact.rglob("*")) if path.is_file() and path != card_path(artifact))
         return {path.relative_to(artifact).as_posix(): file_digest(path) for path in inside}

@@ -163,15 +163,7 @@ class LabelConfusion:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Pixels of about the same confidence.
-
-    Attributes:
-        low: Lowest confidence of the bin.
-        high: Highest confidence of the bin.
-        count: Pixels in it.
-        confidence: Their mean confidence; NaN where there are none.
-        accuracy: Share of them that is right; NaN where there are none.
-    """
+    """Pixels whose confidence is between two values; confidence and accuracy are NaN where there are none."""
 
     low: float
     high: float

@@ -36,13 +36,7 @@ figcaption { font-size: .85rem; }
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report.
-
-    Attributes:
-        title: What it shows.
-        header: Names of the columns.
-        rows: Rows, as text; the first cell of each names it.
-    """
+    """A table of a report, as text; the first cell of each row names it."""
 
     title: str
     header: Sequence[str]
@@ -60,17 +54,9 @@ class Table:
 
 @dataclass
 class Report:
-    """What a report shows, top to bottom.
+    """A page: title, lead, headline numbers, tables, curves over epochs, facts, and rows of captioned pictures.
 
-    Attributes:
-        title: Heading.
-        lead: One sentence below it.
-        numbers: Headline figures by name, as text.
-        facts: Table of names and values.
-        tables: Other tables.
-        curves: Numbers of each epoch, by what they are.
-        key: Meaning of the colours in the pictures, as `(colour, meaning)`.
-        rows: Rows of pictures, each a list of `(caption, image)`; images are uint8, grey or RGB.
+    `key` is colour and meaning of what pictures show; pictures are uint8, grey or RGB.
     """
 
     title: str
@@ -153,28 +139,6 @@ def worst_and_best(scores: Sequence[float], count: int = 3) -> list[tuple[str, i
     worst = order[:count]
     best = [index for index in reversed(order) if index not in worst][:count]
     return [("worst", index) for index in worst] + [("best", index) for index in best]
-
-
-def error_picture(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return two boolean masks as colours: agreement white, missed pixels blue, false ones orange.
-
-    Args:
-        prediction: `(height, width)`, bool.
-        truth: `(height, width)`, bool.
-
-    Returns:
-        `(height, width, 3)`, uint8.
-    """
-    picture = np.zeros((*truth.shape, 3), np.uint8)
-    picture[prediction & truth] = (235, 235, 235)
-    picture[~prediction & truth] = MISSED
-    picture[prediction & ~truth] = FALSE
-    return picture
-
-
-MISSED = (66, 135, 245)
-FALSE = (245, 140, 40)
-ERROR_KEY = (("#ebebeb", "found"), ("rgb(66,135,245)", "missed"), ("rgb(245,140,40)", "false"))
 
 
 def _figure(caption: str, image: np.ndarray) -> str:

@@ -29,15 +29,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers there are and what each is given.
-
-    Attributes:
-        count: Workers of all nodes.
-        cpus: Cores of each.
-        gpus: Accelerators of each, 0 or 1.
-        threads: Images that each has in hand.
-        nodes: Machines.
-    """
+    """How many workers there are on how many machines, cores, GPUs (0 or 1) and images in hand of each."""
 
     count: int
     cpus: int
@@ -127,16 +119,10 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def share_out(nodes: list[dict[str, float]], memory: int, on_gpu: bool, remote: bool) -> Workers:
-    """Say how many workers a cluster has room for: one for each GPU, or for each share of the cores.
+    """Return how many workers a cluster has room for: one for each GPU, or for each share of the cores.
 
-    Args:
-        nodes: Resources of each machine, as Ray tells them.
-        memory: Bytes that a worker may take beside its runtime.
-        on_gpu: Whether what runs the model uses GPUs.
-        remote: Whether images are fetched or stored over a network, which takes time that cores do not.
-
-    Raises:
-        ArgumentError: No machine has a core, or memory for one worker.
+    `nodes` are the resources of each machine, `memory` the bytes of a worker beside its runtime; `remote` images come
+    over a network, which takes time that cores do not. Raises `ArgumentError` where no machine has room for one worker.
     """
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     if on_gpu and gpus:

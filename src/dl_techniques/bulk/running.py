@@ -41,17 +41,7 @@ IMAGES = pa.schema({"path": pa.string(), "bytes": pa.int64(), "modified": pa.int
 
 @dataclass
 class Outcome:
-    """What became of all images.
-
-    Attributes:
-        total: Images that were named.
-        there: Those whose result was there.
-        before: Those that an earlier run refused, and that are as they were.
-        states: Those of this run: done, refused, failed.
-        lost: What is said of inputs that are not there.
-        seconds: Time taken, without that of the cluster's start.
-        status: The table of all images.
-    """
+    """Counts of images: named, with a result already, refused by an earlier run, and by state of this run."""
 
     total: int = 0
     there: int = 0

@@ -16,13 +16,7 @@ from dl_techniques.engines.selection import EngineSelection
 
 @dataclass(frozen=True)
 class Shipment:
-    """The files of a model and of its conversion.
-
-    Attributes:
-        files: Path below a folder and content of each.
-        model: Path of the model below it.
-        conversion: Path of the converted model, empty if there is none.
-    """
+    """The files of a model and of its conversion, by path below a folder, and where both lie in it."""
 
     files: tuple[tuple[str, bytes], ...]
     model: str

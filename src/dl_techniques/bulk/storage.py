@@ -36,13 +36,7 @@ class StorageError(FileError):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An image file that was found.
-
-    Attributes:
-        source: Its path, absolute, or its address.
-        bytes: Its size.
-        modified: When it was changed, in nanoseconds since 1970; 0 if the file system does not tell.
-    """
+    """An image file: path or address, bytes, and nanoseconds since 1970 of its last change, 0 if unknown."""
 
     source: str
     bytes: int

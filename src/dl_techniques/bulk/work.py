@@ -48,15 +48,9 @@ DEATHS = 2  # of processes that computed an image, after which it is left alone
 class Job:
     """What all workers of a run are told.
 
-    Attributes:
-        selection: The model, and what runs it.
-        options: As of the local command.
-        output: Folder of the results, a path or an address.
-        settings: Digest of all that a result depends on.
-        backend: What Keras runs on; empty if it does not matter.
-        cores: Threads that compute, of each worker.
-        threads: Images that a worker has in hand: while one is computed, others are read and written.
-        shipment: The model's files, where workers may not have them.
+    `settings` is a digest of all that a result depends on, `backend` that of Keras where it matters; a worker has
+    `cores` threads that compute and `threads` images in hand; `shipment` is the model's files where workers may not
+    have them.
     """
 
     selection: EngineSelection

@@ -48,12 +48,8 @@ def rotation(sample: Sample, rng: np.random.Generator) -> Sample:
 def affine(sample: Sample, rng: np.random.Generator, scale: float, shift: float, angle: float) -> Sample:
     """Scale and rotate about the centre, and shift, each by a uniform draw.
 
-    Args:
-        sample: Image and target.
-        rng: Source of the draws.
-        scale: Largest zoom less 1: 0.3 is from 1/1.3 to 1.3, its logarithm uniform.
-        shift: Largest shift of each axis, as a share of its length.
-        angle: Largest rotation, in degrees.
+    A scale of 0.3 is a zoom from 1/1.3 to 1.3, its logarithm uniform; the shift is a share of each axis, the angle in
+    degrees.
     """
     height, width = sample[0].shape[:2]
     zoom, radians = _factor(scale, rng), math.radians(rng.uniform(-angle, angle))
@@ -69,11 +65,7 @@ def affine(sample: Sample, rng: np.random.Generator, scale: float, shift: float,
 def elastic(sample: Sample, rng: np.random.Generator, spacing: int, displacement: float) -> Sample:
     """Deform by a cubic B-spline with a random displacement at every node of a coarse grid.
 
-    Args:
-        sample: Image and target.
-        rng: Source of the draws.
-        spacing: Distance of the nodes, in pixels.
-        displacement: Largest displacement of a node along each axis, as a share of `spacing`; below 0.48 nothing folds.
+    Nodes are `spacing` pixels apart; a displacement is a share of that, and nothing folds below 0.48.
     """
     height, width = sample[0].shape[:2]
     down, across = _spline_weights(height, spacing), _spline_weights(width, spacing)

@@ -11,13 +11,7 @@ SEPARATOR = "\n  "
 
 
 def refuse(findings: Sequence[str], total: int, folder: str) -> None:
-    """Raise `FileError` if something was found.
-
-    Args:
-        findings: A sentence for each pair that cannot be used; it begins with the file.
-        total: Number of pairs.
-        folder: Where they are.
-    """
+    """Raise `FileError` for pairs of a folder that cannot be used; each finding begins with its file."""
     if findings:
         listed = first_of(sorted(findings), SEPARATOR)
         raise FileError(folder, f"{len(findings)} of {total} pairs cannot be used:{SEPARATOR}{listed}")
@@ -38,12 +32,7 @@ def mixture(found: Sequence[tuple[str, int]]) -> list[str]:
 
 
 def overlap(training: Sequence[tuple[str, str]], validation: Sequence[tuple[str, str]]) -> list[str]:
-    """Return what is wrong with images to validate on that are trained on, too.
-
-    Args:
-        training: Digest and file of each image.
-        validation: The same.
-    """
+    """Return what is wrong with images to validate on that are trained on, too; both by digest and file."""
     known = dict(training)
     return [
         f"{path}: is the same image as {known[digest]}, which is trained on. Take one of them away."

@@ -12,15 +12,7 @@ def gaussian_window(sigma: float, reach: int) -> np.ndarray:
 
 
 def filter_inside(image: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Weigh the neighbours of each pixel along both axes, where the window lies wholly inside the image.
-
-    Args:
-        image: `(height, width, channels)`, floats.
-        window: `(size,)`, of any float type.
-
-    Returns:
-        `(height − size + 1, width − size + 1, channels)` of the image's type.
-    """
+    """Weigh the neighbours of each pixel along both axes, where the window lies inside the image."""
     weights = window.astype(image.dtype)
     height, width = (extent - len(weights) + 1 for extent in image.shape[:2])
     rows = np.zeros((height, *image.shape[1:]), image.dtype)

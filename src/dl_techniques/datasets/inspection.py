@@ -209,16 +209,7 @@ def describe_images(inspection: Inspection, console: Console) -> None:
 
 
 def read_pair(pair: Pair, reader: TargetReader, channels: Channels) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image and its target again, each `(height, width, channels)`.
-
-    Args:
-        pair: The files.
-        reader: Reads the target.
-        channels: Which samples of a pixel are channels; see `ImageSource.read`.
-
-    Raises:
-        FileError: A file is broken.
-    """
+    """Read an image and its target again, each `(height, width, channels)`; raises `FileError` for a broken one."""
     with _opened(pair) as (image, target):
         picture = image.read(pair.page, channels)
         return picture.pixels, reader.read(target, pair.page, channels, picture if target is image else None)[0]

@@ -53,10 +53,7 @@ def find_files(source: str) -> list[Path]:
 
 
 def find_singles(images: str) -> list[Pair]:
-    """Return each image of a folder or pattern as its own target, sorted by name.
-
-    Args:
-        images: Folder or pattern; or a CSV file with a column `image`, paths relative to it.
+    """Return each image of a folder or pattern, or of a CSV file with a column `image`, as its own target.
 
     Raises:
         FileError: There is none.

@@ -28,14 +28,7 @@ UNUSED_DAYS = 60  # after which a conversion is removed
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted model.
-
-    Attributes:
-        folder: Holds `network` and, of V2 models, `tiles`, in the runtime's format.
-        facts: What the graph tells: channels, tiling, use_bias.
-        seconds: What the conversion took; `None` if it was in the cache.
-        cached: Whether it stays in the cache; otherwise it is removed at the end of the process.
-    """
+    """A converted model: its folder, its graph's facts, seconds it took (`None`: none), whether it is cached."""
 
     folder: Path
     facts: dict[str, Any]
@@ -52,27 +45,15 @@ def cache_folder() -> Path:
 
 
 def find_conversion(model: Path, runtime: str) -> Conversion | None:
-    """Return the conversion of a model that exists already and is complete.
-
-    Args:
-        model: A `.keras` file or a preset's folder.
-        runtime: What it shall run on.
-    """
+    """Return the conversion of a model for a runtime that is there already and intact."""
     return _find(_key(model, runtime))
 
 
 def convert(model: Path, runtime: str) -> Conversion:
-    """Return a model converted, now or before.
+    """Return a model, a `.keras` file or a preset's folder, converted for a runtime, now or before.
 
-    A subprocess does it, on the backend of Keras that suits the runtime, so that this one need not import Keras. Where
-    the cache cannot be written, the conversion lasts as long as this process.
-
-    Args:
-        model: A `.keras` file or a preset's folder.
-        runtime: What it shall run on.
-
-    Raises:
-        ConversionError: It cannot be done.
+    A subprocess does it, on the backend of Keras that suits the runtime: this one need not import Keras. Where the
+    cache cannot be written, the conversion lasts as long as this process. Raises `ConversionError` where it fails.
     """
     key = _key(model, runtime)
     if found := _find(key):

@@ -34,14 +34,7 @@ def float32_network(model: ConvUNextModel) -> ConvUNextModel:
 
 
 def tiling_of(network: ConvUNextModel, outputs: int, runtime: str, whole_images_only: bool = False) -> Tiling:
-    """Return what a network's graph tells of its application to parts of images.
-
-    Args:
-        network: The model.
-        outputs: Channels of the output of what is made of it.
-        runtime: What computes it.
-        whole_images_only: Whether that cannot be applied to parts.
-    """
+    """Return what a model's graph says of its application to parts of images, given what is made of it."""
     from dl_techniques.models.convunext.receptive import pools_image, receptive_radius
     from dl_techniques.models.convunext.tiles import sum_sizes
 
@@ -51,13 +44,7 @@ def tiling_of(network: ConvUNextModel, outputs: int, runtime: str, whole_images_
 
 
 def convert_model(source: str, runtime: str, folder: str) -> None:
-    """Write a model's network for a runtime, that for tiles with statistics of a V2 model, and the facts.
-
-    Args:
-        source: A `.keras` file or a preset's folder.
-        runtime: What it shall run on.
-        folder: Where to.
-    """
+    """Write a model's network for a runtime, that for tiles with statistics of a V2 model, and the facts."""
     from dl_techniques.models.convunext.receptive import pools_image
     from dl_techniques.models.convunext.tiles import tile_network
 

@@ -21,12 +21,7 @@ Size = tuple[int | None, int | None]
 
 
 class Graph(NamedTuple):
-    """A network in a file, opened by its runtime.
-
-    Attributes:
-        shape: Shape of the first input, `None` for sizes left open.
-        function: Maps arrays to a list of arrays.
-    """
+    """A network in a file, opened: shape of the first input, `None` for sizes left open, and a function of arrays."""
 
     shape: list[int | None]
     function: Callable[..., list[np.ndarray]]

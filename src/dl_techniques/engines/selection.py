@@ -27,15 +27,9 @@ RUN_MODEL = "model.keras"  # in the folder of a training run
 
 @dataclass(frozen=True)
 class EngineSelection:
-    """What runs a model.
+    """What a model runs on: runtime, precision, its conversion if it needs one.
 
-    Attributes:
-        path: The model's file or folder.
-        runtime: A name of `formats.RUNTIMES`.
-        artifact_format: Format of an export, `None` for models of Keras.
-        conversion: A model of Keras for another runtime.
-        message: One line for the user; empty if no engine was asked for, and for exports.
-        precision: What is computed in.
+    `message` is what the user reads of it, one line; nothing of exports.
     """
 
     path: Path

@@ -18,16 +18,9 @@ class ConversionError(ConvUNextError):
 
 
 def run_in_subprocess(module: str, arguments: Sequence[str], backend: str, subject: str) -> None:
-    """Run `python -m module arguments` on a backend of Keras and wait for its end.
+    """Run `python -m module arguments` on a backend of Keras and wait for its end; see `exit_status_of`.
 
-    Args:
-        module: Its work is done by `exit_status_of`.
-        arguments: Of its command line.
-        backend: Of Keras: `"openvino"`, `"tensorflow"` and so on.
-        subject: What an error is of.
-
-    Raises:
-        ConversionError: The process ended with an error; the last line that it wrote is the reason.
+    Raises `ConversionError`, of `subject`, if it ends with an error; the last line that it wrote is the reason.
     """
     package = str(Path(dl_techniques.__file__).parents[1])
     environment = {

@@ -62,13 +62,9 @@ def certify(
     sizes: tuple[tuple[int, int], ...] = SIZES,
     limit: float = LIMIT,
 ) -> Certificate:
-    """Measure the scale-equivariance of a model on random images.
+    """Measure the scale-equivariance of a model on random images; one of a fixed size is measured at its own.
 
-    Args:
-        engine: The model.
-        alphas: Factors.
-        sizes: Heights and widths; a model of a fixed size is measured at its own.
-        limit: Largest relative error of a model that keeps the promise, about a hundred float32 roundings.
+    `limit` is the largest relative error of a model that keeps the promise, about a hundred float32 roundings.
     """
     sizes = tuple(dict.fromkeys(engine.fit(size) for size in sizes))
     errors = np.empty((len(sizes), len(alphas)))

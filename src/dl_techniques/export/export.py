@@ -41,16 +41,7 @@ LIMIT = 1e-4  # of the output's range, of the pixels of masks, and of f(a·x) = 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far an artifact is from Keras on random images.
-
-    Attributes:
-        measure: What was measured: the largest difference by the range of all outputs, or, of an artifact that returns
-            classes, the share of pixels that have another.
-        value: What came out.
-        limit: What it may be.
-        sizes: Heights and widths of the images.
-        batches: Images at once.
-    """
+    """Largest difference to Keras by the range of all outputs, or share of pixels of another class, and its limit."""
 
     measure: str
     value: float
@@ -69,14 +60,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What was exported, and what was measured on it.
-
-    Attributes:
-        path: The file or folder.
-        comparison: How far it is from Keras.
-        certificate: Its scale-equivariance, `None` if the model does not promise any, or of 8-bit integers.
-        loss: What 8-bit integers cost, `None` if it has none.
-    """
+    """An exported file or folder, its difference to Keras, its certificate, and what 8-bit integers cost."""
 
     path: Path
     comparison: Comparison

@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What an artifact computes beside its network.
-
-    Attributes:
-        standardizes: Whether images are brought to mean 0 and variance 1 inside.
-        activation: Of the output: `none`, `sigmoid`, `softmax` or `argmax`.
-        size: Height and width of all images; any if not given.
-        sums_of_squares: Whether the statistics of the complete image, of a V2 network, go in and out.
-    """
+    """What an artifact does beside its network: standardization, activation, a fixed size, sums of squares."""
 
     standardizes: bool
     activation: str

@@ -23,14 +23,7 @@ CROP = 256  # height and width of the centres that are used, in pixels
 class Loss:
     """What 8 bits cost, measured on images that were not used to calibrate.
 
-    Attributes:
-        measure: What was measured.
-        value: What came out.
-        limit: What it may be.
-        calibrated: Images that the ranges of the intensities come from.
-        measured: Images that it was measured on.
-        largest: Largest intensity of the images that calibrated, before noise.
-        time: Share of the float artifact's time, on these images and this machine.
+    `largest` is the largest intensity of the images that calibrated, `time` the share of the float artifact's time.
     """
 
     measure: str

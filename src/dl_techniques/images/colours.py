@@ -8,14 +8,10 @@ import numpy as np
 
 
 def cmyk_to_rgb(array: np.ndarray, profile: bytes | None) -> tuple[np.ndarray, str]:
-    """Return an image of four inks as RGB, and in words how: by its colour profile, or by its inks alone.
+    """Return inks, `(height, width, 4)`, 8 or 16 bits, as RGB of the same type, and in words how.
 
-    Args:
-        array: `(height, width, 4)`, uint8 or uint16, 0 where there is no ink.
-        profile: ICC profile of the file. 16 bits go by inks alone: the library of profiles would make them 8.
-
-    Returns:
-        `(height, width, 3)` of the same type: sRGB by the profile, otherwise R = (1 − C)(1 − K) and so on.
+    An ink of 0 is none. sRGB by the ICC profile, otherwise R = (1 − C)(1 − K) and so on; 16 bits go by inks alone, as
+    profiles would make them 8.
     """
     if profile and array.dtype == np.uint8 and (converted := _by_profile(array, profile)) is not None:
         return converted, "CMYK converted to sRGB by its profile"

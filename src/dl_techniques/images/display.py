@@ -25,13 +25,7 @@ def visible(image: np.ndarray) -> np.ndarray:
 def to_display(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return an image as uint8, `low` and below as black, `high` and above as white.
 
-    Args:
-        image: `(height, width, channels)`, of which `visible` is shown.
-        low: What is black.
-        high: What is white.
-
-    Returns:
-        `(height, width, 3)` or `(height, width)`.
+    `visible` channels are shown: the result is `(height, width, 3)` or `(height, width)`.
     """
     share = np.clip((visible(image).astype("float64") - low) / max(high - low, 1e-30), 0, 1)
     shown = np.rint(255 * share).astype("uint8")

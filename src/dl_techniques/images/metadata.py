@@ -25,12 +25,7 @@ LARGEST_EXIF = 65_533  # of one segment of a JPEG
 
 
 def file_extras(file: Any, upright: Any) -> dict[str, Any]:
-    """Return the extras of a file that Pillow opened.
-
-    Args:
-        file: The file.
-        upright: The image turned as its EXIF says, which says so no longer.
-    """
+    """Return the extras of a file that Pillow opened; `upright` is its image turned, which says so no longer."""
     extras = {key: file.info[key] for key in ("icc_profile", "dpi") if file.info.get(key)}
     if exif := upright.getexif():
         extras["exif"] = exif.tobytes()

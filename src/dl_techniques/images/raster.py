@@ -21,18 +21,11 @@ PLAIN = 2**22  # bytes of rows without compression that are read at once
 
 
 class TiffRaster:
-    """A page of an open TIFF as an array of which windows are read: `raster[top:bottom, left:right]`.
+    """The only page of a TIFF as an array of which windows are read: `raster[top:bottom, left:right]`.
 
-    Tiles and compressed strips are decoded at once; of strips without compression, however large, only the rows of the
-    window are read.
-
-    Args:
-        path: The file, for messages.
-        page: Its page, from tifffile.
-        cache: Bytes of decoded strips or tiles that are kept for the next window; none may be larger.
-
-    Raises:
-        FileError: The page cannot be read in parts.
+    Tiles and strips are decoded complete; of strips without compression, however large, the rows that are wanted are
+    read. `cache` is bytes of decoded strips or tiles that stay for the next window; none may be larger. Raises
+    `FileError` where the file is broken, or cannot be read in parts.
     """
 
     def __init__(self, path: Path, page: Any, cache: int = 2**26) -> None:
@@ -146,14 +139,9 @@ def page_options(samples: int, colours: int, extras: Mapping[str, Any]) -> dict[
 
 
 class BandWriter:
-    """A TIFF, tiled and compressed, whose rows are given from top to bottom; it appears when it is complete.
+    """A TIFF, tiled and compressed, whose rows are given from top to bottom; complete in the end or not there at all.
 
-    Args:
-        path: The file.
-        shape: Height, width and samples.
-        dtype: Of the samples.
-        colours: How many of the samples are no alpha; all, if not given.
-        extras: What the file shall say besides; see `metadata`.
+    The samples beyond `colours` are alpha; `extras` are what the file says besides, see `metadata`.
     """
 
     def __init__(

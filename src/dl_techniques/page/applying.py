@@ -21,16 +21,7 @@ KINDS = {1: "grey", 3: "RGB"}
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows of a result.
-
-    Attributes:
-        before: The image, `(height, width, 3)`, uint8.
-        after: The result, or the classes over the image, of the same size.
-        download: The result at full size and depth.
-        facts: What to tell, by what it is.
-        legend: Colour as `#rrggbb`, name and share of the pixels of each class.
-        warnings: Why the result may not be what it seems.
-    """
+    """What the page shows of a result: pictures of one size, the download, facts, legend and warnings."""
 
     before: np.ndarray
     after: np.ndarray
@@ -44,13 +35,6 @@ def apply_model(
     predictor: Predictor, source: Path, folder: Path, max_pixels: int, on_tile: OnTile = lambda done, total: None
 ) -> Shown:
     """Apply a model to an image file and write the result, in its type and depth, into a folder.
-
-    Args:
-        predictor: The model.
-        source: The file.
-        folder: Where the result goes.
-        max_pixels: Refuse larger images before they are decoded.
-        on_tile: Called with the number of tiles done and their total after each.
 
     Raises:
         FileError: The file is no image, is too large, or does not fit the model.

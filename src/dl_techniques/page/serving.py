@@ -60,13 +60,7 @@ def serve_page(models: Sequence[Model], options: PageOptions) -> None:
 
 @contextlib.contextmanager
 def running_page(predictors: Sequence[Predictor], options: PageOptions, arrival: float = ARRIVAL) -> Iterator[str]:
-    """Serve the page from a thread and yield its address; files that came and went are deleted at the end.
-
-    Args:
-        predictors: The models.
-        options: Settings.
-        arrival: Seconds in which a request must be here.
-    """
+    """Serve the page from a thread and yield its address; requests must arrive in `arrival` seconds."""
     with tempfile.TemporaryDirectory(prefix="convunext-page-") as name:
         folder = Path(name).resolve()
         (folder / "results").mkdir()

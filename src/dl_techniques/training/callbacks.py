@@ -48,13 +48,7 @@ class StateCheckpoint(keras.callbacks.Callback):
 
 
 class EpochLog(keras.callbacks.Callback):
-    """Add a line to a CSV file after every epoch; the file is whole at any moment.
-
-    Keras' own logger keeps its file open when training is stopped by an error.
-
-    Args:
-        path: The file; lines that are in it stay.
-    """
+    """Add a line to a CSV file after every epoch; unlike that of Keras' logger, the file is complete at any moment."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -74,13 +74,10 @@ def step_of(path: Path) -> int:
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path]]:
-    """Read the newest checkpoint whose content is whole.
-
-    Returns:
-        Steps done, arrays by name, and the files that were torn and passed over.
+    """Return step and state of the newest intact checkpoint of a folder, and the damaged ones that are newer.
 
     Raises:
-        FileError: There is no checkpoint, or none is whole.
+        FileError: There is none that is intact.
     """
     torn: list[Path] = []
     for path in list_checkpoints(folder):

@@ -160,12 +160,9 @@ def mirrored_replicas() -> int:
 
 
 def as_training_data(make: Callable[[], Iterator[tuple]]) -> Any:
-    """Return batches as `fit` takes them.
+    """Return the batches that `make` gives as `fit` takes them.
 
     TensorFlow's strategies read a batch to see its shapes, and begin again; an iterator would lose it.
-
-    Args:
-        make: Gives the batches, from the first.
     """
     if _group.strategy is None:
         return make()
@@ -204,12 +201,7 @@ def gathered_value(variable: Any) -> np.ndarray:
 
 
 def local_copy(model: keras.Model, copy: keras.Model | None = None) -> keras.Model:
-    """Return the model, or on several devices a copy on one of this process; all processes call it alike.
-
-    Args:
-        model: With the weights that are wanted.
-        copy: What was returned before for a model of the same kind; it takes the weights.
-    """
+    """Return the model, or on several devices a copy on one of this process; all processes call it alike."""
     if _group.distribution is None and _group.strategy is None:
         return model
     weights = [gathered_value(weight) for weight in model.weights]

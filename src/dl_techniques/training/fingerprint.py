@@ -32,12 +32,7 @@ def write_fingerprints(folder: Path, inspection: Inspection) -> None:
 
 
 def compare_fingerprints(folder: Path, inspection: Inspection) -> None:
-    """Raise `FileError` if files are not those that a run was begun on; a run that has not begun is on any.
-
-    Args:
-        folder: Of the run.
-        inspection: Of the files as they are.
-    """
+    """Raise `FileError` if files are not those that a run began on; a run that has not begun is on any."""
     path = folder / FILES
     if not path.exists():
         return
@@ -83,15 +78,7 @@ def versions() -> dict[str, str]:
 
 
 def compare_versions(folder: Path, stored: Mapping[str, str]) -> list[str]:
-    """Return what has another version now than where a run was begun, in words.
-
-    Args:
-        folder: Of the run.
-        stored: What `versions` gave there.
-
-    Raises:
-        FileError: The run was begun on another backend.
-    """
+    """Return in words what has another version now than when a run began; raise `FileError` for another backend."""
     here = versions()
     backend = stored.get("backend", here["backend"])
     if backend != here["backend"]:

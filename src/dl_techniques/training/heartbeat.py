@@ -18,12 +18,7 @@ BEAT, SILENCE = 2.0, 30.0  # seconds: between signs of life; without one a proce
 
 @dataclass(frozen=True)
 class Member:
-    """One of the processes of a run.
-
-    Attributes:
-        number: Of the process, from 0.
-        place: Its host and process id, in words.
-    """
+    """A process of a run: its number, from 0, and its host and process id, in words."""
 
     number: int
     place: str

@@ -40,13 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps of a run whose batches have one shape.
-
-    Attributes:
-        first: Steps done before it.
-        last: Steps done after it.
-        batches: Gives the batches of the stage that come after so many of its steps.
-    """
+    """Steps `first` to `last` of a run, of one shape; `batches` gives those after so many of its steps."""
 
     first: int
     last: int
@@ -115,7 +109,7 @@ def fit_stages(
     resume: bool,
     stop: EarlyStop | None = None,
 ) -> keras.Model:
-    """Train, saving the whole state after every epoch and before a signal ends the run.
+    """Train, saving the complete state after every epoch and before a signal ends the run, and return the last model.
 
     A run that is stopped and resumed gives the same weights as one that was not: batches depend on their number alone,
     and each stage begins on a fresh model that takes up the state of the last, as a resumed run does.
@@ -125,13 +119,10 @@ def fit_stages(
         stages: The run from its first step to its last, each a whole number of epochs.
         steps_per_epoch: Steps between two checkpoints, each with a line in the log.
         checkpoints: Their folder, in the folder of the run.
-        callbacks: What is done after an epoch before it is logged and saved.
-        console: Where to tell what happens.
-        resume: Go on from the newest whole checkpoint.
-        stop: Ends the run before its last step; never if not given.
-
-    Returns:
-        The model, with the weights of the last step.
+        callbacks: Called after an epoch, before it is logged and saved.
+        console: Where to print.
+        resume: Go on from the newest intact checkpoint.
+        stop: Ends the run before its last step (default: never).
     """
     run, last = checkpoints.parent, stages[-1].last
     # An epoch is logged right before it is saved.

@@ -28,13 +28,7 @@ def peak_memory() -> float | None:
 class TrainingProgress(keras.callbacks.Callback):
     """Show steps done, loss, elapsed and remaining time over the whole run, not epoch by epoch.
 
-    After a few steps a line tells what all of them will take, on a terminal and in a pipe.
-
-    Args:
-        epochs: Epochs of the run.
-        steps: Steps of an epoch.
-        console: Where to print.
-        done: Steps that an earlier part of the run has done.
+    After a few steps a line says what all of them will take. `done` are steps of an earlier part of the run.
     """
 
     def __init__(self, epochs: int, steps: int, console: Console, done: int = 0) -> None:

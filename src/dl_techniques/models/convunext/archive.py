@@ -21,10 +21,7 @@ REMEDY = "Take only model files that you trust; one that `convunext train` wrote
 
 
 def check_archive(path: Path) -> dict[str, Any]:
-    """Raise an error unless a `.keras` file holds a `ConvUNextModel` of known parts, and return its config.
-
-    Args:
-        path: The file.
+    """Return the config of a `.keras` file; refuse one that is no `ConvUNextModel` of plain parts: Keras builds any.
 
     Raises:
         FileError: It holds more than such a model has, expands beyond measure, or its config names other classes than
