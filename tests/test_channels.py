@@ -94,7 +94,9 @@ def test_pairs_of_four_channels_are_restored(tmp_path):
         images=str(tmp_path / "images"), targets=str(tmp_path / "targets"), output=tmp_path / "run", **SMALL
     )
     result = train(config, QUIET)
-    assert np.isfinite(result.psnr) and read_card(config.output / "model.keras").as_dict()["channels"] == 4
+    assert (
+        np.isfinite(result.figures["psnr_db"]) and read_card(config.output / "model.keras").as_dict()["channels"] == 4
+    )
     assert main(["predict", str(config.output), str(tmp_path / "images"), "-o", str(tmp_path / "out")]) == 0
     restored = read_image(tmp_path / "out" / "1.tif", channels=4).pixels
     assert restored.shape == (16, 20, 4) and restored.dtype == np.uint16

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dl_techniques.datasets.batches import seeded_batches
-from dl_techniques.datasets.samples import NUCLEI, load_nuclei
+from dl_techniques.datasets.pairs import find_pairs
+from dl_techniques.datasets.samples import NUCLEI
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.images.files import read_gray
+from dl_techniques.images.files import read_pixels
 from dl_techniques.training.supervision import (
     channel_target,
     class_target,
@@ -21,15 +22,13 @@ from dl_techniques.training.supervision import (
 )
 
 
-def test_shipped_nuclei_are_small_whole_and_split():
-    train, held_out = load_nuclei()
-    assert (len(train), len(held_out)) == (18, 6)
-    assert not {sample.name for sample in train} & {sample.name for sample in held_out}
-    for sample in (*train, *held_out):
-        assert sample.image.shape == sample.mask.shape == (256, 256, 1)
-        assert set(np.unique(sample.mask)) == {0.0, 1.0} and 0.03 <= sample.mask.mean() < 0.6
-        assert sample.image.min() >= 0 and 0.9 < sample.image.max()
-        assert sample.image[sample.mask > 0].mean() > 2 * sample.image[sample.mask == 0].mean()
+def test_shipped_nuclei_are_small_pairs_of_images_and_binary_masks():
+    pairs = find_pairs(str(NUCLEI / "image"), str(NUCLEI / "label"))
+    assert len(pairs) == 24
+    for pair in pairs:
+        image, mask = read_pixels(pair.image, 1), read_pixels(pair.target, 1) > 0
+        assert image.shape == mask.shape == (256, 256, 1) and set(np.unique(read_pixels(pair.target, 1))) == {0, 255}
+        assert 0.03 <= mask.mean() < 0.6 and image[mask].mean() > 2 * image[~mask].mean()
     assert sum(path.stat().st_size for path in NUCLEI.rglob("*")) < 1_000_000
 
 
@@ -46,14 +45,14 @@ def test_files_that_are_no_grey_image_are_refused_by_name(damage, tmp_path):
         changed = {"empty": b"", "html": b"<html></html>", "svg": b"<svg/>", "truncated": content[: len(content) // 2]}
         path.write_bytes(changed[damage])
     with pytest.raises(FileError, match="broken.png"):
-        read_gray(path)
+        read_pixels(path, 1)
 
 
 def test_oversized_images_are_refused_before_decoding(tmp_path):
     path = tmp_path / "bomb.png"
     Image.new("L", (30_000, 6_000)).save(path)
     with pytest.raises(FileError, match="bomb.png"):
-        read_gray(path)
+        read_pixels(path, 1)
 
 
 @given(height=st.integers(1, 9), width=st.integers(1, 9))

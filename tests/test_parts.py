@@ -176,6 +176,21 @@ def test_bands_are_written_with_what_the_file_shall_say(tmp_path):
     assert np.array_equal(picture.alpha, samples(8, 9, 2)[..., 1])
 
 
+@pytest.mark.parametrize("rows", [256, 300])
+def test_nothing_is_left_of_a_file_that_is_not_closed(rows, tmp_path):
+    for given in (rows - 1, rows):
+        writer = BandWriter(tmp_path / "a.tif", (rows, 9, 1), "uint8")
+        writer.write(samples(given, 9, 1))
+        writer.abandon()
+        assert list(tmp_path.iterdir()) == []
+    writer = BandWriter(tmp_path / "a.tif", (rows, 9, 1), "uint8")
+    writer.write(samples(rows, 9, 1))
+    assert not (tmp_path / "a.tif").exists()
+    writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+    assert np.array_equal(read_image(tmp_path / "a.tif").pixels, samples(rows, 9, 1))
+
+
 def test_command_says_what_was_adapted(segmenters, tmp_path, capfd):
     tifffile.imwrite(tmp_path / "a.tif", WIDE[..., 0])
     arguments = ["predict", str(segmenters[3]), str(tmp_path / "a.tif"), "-o", str(tmp_path / "b.tif")]

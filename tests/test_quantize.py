@@ -16,6 +16,7 @@ from dl_techniques.export.export import export_model
 from dl_techniques.export.settings import ExportOptions
 from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.metrics import Confusion
+from dl_techniques.tasks.segmentation.classes import Classes
 from models import DENOISER, denoise_pixels, image, run, saved
 
 # Exports are made on TensorFlow.
@@ -61,7 +62,7 @@ def test_integers_cost_what_is_said_and_work_in_every_unit(pictures, tmp_path):
 
 
 def test_integers_of_a_segmenter_are_measured_on_its_masks(pictures, tmp_path):
-    card = {"task": "segment", "normalization": "standardize", "classes": [{}, {}, {}]}
+    card = {"task": "segment", "normalization": "standardize", **Classes((0, 1, 2), ("a", "b", "c")).as_card()}
     source = saved(tmp_path, card, output_channels=3, final_activation="softmax")
     options = ExportOptions(output=tmp_path / "s.onnx", int8=pictures, max_loss=1.0)
     loss = export_model(source, options, QUIET).loss
@@ -81,7 +82,7 @@ def test_integers_are_refused_without_what_they_need(pictures, tmp_path, capfd):
         assert not list(tmp_path.glob("out*"))
         return capfd.readouterr().err
 
-    assert "needs a card whose task is denoise or segment" in refusal(saved(tmp_path, {}), "--int8", str(pictures))
+    assert "has no card that names its task" in refusal(saved(tmp_path, {}), "--int8", str(pictures))
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "0.png").write_bytes((pictures / "0.png").read_bytes())
     assert "one: holds fewer than two images" in refusal(

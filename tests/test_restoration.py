@@ -48,8 +48,8 @@ def finished(data, tmp_path_factory):
 def test_run_restores_what_it_did_not_see(finished):
     config, result = finished
     log = read_log(config.output)
-    assert log[-1]["loss"] < log[0]["loss"] and result.psnr > result.before + 3
-    assert max(row["val_psnr"] for row in log) == pytest.approx(result.psnr, abs=1e-3)
+    assert log[-1]["loss"] < log[0]["loss"] and result.figures["psnr_db"] > result.figures["psnr_db_before"] + 3
+    assert max(row["val_psnr"] for row in log) == pytest.approx(result.figures["psnr_db"], abs=1e-3)
     figures = json.loads((config.output / "metrics.json").read_text())
     assert figures["images"] == 1 and 0 < figures["ssim_before"] < figures["ssim"] <= 1
     assert result.report.read_text().count("<figure>") == 4
@@ -80,7 +80,7 @@ def test_targets_may_have_other_channels(data, tmp_path):
     config = RestorationConfig(**sources, output=tmp_path / "run", **settings)
     result = train(config, QUIET)
     model = keras.saving.load_model(config.output / "model.keras", compile=False, safe_mode=True)
-    assert model.output_channels == 3 and not model.residual_learning and result.before is None
+    assert model.output_channels == 3 and not model.residual_learning and "psnr_db_before" not in result.figures
 
 
 def test_images_too_small_for_ssim_are_measured_without(data, tmp_path):

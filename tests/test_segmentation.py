@@ -101,7 +101,7 @@ def test_model_gives_probabilities_that_score_as_reported(finished, data):
 
 def test_report_shows_classes_curves_and_pictures(finished):
     page = finished[1].report.read_text()
-    assert page.count("<figure>") == 4 and page.count("<polyline") == 2 and "<th>road</th>" in page
+    assert page.count("<figure>") == 4 and page.count("<polyline") == 3 and "<th>road</th>" in page
     assert "http" not in page.replace("http://www.w3.org", "")
 
 

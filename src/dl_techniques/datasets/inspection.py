@@ -18,7 +18,7 @@ from dl_techniques.datasets.checks import mixture, overlap, refuse
 from dl_techniques.datasets.lazy import DecodedCache, MemoryBudget
 from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
 from dl_techniques.datasets.targets import ImageReader, PairFacts, TargetReader
-from dl_techniques.errors import ArgumentError, ConvUNextError, first_of
+from dl_techniques.errors import ConvUNextError, first_of
 from dl_techniques.images.files import open_image
 from dl_techniques.images.source import Channels, ImageSource
 
@@ -154,7 +154,7 @@ def inspect_pairs(
         by_pair = {entry.pair: entry for entry in facts}
         try:
             sides = [[by_pair[pair] for pair in side] for side in split(list(by_pair))]
-        except ArgumentError:
+        except ConvUNextError:
             refuse(findings, len(facts), str(pairs[0].image.parent))
             raise
     named = [[(e.digest, e.pair.words(e.pair.image)) for e in side if not e.problem] for side in sides]
@@ -229,8 +229,9 @@ def _inspect_file(pair: Pair, reader: TargetReader, channels: Channels, decoded:
         with _opened(pair) as (image, target):
             count, others = image.count, target.count
             if count != others and not (reader.parts and count == 1):
-                problem = f"{pair.target}: holds {_pages_of(others)}, its image {pair.image} {_pages_of(count)}. "
-                return [PairFacts(pair, problem=problem + reader.pages)]
+                held, holds = (f"{pages} page{'s' * (pages > 1)}" for pages in (count, others))
+                problem = f"{pair.target}: holds {holds}, its image {pair.image} {held}. {reader.pages}"
+                return [PairFacts(pair, problem=problem)]
             pages = [pair] if count == 1 else [replace(pair, page=number) for number in range(count)]
             return [_inspect_page(page, image, target, reader, channels, decoded) for page in pages]
     except ConvUNextError as error:
@@ -238,12 +239,7 @@ def _inspect_file(pair: Pair, reader: TargetReader, channels: Channels, decoded:
 
 
 def _inspect_page(
-    pair: Pair,
-    image: ImageSource,
-    source: ImageSource,
-    reader: TargetReader,
-    channels: Channels,
-    decoded: DecodedCache,
+    pair: Pair, image: ImageSource, source: ImageSource, reader: TargetReader, channels: Channels, decoded: DecodedCache
 ) -> PairFacts:
     try:
         picture = image.read(pair.page, channels)
@@ -252,8 +248,7 @@ def _inspect_page(
         return PairFacts(pair, problem=str(error))
     pixels = picture.pixels
     for path, array in ((pair.image, pixels), (pair.target, target)):
-        if not np.isfinite(array).all():
-            count = int((~np.isfinite(array)).sum())
+        if count := int((~np.isfinite(array)).sum()):
             problem = f"{pair.words(path)}: holds {count} samples that are NaN or infinite. Repair them."
             return PairFacts(pair, problem=problem)
     if pixels.shape[:2] != target.shape[:2]:
@@ -280,10 +275,6 @@ def _inspect_page(
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-
-
-def _pages_of(count: int) -> str:
-    return f"{count} page{'s' if count > 1 else ''}"
 
 
 def _stack_notes(training: Sequence[PairFacts], validation: Sequence[PairFacts]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -47,19 +47,16 @@ class PairFacts:
     problem: str = ""
 
 
-class TargetReader(Protocol):
-    """How a task reads targets from open files.
+class TargetReader:
+    """Reads targets from open files: those that are images, unless a task overrides it.
 
     Attributes:
         parts: Whether the pages of a target are parts of one where its image has a single page.
         pages: What to do about a target that has not as many pages as its image.
     """
 
-    @property
-    def parts(self) -> bool: ...
-
-    @property
-    def pages(self) -> str: ...
+    parts = False
+    pages = "A stack needs a target of as many pages."
 
     def read(
         self, source: ImageSource, page: int | None, channels: Channels, image: Picture | None
@@ -75,31 +72,17 @@ class TargetReader(Protocol):
         Raises:
             FileError: The file is broken, or holds no target of this task.
         """
-        ...
-
-    def describe(self, target: np.ndarray, picture: Picture) -> Any:
-        """Return what `notes`, and the task, want to know of a target that was read."""
-        ...
-
-    def notes(self, facts: Sequence[PairFacts]) -> list[str]:
-        """Return what a user should know of all targets, in words."""
-        ...
-
-
-class ImageReader:
-    """Targets that are images: those to restore, or the images themselves, where nothing else belongs to them."""
-
-    parts = False
-    pages = "A stack needs a target of as many pages."
-
-    def read(
-        self, source: ImageSource, page: int | None, channels: Channels, image: Picture | None
-    ) -> tuple[np.ndarray, Picture]:
         picture = image or source.read(page, channels)
         return picture.pixels, picture
 
-    def describe(self, target: np.ndarray, picture: Picture) -> None:
+    def describe(self, target: np.ndarray, picture: Picture) -> Any:
+        """Return what `notes`, and the task, want to know of a target that was read."""
         return None
 
     def notes(self, facts: Sequence[PairFacts]) -> list[str]:
+        """Return what a user should know of all targets, in words."""
         return []
+
+
+class ImageReader(TargetReader):
+    """Reads images to restore, or the images themselves where nothing else belongs to them."""

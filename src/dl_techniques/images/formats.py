@@ -83,6 +83,11 @@ def recognize(head: bytes, path: Path) -> ImageFormat:
     raise FileError(str(path), reason, "Save it in one of them, or leave it out.")
 
 
+def first_suffix(test: Callable[[ImageFormat], bool]) -> str:
+    """Return the suffix of the first format that passes a test."""
+    return next(row.suffixes[0] for row in TABLE if test(row))
+
+
 def holding(test: Callable[[ImageFormat], bool]) -> str:
     """Return the first suffixes of the formats that pass a test, as remedies name them: ".png or .tif"."""
     return " or ".join(row.suffixes[0] for row in TABLE if test(row))

@@ -202,7 +202,9 @@ class BandWriter:
         shape = (height, width) if samples == 1 else self.shape
         try:
             with staged_file(self.path) as file:
-                tifffile.imwrite(file, self._tiles(), shape=shape, dtype=self.dtype, **options)
+                tiles = self._tiles()
+                tifffile.imwrite(file, tiles, shape=shape, dtype=self.dtype, **options)
+                next(tiles, None)  # waits for `close` where the last tile is full already
         except BaseException as error:  # raised by `write` and `close`
             self._error = error
 

@@ -69,6 +69,8 @@ class Raster(Protocol):
         shape: Height, width and samples.
         dtype: Of the samples.
         cache: Bytes of decoded parts that are kept for the next window.
+        block_bytes: Bytes of what is decoded at once.
+        extras: What the file says besides its samples; see `metadata`.
     """
 
     path: Path
@@ -77,15 +79,9 @@ class Raster(Protocol):
     cache: int
 
     @property
-    def block_bytes(self) -> int:
-        """Bytes of what is decoded at once."""
-        ...
-
+    def block_bytes(self) -> int: ...
     @property
-    def extras(self) -> dict[str, Any]:
-        """What the file says besides its samples; see `metadata`."""
-        ...
-
+    def extras(self) -> dict[str, Any]: ...
     def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray: ...
 
 

@@ -53,6 +53,8 @@ def evaluate_files(
         ArgumentError: The memory is too small for a tile.
     """
     task = task_of(card, engine.source, "restore" if engine.use_bias is False else None)
+    if task.decoded:
+        raise FileError(engine.source, "returns classes, no probabilities.", "Export it without --activation argmax.")
     if output.exists():
         raise FileError(str(output), "exists already.", "Name a new folder.")
     check_writable(output)

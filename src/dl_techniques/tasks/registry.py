@@ -59,7 +59,7 @@ def task_of(card: ModelCard, source: str, default: str | None = None) -> Task:
     Raises:
         FileError: The card names no task, or one that is not known here.
     """
-    name = card.task or default
+    name = card.task or ("segment" if "classes" in card.details else default)
     if name not in TASKS:
         known = ", ".join(TASKS)
         reason = f"is of task {name!r}; this version knows {known}." if name else "has no card that names its task."

@@ -32,7 +32,7 @@ class TrainingConfig:
         initial_filters: Channels of the model's finest level.
         blocks_per_level: ConvNeXt blocks in each level.
         channels: Samples of a pixel that are channels, whatever the files call alpha; if not given, all but alpha.
-        cache_gb: DecodedCache images to keep in memory, in GB, all in all; what does not fit is read again each time.
+        cache_gb: Decoded images to keep in memory, in GB, all in all; what does not fit is read again each time.
         max_memory: What the network may take at once in a validation; larger images are computed in tiles.
         preview_every: Validations between two pictures of what the model does; 0: none.
         group_regex: Images stay on one side of the split whose name gives the same first group of this pattern, such

@@ -25,6 +25,7 @@ class DenoisingTask(RestorationTask):
 
     name: ClassVar[str] = "denoise"
     noun: ClassVar[str] = "denoised"
+    extras: ClassVar[frozenset[str]] = frozenset({"compare", "inspect"})
     quantization_limit: ClassVar[float | None] = 0.25
     quantization_measure: ClassVar[str] = "loss of PSNR in dB"
 

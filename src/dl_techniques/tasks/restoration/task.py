@@ -39,7 +39,7 @@ class RestorationTask(Task):
     name: ClassVar[str] = "restore"
     noun: ClassVar[str] = "restored"
     restores: ClassVar[bool] = True
-    extras: ClassVar[frozenset[str]] = frozenset({"compare", "inspect"})
+    extras: ClassVar[frozenset[str]] = frozenset({"compare"})
 
     @classmethod
     def from_card(cls, card: ModelCard, source: str) -> RestorationTask:

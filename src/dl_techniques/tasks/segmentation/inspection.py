@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from dl_techniques.datasets.checks import SEPARATOR
 from dl_techniques.datasets.inspection import Inspection, PairFacts
+from dl_techniques.datasets.targets import TargetReader
 from dl_techniques.errors import ArgumentError, FileError, first_of
 from dl_techniques.images.source import Channels, ImageSource, Picture
 from dl_techniques.tasks.segmentation.classes import (
@@ -35,10 +36,9 @@ class MaskFacts:
     colours: Mapping[int, int] = field(default_factory=dict)
 
 
-class MaskReader:
+class MaskReader(TargetReader):
     """Reads masks of which each pixel has one value; see `mask_from`."""
 
-    parts = False
     pages = "A stack needs a target of as many pages; pages that are labels need --mask-kind labels."
 
     def read(
@@ -56,7 +56,7 @@ class MaskReader:
 
 
 @dataclass(frozen=True)
-class LabelReader:
+class LabelReader(TargetReader):
     """Reads labels that may overlap; see `labels_from`.
 
     Args:
@@ -65,7 +65,6 @@ class LabelReader:
 
     ignored: tuple[int, ...] = ()
     parts = True
-    pages = "A stack needs a target of as many pages."
 
     def read(
         self, source: ImageSource, page: int | None, channels: Channels, image: Picture | None
@@ -81,7 +80,7 @@ class LabelReader:
         return _empty(facts, "no label", lambda counts: not set(counts) - {IGNORED})
 
 
-def _empty(facts, held, test) -> list[str]:
+def _empty(facts: Sequence[PairFacts], held: str, test: Callable[[Mapping[int, int]], bool]) -> list[str]:
     empty = [entry.pair.words(entry.pair.target.name) for entry in facts if entry.found and test(entry.found.counts)]
     return [f"{len(empty)} masks hold {held}: {first_of(empty)}"] if empty else []
 

@@ -13,6 +13,7 @@ from dl_techniques.datasets.normalization import standardize
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.display import to_display, visible
 from dl_techniques.images.files import write_images
+from dl_techniques.images.formats import first_suffix
 from dl_techniques.images.source import Picture
 from dl_techniques.metrics import Confusion
 from dl_techniques.tasks.base import (
@@ -91,7 +92,8 @@ class SegmentationTask(Task):
         return self.classes.count if self.classes.labels else 1
 
     def result_suffixes(self, source: Path) -> tuple[str, ...]:
-        return (".tif",) if self.classes.labels else (".png", ".tif")
+        one, stack = first_suffix(lambda row: row.palette), first_suffix(lambda row: row.pages)
+        return (stack,) if self.classes.labels else (one, stack)
 
     def write(
         self, output: Path, pictures: Sequence[Picture], predictions: Sequence[Prediction], extras: frozenset[str]
@@ -138,9 +140,6 @@ class SegmentationTask(Task):
         return Sample(pair.name, standardize(pixels) if self.standardizes else pixels.astype("float32"), mask)
 
     def evaluate(self, function: Function, samples: Iterable[Sample]) -> SegmentationEvaluation:
-        if self.decoded:
-            remedy = "Export it without --activation argmax."
-            raise FileError("model", "returns classes, no probabilities, which the scores are made of.", remedy)
         return evaluate(function, samples, self.classes)
 
     def pictures(self, sample: Sample, output: np.ndarray) -> list[CaptionedPicture]:
