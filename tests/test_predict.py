@@ -429,3 +429,8 @@ def test_what_cannot_be_streamed_is_refused_and_leaves_nothing(segmenter, tmp_pa
     for word in ("must hold arrays of", "84000 samples that are NaN", "torn.tif: cannot be read", "3 refused"):
         assert word in out, word
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_masks_of_float_images_are_class_indices(segmenter):
+    mask = Predictor(segmenter)(image(9, 12, 1)).pixels
+    assert mask.dtype == np.uint8 and mask.shape == (9, 12, 1)

@@ -109,7 +109,7 @@ class Predictor:
         if not np.isfinite(output).all():
             raise ArgumentError("model", "must return finite values for finite images", self.engine.source)
         result = self.task.decode(output, scaling, pixels.dtype)
-        if result.shape == pixels.shape and pixels.dtype.kind == "f":
+        if self.task.restores and result.shape == pixels.shape and pixels.dtype.kind == "f":
             result = np.where(finite, result, pixels)
         unit = scaling.divisor if self.task.restores else 1.0
         uncertainty = (unit * np.concatenate(deviations, axis=-1).max(axis=2, keepdims=True)).astype("float32")
