@@ -105,16 +105,7 @@ class LabelConfusion:
         self.parts = [Confusion(2) for _ in range(labels)]
 
     def update(self, predicted: np.ndarray, true: np.ndarray, valid: np.ndarray) -> LabelConfusion:
-        """Add pixels and return the counts themselves.
-
-        Args:
-            predicted: 0 or 1, `(…, labels)`.
-            true: The same for the truth.
-            valid: Where pixels count, booleans of the same shape.
-
-        Raises:
-            ArgumentError: Shapes or types do not fit, or a pixel that counts holds another value.
-        """
+        """Add pixels, `(…, labels)`, 0 or 1 where they count, and return the counts; see `Confusion.update`."""
         for label, part in enumerate(self.parts):
             part.update(predicted[..., label], true[..., label], valid[..., label])
         return self
@@ -192,16 +183,7 @@ class Calibration:
         self._right = np.zeros(bins)
 
     def update(self, confidence: np.ndarray, right: np.ndarray, valid: np.ndarray | None = None) -> Calibration:
-        """Add pixels and return the calibration itself.
-
-        Args:
-            confidence: In [0, 1], of any shape.
-            right: Booleans of the same shape.
-            valid: Where pixels count, booleans of the same shape; everywhere if not given.
-
-        Raises:
-            ArgumentError: The shapes differ, or a confidence is not in [0, 1].
-        """
+        """Add confidences in [0, 1], whether each is right, and where pixels count; return the calibration itself."""
         right = _counted("right", right, confidence.shape, valid)
         confidence = _counted("confidence", confidence, confidence.shape, valid).astype("float64")
         outside = ~((confidence >= -1e-6) & (confidence <= 1 + 1e-6))  # what float32 rounds past the ends is taken

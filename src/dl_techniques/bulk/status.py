@@ -35,16 +35,10 @@ ROWS, SECONDS = 4096, 30.0  # written after so many rows, or so long
 
 
 class Status:
-    """The rows of all runs.
+    """The rows of all runs; raises `FileError` where the folder of the results cannot be read.
 
-    Each run adds parts in a folder, so that what is stopped loses no more than the last seconds, and makes one table
-    of them when it ends, in which the last row of an image holds.
-
-    Args:
-        output: Folder of the results.
-
-    Raises:
-        FileError: The folder cannot be read.
+    Each run adds parts in a folder, so that what is stopped loses no more than the last seconds, and makes one table of
+    them when it ends, in which the last row of an image holds.
     """
 
     def __init__(self, output: Folder) -> None:

@@ -123,13 +123,8 @@ def inspect_pairs(
 ) -> Inspection:
     """Open and read every image and its target once, in parallel; the pages of stacks become pairs of their own.
 
-    Args:
-        pairs: The files.
-        console: Where to show progress.
-        reader: Reads the targets.
-        channels: Which samples of a pixel are channels; see `ImageSource.read`.
-        budget: Memory in which what was read stays until it is needed again; nothing stays if not given.
-        validation: Pairs to validate on, which must not be among `pairs`; or what splits the pages of `pairs`.
+    What was read stays in memory as far as the budget allows. `validation` is pairs that must not be among `pairs`, or
+    what splits the pages of `pairs`.
 
     Raises:
         FileError: Files cannot be used; the first ten are named with the reason, before anything is trained.
@@ -168,13 +163,6 @@ def find_and_inspect(
     config: DataSettings, targets: str | None, val_targets: str | None, console: Console, reader: TargetReader
 ) -> Inspection:
     """Find the images and targets of a run, read and split them, and print what was found.
-
-    Args:
-        config: Settings.
-        targets: Folder or pattern of the targets.
-        val_targets: The same of those to validate on.
-        console: Where to print.
-        reader: Reads the targets.
 
     Raises:
         FileError: Files are missing, broken or do not fit; the first ten are named.

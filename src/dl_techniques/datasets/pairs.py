@@ -53,11 +53,7 @@ def find_files(source: str) -> list[Path]:
 
 
 def find_singles(images: str) -> list[Pair]:
-    """Return each image of a folder or pattern, or of a CSV file with a column `image`, as its own target.
-
-    Raises:
-        FileError: There is none.
-    """
+    """Return each image of a folder or pattern, or of a CSV file's column `image`, as its own target."""
     if images.lower().endswith(".csv"):
         return _read_csv(Path(images), "image", "image")
     return [Pair(path, path) for path in find_files(images)]

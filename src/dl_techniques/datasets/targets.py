@@ -16,20 +16,8 @@ from dl_techniques.images.source import Channels, ImageSource, Picture
 class PairFacts:
     """What was found in an image and its target.
 
-    Attributes:
-        pair: The files.
-        size: Height and width.
-        channels: Of the image, without alpha.
-        dtype: Type of the image's samples.
-        low: Smallest sample.
-        high: Largest sample.
-        found: What the reader of the targets found in this one; see `TargetReader.describe`.
-        target_channels: Channels of the target.
-        largest_float: Largest magnitude of floating-point samples, of image or target; 0 where both are integers.
-        digest: Of the image's samples.
-        target_digest: Of those of the target.
-        notes: What was converted on the way, in words.
-        problem: Why the pair cannot be used, empty if it can.
+    The largest magnitude is that of floating-point samples of both, 0 where both are integers; `found` is what the
+    reader of the targets says, see `TargetReader.describe`; `problem` is why the pair cannot be used, empty if it can.
     """
 
     pair: Pair

@@ -22,14 +22,9 @@ LIMIT = 1e-5
 
 @dataclass(frozen=True)
 class Certificate:
-    """How far a model is from scale-equivariance.
+    """Errors `‖f(a·x) − a·f(x)‖ / ‖a·f(x)‖` of a model, a row per image size, a column per factor.
 
-    Attributes:
-        errors: `‖f(a·x) − a·f(x)‖ / ‖a·f(x)‖`, a row per image size, a column per factor.
-        sizes: Height and width of each row.
-        alphas: Factor of each column.
-        black: Largest magnitude of the output for a black image; 0 for a model without additive parameters.
-        limit: What each error may be.
+    `black` is the largest magnitude of the output for a black image: 0 without additive parameters.
     """
 
     errors: np.ndarray

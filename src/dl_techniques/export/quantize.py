@@ -47,12 +47,6 @@ class Loss:
 def read_centres(images: Path, task: Task, channels: int, size: tuple[int, int] | None = None) -> list[np.ndarray]:
     """Return the centres of images as an artifact takes them, `(1, height, width, channels)`, float32.
 
-    Args:
-        images: A folder of images like those that the artifact is for.
-        task: Of the model.
-        channels: Channels of the artifact.
-        size: Its height and width, `None` if it takes any.
-
     Raises:
         ArgumentError: The model is of a task whose loss is not known.
         FileError: There are fewer than two images, or they do not fit the model.

@@ -110,16 +110,11 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
 
 
 class Validation(keras.callbacks.Callback):
-    """After every epoch, measure the averaged weights, log what came out, and keep the best.
+    """After every epoch, measure the averaged weights, log the figures as `val_<name>`, and save the best.
 
-    Args:
-        measure: Returns figures by name, given the model as a function; they are logged as `val_<name>`.
-        watched: Name of the figure whose highest value is the best; none is kept if not given.
-        path: Where the best inference model goes, a `.keras` file.
-        best: Figure of the one that is there.
-        activation: What the inference model ends in.
-        look: Called with the averaged model as a function and the epoch.
-        make: Makes of the model the function that both get, once; it has the weights that the model has when called.
+    `watched` names the figure whose highest value is the best, which goes to `path` as an inference model that ends in
+    `activation`; `look` is called with the averaged model as a function and the epoch; `make` makes that function,
+    once.
     """
 
     def __init__(

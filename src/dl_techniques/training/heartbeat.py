@@ -59,16 +59,7 @@ class Heartbeat:
         self._connections: list[Connection] = []
 
     def host(self, address: str, others: int, key: bytes) -> tuple[int, Callable[[], None]]:
-        """Listen on a free port.
-
-        Args:
-            address: Name or address of this host, as the others reach it.
-            others: Processes to wait for.
-            key: What they must know.
-
-        Returns:
-            The port, and what waits for all others and then begins to watch.
-        """
+        """Listen on a free port for so many others that know the key; return port and what waits for them."""
         listener = Listener((address, 0), backlog=others, authkey=key)
 
         def begin() -> None:

@@ -67,10 +67,7 @@ def averaged_adamw(
 ) -> keras.optimizers.AdamW:
     """Return the optimizer of all runs: AdamW that keeps a moving average of the weights beside them.
 
-    Args:
-        rate: Learning rate over the run.
-        momentum: Of the average: it looks back over about 1 / (1 − momentum) steps.
-        accumulate: Steps whose gradients are averaged before the weights change.
+    The average looks back over about 1 / (1 − momentum) steps; gradients of `accumulate` steps are averaged.
     """
     kind, mirrored = (MirroredAdamW, mirrored_replicas()) if mirrored_replicas() else (keras.optimizers.AdamW, 1)
     return kind(

@@ -31,12 +31,8 @@ Config = TypeVar("Config")
 def open_run(folder: Path, task: str, config: Any, resume: bool, versions: Mapping[str, str]) -> Iterator[Path]:
     """Hold a run's folder for this process and give the folder of its checkpoints.
 
-    Args:
-        folder: The run's folder; it must not exist unless resuming.
-        task: `"denoise"` or `"segment"`.
-        config: Dataclass of settings; when resuming, those of the first start.
-        resume: Go on with the run.
-        versions: Of what computes it.
+    `config` is a dataclass of settings, when resuming those of the first start; `versions` are those of what computes
+    it.
 
     Raises:
         FileError: The folder exists and is not to be resumed, is not a run of these settings, cannot be written, or

@@ -46,13 +46,7 @@ def preset_folder(preset: str | os.PathLike) -> Path:
 
 
 def save_preset(model, folder: Path, card: ModelCard | Mapping[str, Any], dtype: str = "float32") -> None:
-    """Write a model as a preset.
-
-    Args:
-        model: A `ConvUNextModel`.
-        folder: The new folder; it must not exist.
-        card: Its card.
-        dtype: Type in which the weights are stored: `"float32"`, or `"float16"` for half the size.
+    """Write a model as a preset into a new folder; weights as `"float32"`, or `"float16"` for half the size.
 
     Raises:
         FileError: The folder exists or cannot be written.

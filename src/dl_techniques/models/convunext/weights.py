@@ -58,13 +58,7 @@ def check_weights_file(model: keras.Model, path: str | os.PathLike) -> None:
 
 
 def transfer_weights(source: keras.Model, target: keras.Model, left_behind: set[str]) -> None:
-    """Copy every weight by its name.
-
-    Args:
-        source: The model to copy from.
-        target: The model to copy to; nothing is copied unless every weight of both finds its counterpart.
-        left_behind: Names of layers whose weights the target need not have.
-    """
+    """Copy every weight by its name, or none: all must match but those of layers `left_behind` of the source."""
     values = {weight.path: weight for weight in source.weights}
     missing = [w.path for w in target.weights if w.path not in values or values[w.path].shape != w.shape]
     if missing:

@@ -20,13 +20,8 @@ CORRELATED, BLOCKY, CLIPPED, BIASED = 0.15, 1.15, 0.02, 0.2
 class NoiseReport:
     """Noise of an image and how well it was removed, estimated from noisy and denoised image alone.
 
-    Attributes:
-        sigma: Estimated standard deviation of the noise, in the unit of the image.
-        gain: Estimated gain in PSNR, in dB; `None` where there is no noise to remove.
-        correlation: Largest correlation of neighbouring residuals, 0 for white noise or below.
-        bias: Mean of the residual over 16×16 pixels beyond what noise of this level explains, in units of sigma.
-        clipped: Share of the pixels at the lowest or highest value.
-        warnings: Why the noise is not what the model knows, in words; empty if it seems to be.
+    Sigma is in the unit of the image, the gain in dB of PSNR (`None`: no noise), the correlation that of neighbouring
+    residuals, the bias that of 16×16 pixels beyond what such noise explains, in sigma.
     """
 
     sigma: float

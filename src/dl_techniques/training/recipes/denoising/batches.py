@@ -71,14 +71,7 @@ def training_patches(
 ) -> Iterator[tuple]:
     """Yield a phase's remaining batches of inputs and targets; batch n depends on the seed and n alone.
 
-    Each is `(batch, patch, patch, channels)`, float32.
-
-    Args:
-        samples: To draw from.
-        phase: Size and number of the patches.
-        seed: Seed of the run and number of the phase.
-        make_pair: Makes input and target of a crop.
-        done: Steps of the phase that are done.
+    Each is `(batch, patch, patch, channels)`, float32; `make_pair` makes input and target of a crop.
     """
     size = phase.patch
 

@@ -82,14 +82,7 @@ class DenoisingConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps of a run with patches of one size.
-
-    Attributes:
-        first: Steps done before it.
-        last: Steps done after it.
-        patch: Height and width of its patches, in pixels.
-        batch_size: Patches in a step.
-    """
+    """Steps `first` to `last` of a run, with patches of one size in pixels, and how many of them are in a step."""
 
     first: int
     last: int

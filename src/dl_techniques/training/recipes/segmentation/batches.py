@@ -25,17 +25,11 @@ def segmentation_batches(
 ) -> Iterator[tuple]:
     """Yield batches of augmented crops and their targets; batch n depends on the seed and n alone.
 
-    Each is `(batch, patch, patch, channels)`, float32, and a tuple of `depth` targets, finest first,
-    `(batch, patch / 2ⁿ, patch / 2ⁿ, classes + 1)`: fractions of the classes, and last of the pixels that count. With
+    Each is `(batch, patch, patch, channels)`, float32, and a tuple of `depth` targets, finest first, `(batch, patch /
+    2ⁿ, patch / 2ⁿ, classes + 1)`: fractions of the classes, and last of the pixels that count. With
     `anneal_supervision`, a tuple of the outputs' weights in the loss follows, `(batch,)` each: they come with the
-    batch, so that they depend on its number alone, as a run that resumes needs it.
-
-    Args:
-        samples: To draw from.
-        classes: What the masks mean.
-        augmentation: Random changes of a crop.
-        config: Settled patch and batch size; steps, depth, seed and whether weights are annealed.
-        done: Batches to leave out at the beginning.
+    batch, so that they depend on its number alone, as a run that resumes needs it. `done` batches are left out at the
+    beginning.
     """
     patch, batch_size = typing.cast("tuple[int, int]", (config.patch, config.batch_size))
 
