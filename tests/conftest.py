@@ -41,8 +41,8 @@ settings.load_profile("convunext")
 # first, so that both processes end at about the same time.
 PROCESSES = ("test_devices", "test_bulk", "test_page", "test_browser")
 LONGEST = (
-    "processes", "test_engines", "test_run_folder", "test_export", "test_lifecycle", "test_saving", "test_cli",
-    "test_large_exports", "test_speed", "test_docs", "test_denoising", "test_segmentation", "test_runtime",
+    "processes", "test_denoising", "test_run_folder", "test_engines", "test_export", "test_lifecycle", "test_saving",
+    "test_cli", "test_large_exports", "test_speed", "test_docs", "test_segmentation", "test_runtime",
     "test_equivariance", "test_layers", "test_training", "test_predict", "test_model",
 )  # fmt: skip
 # What `make check` has no time for (`--quick`), beside the tests marked slow: left out before anything is imported.

@@ -49,7 +49,7 @@ def seeded_batches(
             ahead.extend(pool.submit(make_batch, number) for number in itertools.islice(numbers, 1))
             yield batch
     finally:  # also when the consumer stops early, or a sample cannot be made
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # may run on a thread of TensorFlow, which must not wait
 
 
 def random_crop(
