@@ -1,4 +1,4 @@
-"""What belongs to an image in a data set, as its task reads it."""
+"""What belongs to an image in a data set, as its task reads it, and what is found in both."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dl_techniques.atomic import staged_file
 from dl_techniques.errors import FileError
-from dl_techniques.images.formats import HEAD, MAX_PIXELS, ImageFormat, format_of, holding, recognize, suffixes
+from dl_techniques.images.formats import HEAD, MAX_PIXELS, ImageFormat, first_suffix, format_of, recognize, suffixes
 from dl_techniques.images.source import Channels, ImageSource, Picture, Raster, naming
 
 
@@ -94,11 +94,6 @@ def read_images(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels:
             yield source.read(page, channels)
 
 
-def read_gray(path: str | os.PathLike) -> np.ndarray:
-    """Read an 8-bit grey image file, `(height, width)`, uint8; see `read_pixels`."""
-    return read_pixels(path, 1)[..., 0]
-
-
 def read_pixels(path: str | os.PathLike, channels: int) -> np.ndarray:
     """Read an 8-bit image file that is grey (`channels=1`) or RGB (`channels=3`) already.
 
@@ -156,7 +151,9 @@ def _format_for(path: Path, pictures: Sequence[Picture]) -> ImageFormat:
     if row is None:
         raise FileError(str(path), f"ends in no suffix of image files ({', '.join(suffixes())}).", "Choose one.")
     if len(pictures) != 1 and not row.pages:
-        raise FileError(str(path), f"cannot hold {len(pictures)} images.", f"Choose {holding(lambda r: r.pages)}.")
+        raise FileError(
+            str(path), f"cannot hold {len(pictures)} images.", f"Choose {first_suffix(lambda row: row.pages)}."
+        )
     dtype = next((p.pixels.dtype.name for p in pictures if p.pixels.dtype.name not in row.dtypes), None)
     if dtype is not None:
         remedy = "Choose .tif, or .png up to 16 bits."

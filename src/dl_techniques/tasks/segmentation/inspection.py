@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dl_techniques.datasets.checks import SEPARATOR
-from dl_techniques.datasets.inspection import Inspection, PairFacts
-from dl_techniques.datasets.targets import TargetReader
+from dl_techniques.datasets.inspection import Inspection
+from dl_techniques.datasets.targets import PairFacts, TargetReader
 from dl_techniques.errors import ArgumentError, FileError, first_of
 from dl_techniques.images.source import Channels, ImageSource, Picture
 from dl_techniques.tasks.segmentation.classes import (
