@@ -88,11 +88,6 @@ def first_suffix(test: Callable[[ImageFormat], bool]) -> str:
     return next(row.suffixes[0] for row in TABLE if test(row))
 
 
-def holding(test: Callable[[ImageFormat], bool]) -> str:
-    """Return the first suffixes of the formats that pass a test, as remedies name them: ".png or .tif"."""
-    return " or ".join(row.suffixes[0] for row in TABLE if test(row))
-
-
 def result_suffix(source: Path) -> str:
     """Return the suffix of the result for an image file: its own, or one that loses nothing."""
     row = format_of(source)

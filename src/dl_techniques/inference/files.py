@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dl_techniques.engines.selection import Model
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import open_image, write_images
-from dl_techniques.images.formats import format_of, holding
+from dl_techniques.images.formats import first_suffix, format_of
 from dl_techniques.images.source import ImageSource, Picture
 from dl_techniques.inference.network import OnTile, Pass
 from dl_techniques.inference.pipeline import FileResult, find_inputs, plan_outputs, process_files, summarize
@@ -186,7 +186,7 @@ def _stream(
     row = format_of(output)
     if row is None or not row.windows:
         reason = f"cannot be written in parts, which {width}x{height} need."
-        raise FileError(str(output), reason, f"Choose {holding(lambda row: row.windows)}.")
+        raise FileError(str(output), reason, f"Choose {first_suffix(lambda row: row.windows)}.")
     beside = output.with_name(f"{output.stem}-probabilities.tif") if options.probabilities else None
     passes, notes = stream_file(predictor.network, predictor.task, file.path, output, beside, predictor.memory, on_tile)
     return PredictionReport(("read and written in parts", *notes), passes)
