@@ -115,7 +115,7 @@ def test_seeded_models_train_alike():
 
 
 @pytest.mark.each_backend
-@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("version", [pytest.param("v1", marks=pytest.mark.only_backend("tensorflow")), "v2"])
 @pytest.mark.parametrize("design", DESIGNS, ids=lambda d: d.get("equivariant_block", "biased"))
 def test_remat_trains_like_the_plain_model(design, version):
     graph_mode = (design, version) == ({"use_bias": True}, "v2")
