@@ -83,7 +83,7 @@ def prediction(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
     """Return a prediction of one block on OpenVINO."""
     import keras
 
-    from dl_techniques.engines.openvino import import_openvino
+    from dl_techniques.engines.openvino import import_openvino, openvino_core
     from dl_techniques.layers import convolution, normalization
     from dl_techniques.layers.convnext import ConvNeXtBlock
 
@@ -103,7 +103,7 @@ def prediction(name: str, shape: tuple[int, ...]) -> Callable[[], object]:
     output = block(keras.ops.convert_to_tensor(given.output(0)))
     make_model: Any = openvino.Model  # its hints are wrong
     graph = make_model([opset13.result(output.output)], [given])
-    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     images = np.random.default_rng(0).random(shape, dtype="float32")
     return lambda: compiled([images])[0]
 

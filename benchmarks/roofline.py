@@ -146,13 +146,13 @@ def _fastest_product(side: int, threads: int | None) -> Callable[[], Any]:
     a, b = np.random.default_rng(0).uniform(size=(2, side, side)).astype("float32")
     if importlib.util.find_spec("openvino") is None:
         return lambda: a @ b
-    from dl_techniques.engines.openvino import import_openvino
+    from dl_techniques.engines.openvino import import_openvino, openvino_core
 
     openvino = import_openvino()
     given = openvino.opset13.parameter([side, side], np.float32)
     model = openvino.Model([openvino.opset13.matmul(given, openvino.opset13.constant(b), False, False)], [given])
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or 0}
-    request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
+    request = openvino_core().compile_model(model, "CPU", hints).create_infer_request()
     request.set_input_tensor(openvino.Tensor(a))
     return request.infer
 

@@ -8,12 +8,11 @@ from rich.console import Console
 from dl_techniques.card import read_card
 from dl_techniques.datasets.normalization import standardize
 from dl_techniques.engines.loading import load_engine
-from dl_techniques.engines.openvino import import_openvino
+from dl_techniques.engines.openvino import openvino_core
 from dl_techniques.export.export import export_model
 from dl_techniques.export.settings import ExportOptions
 from models import image, run, saved
 
-openvino = import_openvino()
 QUIET = Console(quiet=True)
 
 
@@ -36,7 +35,7 @@ def test_openvino_graph_normalizes_by_its_own_operations_and_names_its_ends(tmp_
     for tiles, ends in (False, [{"image"}, {"output"}]), (True, [{"image"}, {"output"}, {"sums"}]):
         path = tmp_path / f"tiles-{tiles}.xml"
         export_model(source, ExportOptions(output=path, tiles=tiles), QUIET)
-        graph = openvino.Core().read_model(str(path))
+        graph = openvino_core().read_model(str(path))
         kinds = [operation.get_type_name() for operation in graph.get_ops()]
         assert "MVN" in kinds and ("ReduceL2" in kinds) != tiles and "Erf" not in kinds
         assert [end.get_names() for end in (graph.inputs[0], *graph.outputs)] == ends
@@ -65,7 +64,7 @@ def test_openvino_turns_hardly_any_tensor_around(settings, tmp_path):
     source = saved(tmp_path, {"task": "segment"}, initial_filters=16, block_kernel_size=7, **settings)
     path = tmp_path / "model.xml"
     export_model(source, ExportOptions(output=path), QUIET)
-    core = openvino.Core()
+    core = openvino_core()
     graph = core.read_model(str(path))
     graph.reshape([1, 256, 256, 3])
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": True}

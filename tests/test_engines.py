@@ -14,7 +14,7 @@ from dl_techniques.cli import main
 from dl_techniques.engines import cache as conversions
 from dl_techniques.engines import openvino as runtimes
 from dl_techniques.engines.loading import load_engine
-from dl_techniques.engines.openvino import import_openvino
+from dl_techniques.engines.openvino import openvino_core
 from dl_techniques.engines.selection import select_engine
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import Picture, read_image, write_image
@@ -137,9 +137,8 @@ def test_tiles_stay_within_what_is_reckoned_for_any_size(models):
 
 
 def test_openvino_has_norms_as_operations_of_its_own(models):
-    openvino = import_openvino()
     folder = conversions.convert(models["v2"], "openvino").folder
-    kinds = [operation.get_type_name() for operation in openvino.Core().read_model(folder / "network.xml").get_ops()]
+    kinds = [operation.get_type_name() for operation in openvino_core().read_model(folder / "network.xml").get_ops()]
     blocks = kinds.count("GroupConvolution")
     assert blocks >= 3 and kinds.count("MVN") == blocks + 1  # one in the stem
     assert kinds.count("ReduceL2") == 2 * blocks  # rows, and over them
@@ -226,6 +225,16 @@ def test_nobody_is_told_of_what_is_done(models, tmp_path, command):
     program = [sys.executable, "-m", "dl_techniques.cli", command, str(models["v1"]), *words[command], "-o", output]
     subprocess.run(program, env=environment, check=True, timeout=300, capture_output=True)
     assert not (tmp_path / "heard").exists(), (tmp_path / "heard").read_text()
+
+
+def test_ctrl_c_is_heard_after_models_on_openvino_are_gone(models, tmp_path):
+    """Each core of OpenVINO gives the thread another stack for signals, and takes back what is freed already."""
+    load = f"engines = [load_engine({str(models['denoiser'])!r}, 'openvino') for _ in range(2)]"
+    run = "[engine.function(np.zeros((1, 8, 8, 1), 'float32')) for engine in engines]; del engines[0]; del engines[0]"
+    code = "import signal, numpy as np; from dl_techniques.engines.loading import load_engine; "
+    code += f"{load}; {run}; signal.raise_signal(signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stderr.strip().endswith("KeyboardInterrupt"), (done.returncode, done.stderr)
 
 
 def test_torn_conversion_is_made_anew(models, tmp_path, monkeypatch):
@@ -359,7 +368,7 @@ def test_keras_is_what_it_was(models, tmp_path, capfd):
 
 
 def has_bfloat16() -> bool:
-    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def test_bfloat16_is_refused_where_there_is_none_and_told_where_there_is(models, tmp_path, capfd):

@@ -99,6 +99,16 @@ def test_openvino_is_imported_in_one_way():
             assert not plain or path == KERAS_HAS_IT, f"{path} imports openvino, not import_openvino()"
 
 
+def test_a_process_has_one_core_of_openvino():
+    """After two, a signal ends the process: `openvino_core` says why."""
+    root = SOURCE.parents[1]
+    files = [*FILES, *root.glob("tests/*.py"), *root.glob("benchmarks/*.py"), *root.glob("recipes/*.py")]
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            makes = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "Core"
+            assert not makes or path == SOURCE / "engines" / "openvino.py", f"{path} makes a core, not openvino_core()"
+
+
 def seconds(*command: str) -> float:
     """Return the least processor time of several runs of Python: what it takes, however busy the machine."""
     times = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import sys
@@ -68,6 +69,16 @@ def import_openvino() -> Any:
         del sys.modules[name]
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """Return the process's one core of OpenVINO.
+
+    Each core gives the thread a stack for signals and restores the last one when it goes, which may be that of a core
+    that went before: the next Ctrl-C then ends the process with a segmentation fault.
+    """
+    return import_openvino().Core()
+
+
 class OpenVINOFunction:
     """A model on OpenVINO: takes arrays, returns a list of arrays.
 
@@ -88,7 +99,7 @@ class OpenVINOFunction:
     """
 
     def __init__(self, path: Path, precision: Precision = "float32") -> None:
-        self._core = import_openvino().Core()
+        self._core = openvino_core()
         if precision == "bfloat16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
             raise ArgumentError("precision", f"must be float32: {name} has no bfloat16", precision)
