@@ -52,7 +52,7 @@ SLOW = {
     "test_export", "test_inference", "test_large", "test_large_exports", "test_lifecycle", "test_one_open",
     "test_page", "test_parts", "test_predict", "test_quantize", "test_restoration", "test_run_folder",
     "test_runtime", "test_saving", "test_segmentation", "test_specification", "test_speed", "test_toy_export",
-    "test_toy_task", "test_trained_tiles", "test_training",
+    "test_toy_format", "test_toy_task", "test_trained_tiles", "test_training",
 }  # fmt: skip
 
 

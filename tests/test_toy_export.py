@@ -1,10 +1,6 @@
 """A new export format is one module and one row of `engines/formats.py`."""
 
 import ast
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +11,8 @@ from dl_techniques.engines.formats import FORMATS, RUNTIMES, SUFFIXES
 from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.inference.predictor import Predictor
 from models import DENOISER, image, saved
+from toy_package import PACKAGE, copy_package, run_commands
 
-PACKAGE = Path(__file__).parents[1] / "src" / "dl_techniques"
 MODULE = '''
 """A network as its configuration and weights in one NumPy file."""
 
@@ -55,40 +51,39 @@ ROW = """    ArtifactFormat(name="npzm", title="NumPy", suffix=".npzm", runtime=
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
     """A copy of the package that has one more format."""
-    folder = tmp_path_factory.mktemp("package")
-    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
-    engines = folder / PACKAGE.name / "engines"
+    package = copy_package(tmp_path_factory.mktemp("package"))
+    engines = package / "engines"
     (engines / "npzm.py").write_text(MODULE)
     table = (engines / "formats.py").read_text()
     assert table.count(ROWS) == 1
     (engines / "formats.py").write_text(table.replace(ROWS, ROWS + ROW))
-    return folder
+    return package
 
 
 def test_a_format_is_a_module_and_a_row(package, tmp_path):
-    def command(*arguments: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(package), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-        words = [sys.executable, "-m", "dl_techniques.cli", *arguments]
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
     source = saved(tmp_path, {"task": "denoise"}, input_shape=(None, None, 1), **DENOISER)
     (tmp_path / "in").mkdir()
     for number in range(3):
         write_image(tmp_path / "in" / f"{number}.png", Picture(np.uint8(255 * image(40, 50, 1, seed=number))))
-    assert command("export", str(source), "-o", "model.npzm").strip().endswith("model.npzm")
-    assert "scale-equivariance holds" in command("certify", "model.npzm")
-    command("predict", "model.npzm", "in", "-o", "toy", "--max-memory", "8MB")
-    assert "3 of 3 images done" in command("predict", "model.npzm", "in", "-o", "ray", "--ray")
+    refused, *done = run_commands(
+        package,
+        tmp_path,
+        ["export", str(source), "-o", "a.npzm", "--tiles"],
+        ["export", str(source), "-o", "model.npzm"],
+        ["certify", "model.npzm"],
+        ["predict", "model.npzm", "in", "-o", "toy", "--max-memory", "8MB"],
+        ["predict", "model.npzm", "in", "-o", "ray", "--ray"],
+    )
+    assert refused.status == 2 and "needs an --output that ends in .onnx or .xml" in refused.errors
+    assert [result.status for result in done] == [0] * 4, done
+    exported, certified, _, bulk = (result.output for result in done)
+    assert exported.strip().endswith("model.npzm") and "scale-equivariance holds" in certified
+    assert "3 of 3 images done" in bulk
     for number in range(3):
         pixels = read_image(tmp_path / "in" / f"{number}.png").pixels
         expected = Predictor(source)(pixels).pixels.astype(int)
         for folder in ("toy", "ray"):
             assert np.abs(read_image(tmp_path / folder / f"{number}.png").pixels - expected).max() <= 1
-    words = [sys.executable, "-m", "dl_techniques.cli", "export", str(source), "-o", "a.npzm", "--tiles"]
-    refused = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(package)}, capture_output=True, text=True)
-    assert refused.returncode == 2 and "needs an --output that ends in .onnx or .xml" in refused.stderr
 
 
 # === The table is the only one ===

@@ -2,22 +2,17 @@
 
 import ast
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dl_techniques.cli import main
 from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.images.formats import TABLE, suffixes
 from dl_techniques.inference.predictor import Predictor
 from dl_techniques.tasks.segmentation.masks import read_mask
+from toy_package import PACKAGE, copy_package, run_commands, run_script
 
-PACKAGE = Path(__file__).parents[1] / "src" / "dl_techniques"
 TABLE_FILE = Path("images", "formats.py")
 MODULE = '''
 """Arrays of NumPy, `(height, width)` or `(height, width, channels)`."""
@@ -48,70 +43,60 @@ SMALL = ["--steps=2", "--steps-per-epoch=2", "--patch=16", "--batch-size=1", "--
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
     """A copy of the package that has one more format."""
-    folder = tmp_path_factory.mktemp("package")
-    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / PACKAGE.name / "images" / "npy.py").write_text(MODULE)
+    package = copy_package(tmp_path_factory.mktemp("package"))
+    (package / "images" / "npy.py").write_text(MODULE)
     table = (PACKAGE / TABLE_FILE).read_text(encoding="utf-8")
     assert table.count("TABLE = (\n") == 1 and len(MODULE.splitlines()) <= 60 and ROW.count("\n") == 1
-    (folder / PACKAGE.name / TABLE_FILE).write_text(table.replace("TABLE = (\n", "TABLE = (\n" + ROW))
-    return folder
+    (package / TABLE_FILE).write_text(table.replace("TABLE = (\n", "TABLE = (\n" + ROW))
+    return package
 
 
 def test_a_format_is_a_module_and_a_line(package, preset, tmp_path):
-    rng, data = np.random.default_rng(0), tmp_path / "data"
+    rng = np.random.default_rng(0)
     for name in ("images", "masks", "png-images", "png-masks"):
-        (data / name).mkdir(parents=True)
+        (tmp_path / name).mkdir()
     for index in range(3):
         image = rng.integers(0, 255, (20, 24), dtype="uint8")
         for name, array in (("images", image), ("masks", np.uint8(image > 127))):
-            np.save(data / name / f"{index}.npy", array)
-            write_image(data / f"png-{name}" / f"{index}.png", Picture(array[..., None]))
+            np.save(tmp_path / name / f"{index}.npy", array)
+            write_image(tmp_path / f"png-{name}" / f"{index}.png", Picture(array[..., None]))
 
-    def python(*arguments: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(package), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-        words = [sys.executable, *arguments]
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def command(*arguments: str) -> str:
-        return python("-m", "dl_techniques.cli", *arguments)
-
-    # Training and evaluation
-    sources = [f"--images={data / 'images'}", f"--masks={data / 'masks'}"]
-    run = tmp_path / "run"
-    said = command("train", "segment", *sources, *SMALL, "--convnext-version=v1", f"--output={run}")
-    assert "3 images (3 of 24x20), 1 channels, uint8" in said and "2 images to train on, 1 to validate on" in said
-    command("evaluate", str(run), *sources, f"--output={tmp_path / 'evaluation'}")
-    same = [f"--images={data / 'png-images'}", f"--masks={data / 'png-masks'}", f"--output={tmp_path / 'same'}"]
-    assert main(["evaluate", str(run), *same]) == 0
-    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("evaluation", "same"))
+    sources, keras = ["--images=images", "--masks=masks"], "--engine=keras"
+    trained, *done = run_commands(
+        package,
+        tmp_path,
+        ["train", "segment", *sources, *SMALL, "--convnext-version=v1", "--output=run"],
+        ["evaluate", "run", *sources, "--output=evaluation"],
+        ["evaluate", "run", "--images=png-images", "--masks=png-masks", "--output=png-evaluation"],
+        ["predict", "run", "images", keras, "--output=masks-found"],
+        ["predict", str(preset), "images", keras, "--output=restored"],
+        ["predict", str(preset), "png-images", keras, "--output=png-restored"],
+        ["predict", "run", "images", keras, "--output=bulk", "--ray"],
+    )
+    assert [result.status for result in (trained, *done)] == [0] * 7, (trained, *done)
+    assert "3 images (3 of 24x20), 1 channels, uint8" in trained.output
+    assert "2 images to train on, 1 to validate on" in trained.output
+    first, second = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("evaluation", "png-evaluation")
+    )
     assert first["images"] == 3 and first == second
 
-    # Prediction: masks in a format of masks, restored images in their own
-    flags = [str(data / "images"), "--engine=keras"]
-    command("predict", str(run), *flags, f"--output={tmp_path / 'masks'}")
-    expected = {n: Predictor(run, engine="keras")(np.load(data / "images" / f"{n}.npy")[..., None]) for n in range(3)}
-    for number, prediction in expected.items():
-        found = read_mask(tmp_path / "masks" / f"{number}.png")
-        assert np.mean(found == prediction.pixels[..., 0]) > 0.99
-    command("predict", str(preset), *flags, f"--output={tmp_path / 'restored'}")
-    command("predict", str(preset), str(data / "png-images"), "--engine=keras", f"--output={tmp_path / 'png-restored'}")
+    # Masks are written in a format of masks, restored images in their own.
+    predictor = Predictor(tmp_path / "run", engine="keras")
     for number in range(3):
+        expected = predictor(np.load(tmp_path / "images" / f"{number}.npy")[..., None]).pixels[..., 0]
+        assert np.mean(read_mask(tmp_path / "masks-found" / f"{number}.png") == expected) > 0.99
         restored = np.load(tmp_path / "restored" / f"{number}.npy")
         assert restored.shape == (20, 24, 1) and restored.dtype == np.uint8
         assert np.array_equal(restored, read_image(tmp_path / "png-restored" / f"{number}.png").pixels)
-
-    # On a cluster, and on the page
-    command("predict", str(run), *flags, f"--output={tmp_path / 'bulk'}", "--ray")
-    for number in range(3):
         name = f"{number}.png"
-        assert (tmp_path / "bulk" / name).read_bytes() == (tmp_path / "masks" / name).read_bytes()
-    code = "import sys; from pathlib import Path\nfrom dl_techniques.inference.predictor import Predictor\n"
-    code += "from dl_techniques.page.applying import apply_model\nmodel, source, folder = map(Path, sys.argv[1:])\n"
-    code += "print(apply_model(Predictor(model, engine='keras'), source, folder, 10_000).download)"
-    shown = python("-c", code, str(run), str(data / "images" / "1.npy"), str(tmp_path)).splitlines()[-1]
-    assert np.array_equal(read_mask(Path(shown)), read_mask(tmp_path / "masks" / "1.png"))
+        assert (tmp_path / "bulk" / name).read_bytes() == (tmp_path / "masks-found" / name).read_bytes()
+
+    code = "from pathlib import Path\nfrom dl_techniques.inference.predictor import Predictor\n"
+    code += "from dl_techniques.page.applying import apply_model\n"
+    code += "print(apply_model(Predictor('run', engine='keras'), Path('images/1.npy'), Path(), 10_000).download)"
+    shown = tmp_path / run_script(package, tmp_path, code).splitlines()[-1]
+    assert np.array_equal(read_mask(shown), read_mask(tmp_path / "masks-found" / "1.png"))
 
 
 def test_no_other_file_lists_formats():

@@ -1,21 +1,16 @@
 """What a new task costs: a folder, a recipe and a line in the registry. Nothing else of the package changes."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import dl_techniques
 from dl_techniques.card import read_card
 from dl_techniques.images.files import Picture, read_image, write_image
+from toy_package import copy_package, run_commands
 
-SOURCE = Path(dl_techniques.__file__).parent
 LINE = '    "brightness": TaskEntry("brightness", "Brightness"),\n'
 
 TASK = '''
@@ -150,8 +145,7 @@ class BrightnessRecipe(Recipe):
 def house(tmp_path_factory) -> Path:
     """The package with the task: two new folders and one new line."""
     folder = tmp_path_factory.mktemp("house")
-    package = folder / "dl_techniques"
-    shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    package = copy_package(folder)
     for room, files in (
         ("tasks/brightness", {"task.py": TASK}),
         ("training/recipes/brightness", {"settings.py": SETTINGS, "recipe.py": RECIPE}),
@@ -169,44 +163,39 @@ def house(tmp_path_factory) -> Path:
     for number in range(6):
         pixels = rng.integers(0, 50 + 40 * number, (40, 48, 1)).astype("uint8")
         write_image(images / f"{number}.png", Picture(pixels))
-    return folder
-
-
-def convunext(house: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run the command of the package with the task."""
-    environment = {**os.environ, "PYTHONPATH": str(house), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "dl_techniques.cli", *arguments]
-    return subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, timeout=600)
+    return package
 
 
 def test_a_new_task_is_a_folder_a_recipe_and_a_line(house):
-    help_text = convunext(house, "train", "--help").stdout
-    assert "brightness" in help_text and "Train a model that tells how bright an image is." in help_text
-    sources = ("--images", "images", "--targets", "images")
-    small = ("--steps", "4", "--steps-per-epoch", "2", "--depth", "2", "--initial-filters", "4", "--patch", "16")
-    planned = convunext(house, "plan", "brightness", *sources, "-o", "plan.toml", *small)
-    assert planned.returncode == 0, planned.stderr
-    trained = convunext(house, "train", "brightness", *sources, "-o", "run", *small)
-    assert trained.returncode == 0, trained.stderr
-    assert read_card(house / "run" / "model.keras").task == "brightness"
-    assert "val_accuracy" in (house / "run" / "log.csv").read_text() and (house / "run" / "report.html").is_file()
+    folder = house.parent
+    sources = ["--images", "images", "--targets", "images"]
+    small = ["--steps", "4", "--steps-per-epoch", "2", "--depth", "2", "--initial-filters", "4", "--patch", "16"]
+    shown, *done = run_commands(
+        house,
+        folder,
+        ["train", "--help"],
+        ["plan", "brightness", *sources, "-o", "plan.toml", *small],
+        ["train", "brightness", *sources, "-o", "run", *small],
+    )
+    assert "brightness" in shown.output and "Train a model that tells how bright an image is." in shown.output
+    assert [result.status for result in done] == [0, 0], done
+    assert read_card(folder / "run" / "model.keras").task == "brightness"
+    assert "val_accuracy" in (folder / "run" / "log.csv").read_text() and (folder / "run" / "report.html").is_file()
 
-    (house / "run" / "model.keras").unlink()  # as if it had been stopped before its end
-    resumed = convunext(house, "train", "--resume", "run")
-    assert resumed.returncode == 0 and (house / "run" / "model.keras").is_file(), resumed.stderr
-
-    predicted = convunext(house, "predict", "run", "images", "-o", "out", "--engine", "keras")
-    assert predicted.returncode == 0, predicted.stderr
-    result = read_image(house / "out" / "3.png").pixels
+    (folder / "run" / "model.keras").unlink()  # as if it had been stopped before its end
+    unknown, *done = run_commands(
+        house,
+        folder,
+        ["predict", "run", "images", "-o", "out2", "--overlay", "--engine", "keras"],
+        ["train", "--resume", "run"],
+        ["predict", "run", "images", "-o", "out", "--engine", "keras"],
+        ["evaluate", "run", *sources, "-o", "scores", "--engine", "keras"],
+        ["export", "run", "-o", "model.onnx"],
+        ["predict", "model.onnx", "images/3.png", "-o", "3.png"],
+    )
+    assert [result.status for result in done] == [0] * 5, done
+    result = read_image(folder / "out" / "3.png").pixels
     assert result.shape == (40, 48, 1) and result.min() == result.max()
-    unknown = convunext(house, "predict", "run", "images", "-o", "out2", "--overlay", "--engine", "keras")
-    assert unknown.returncode == 2 and "overlay" in unknown.stderr
-
-    evaluated = convunext(house, "evaluate", "run", *sources, "-o", "scores", "--engine", "keras")
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads((house / "scores" / "metrics.json").read_text())["images"] == 6
-
-    exported = convunext(house, "export", "run", "-o", "model.onnx")
-    assert exported.returncode == 0, exported.stderr
-    assert convunext(house, "predict", "model.onnx", "images/3.png", "-o", "3.png").returncode == 0
-    assert np.abs(read_image(house / "3.png").pixels.astype(int) - result).max() <= 1
+    assert json.loads((folder / "scores" / "metrics.json").read_text())["images"] == 6
+    assert np.abs(read_image(folder / "3.png").pixels.astype(int) - result).max() <= 1
+    assert unknown.status == 2 and "overlay" in unknown.errors
