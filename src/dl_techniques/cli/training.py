@@ -122,7 +122,7 @@ def naming_the_resume(folder: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):
         if (folder / "checkpoints").is_dir():
-            print(f"convunext: stopped; go on with: convunext train --resume {folder}", file=sys.stderr)
+            print(f"convunext: stopped; resume with: convunext train --resume {folder}", file=sys.stderr)
         raise
 
 
@@ -140,7 +140,7 @@ def planned_settings(tokens: list[str]) -> list[Toml]:
         if "settings" not in tomllib.loads(path.read_text(encoding="utf-8")):
             raise ValueError("it has no table [settings]")
     except (OSError, ValueError) as error:
-        raise FileError(str(path), f"is no plan: {error}.", "Make one with `convunext plan`.") from error
+        raise FileError(str(path), f"is not a plan: {error}.", "Make one with `convunext plan`.") from error
     return [Toml(path, root_keys=["settings"], use_commands_as_keys=False)]
 
 

@@ -85,10 +85,10 @@ def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
     if missing:
         also = f", and {len(left)} targets without an image: {_list_of(left)}" if left else ""
         reason = f"has no target for {_list_of(missing)}{also}"
-        remedy = "Add the targets, name them like their images, or take the images away."
+        remedy = "Add the targets, name them like their images, or remove the images."
         raise FileError(targets, f"{reason}.", remedy)
     if left:
-        raise FileError(images, f"has no image for {_list_of(left)}.", "Add the images or take the targets away.")
+        raise FileError(images, f"has no image for {_list_of(left)}.", "Add the images or remove the targets.")
     return [Pair(path, targets_by_stem[stem + ending]) for stem, path in by_stem.items()]
 
 
@@ -185,7 +185,7 @@ def _read_csv(path: Path, image: str = "image", target: str = "target") -> list[
     pairs = [Pair(path.parent / row[image], path.parent / row[target]) for row in rows]
     files = dict.fromkeys(file for pair in pairs for file in (pair.image, pair.target))
     if missing := [file for file in files if not file.is_file()]:
-        raise FileError(str(path), f"names files that are not there: {_list_of(missing)}.", "Correct the paths.")
+        raise FileError(str(path), f"names files that do not exist: {_list_of(missing)}.", "Correct the paths.")
     _by_stem([pair.image for pair in pairs])
     return pairs
 

@@ -68,7 +68,7 @@ def select_engine(
             raise ArgumentError(name, f"must be one of {', '.join(get_args(known))}", value)
     own = "keras" if form is None else form.runtime
     if form is not None and engine not in (None, "auto", own):
-        remedy = f"Leave --engine out; {own} runs it. Other engines run the .keras file or preset it was made from."
+        remedy = f"Leave --engine out; {own} runs it. Other engines run the .keras file or preset that was exported."
         raise ArgumentError("engine", f"must be {own} for {path.name}, which was exported for it", engine, remedy)
     runtime = own if form is not None or engine is None else engine
     if runtime == "auto":
@@ -115,7 +115,7 @@ def _converted(path: Path, runtime: str, precision: Precision) -> EngineSelectio
     conversion = convert(path, runtime)
     message = f"engine: {runtime} {importlib.metadata.version(runtime)}"
     if conversion.seconds is not None:
-        place = f"kept in {conversion.folder.parent}" if conversion.cached else "not kept: the cache cannot be written"
+        place = f"cached in {conversion.folder.parent}" if conversion.cached else "not cached: writing failed"
         message += f"; converted from {path.name} in {conversion.seconds:.1f} s, {place}"
     return EngineSelection(path, runtime, None, conversion, message, precision)
 

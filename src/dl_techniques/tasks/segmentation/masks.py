@@ -43,7 +43,7 @@ def mask_from(source: ImageSource, page: int | None = None) -> tuple[np.ndarray,
         return pixels[..., 0].astype("int32"), picture
     if pixels.shape[2] != 3:
         reason = f"holds {pixels.shape[2]} channels, neither grey values nor colours."
-        raise FileError(name, reason, "Where each channel is a label, say --mask-kind labels.")
+        raise FileError(name, reason, "If each channel is a label, use --mask-kind labels.")
     if pixels.dtype != np.uint8:
         raise FileError(name, f"holds colours of type {pixels.dtype}.", "Save coloured masks with 8 bits.")
     red, green, blue = np.moveaxis(pixels.astype("int32"), -1, 0)
@@ -78,7 +78,7 @@ def labels_from(
     pictures = [source.read(number, "declared") for number in pages]
     if len(pages) > 1 and {picture.pixels.shape for picture in pictures} != {(*pictures[0].pixels.shape[:2], 1)}:
         reason = "holds pages that are not one grey image for each label."
-        raise FileError(str(source.path), reason, "Save it anew.")
+        raise FileError(str(source.path), reason, "Save it again.")
     if any("palette expanded" in picture.notes for picture in pictures):
         reason = "holds a palette, not a channel for each label."
         raise FileError(str(source.path), reason, "Save a TIFF with a page for each.")
@@ -92,7 +92,7 @@ def labels_from(
 
 def _check_lossless(source: ImageSource) -> None:
     if not source.format.lossless:
-        reason = f"is a {source.format.name}: its values are not those that were painted."
+        reason = f"is a {source.format.name}: lossy compression changes the mask values."
         raise FileError(str(source.path), reason, "Save masks as PNG or TIFF.")
 
 
@@ -116,7 +116,7 @@ def write_masks(path: Path, masks: Sequence[np.ndarray], classes: Classes) -> No
         masks = list(np.moveaxis(masks[0], 2, 0))
     row = format_of(path)
     if row is None or not (row.pages or row.palette):
-        raise FileError(str(path), "is no format for masks.", "Choose .png or .tif.")
+        raise FileError(str(path), "is not a format for masks.", "Choose .png or .tif.")
     if len(masks) > 1 and not row.pages:
         raise FileError(str(path), f"cannot hold {len(masks)} masks.", "Choose .tif.")
     palette = np.array(classes.colours, "uint8") if row.palette else None
