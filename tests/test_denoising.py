@@ -29,12 +29,12 @@ from dl_techniques.training.recipes.denoising.batches import DenoisingSample, ch
 from dl_techniques.training.recipes.denoising.recipe import build_denoiser
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig, Phase
 from dl_techniques.training.run_folder import open_run, read_log, stored_config, task_of, trim_log
-from dl_techniques.training.schedule import WarmupStableDecay
+from dl_techniques.training.schedule import WarmupCosine, WarmupStableDecay
 from dl_techniques.training.trainer import train
 
 SMALL = {
     "patch": 12, "final_patch": 16, "batch_size": 2, "steps": 6, "steps_per_epoch": 3, "held_out": 1,
-    "depth": 2, "initial_filters": 4,
+    "depth": 2, "initial_filters": 4, "blocks_per_level": 1,
 }  # fmt: skip
 
 
@@ -181,6 +181,16 @@ def test_learning_rate_rises_stays_and_falls():
     schedule = WarmupStableDecay(1.0, steps=100, cooldown=0.5, warmup=10)
     rates = [float(keras.ops.convert_to_numpy(schedule(step))) for step in (0, 4, 9, 49, 75, 100)]
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
+
+
+@pytest.mark.each_backend
+@pytest.mark.parametrize("steps", [5, 40, 4000])
+def test_cosine_without_branches_is_that_of_keras(steps):
+    warmup = min(100, steps // 10)
+    theirs = keras.optimizers.schedules.CosineDecay(0, steps - warmup, 0.01, warmup_target=1.0, warmup_steps=warmup)
+    for step in (0, 1, warmup, steps // 2, steps, steps + 1):
+        ours, expected = (float(keras.ops.convert_to_numpy(rate(step))) for rate in (WarmupCosine(1.0, steps), theirs))
+        assert ours == pytest.approx(expected, abs=1e-6)
 
 
 def test_fresh_denoiser_is_equivariant_and_residual(photos):

@@ -20,8 +20,8 @@ BACKEND = keras.backend.backend()
 SMALL = ["--steps=4", "--steps-per-epoch=2", "--patch=16", "--batch-size=2", "--depth=2", "--initial-filters=4"]
 TASKS = {
     "segment": ["--masks={}/masks", "--accumulate=2"],
-    "restore": ["--targets={}/targets"],
-    "denoise": ["--held-out=1", "--final-patch=16"],
+    "restore": ["--targets={}/targets", "--blocks-per-level=1"],
+    "denoise": ["--held-out=1", "--final-patch=16", "--blocks-per-level=1"],
 }
 
 

@@ -3,14 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
-import pytest
 import tifffile
 
 SMALL = ["--patch=16", "--batch-size=1", "--depth=2", "--initial-filters=4", "--convnext-version=v1"]
 
-# Counts the times that files are opened until the first step is done.
+# Counts the times that files are opened until the first step is done, of one training after the other.
 CODE = """
 import json, os, sys
 from collections import Counter
@@ -32,29 +32,42 @@ def end(self, *arguments, **options):
     return step(self, *arguments, **options)
 
 keras.callbacks.CallbackList.on_train_batch_end = end
-folder, *arguments = sys.argv[1:]
-assert main(arguments) == 0
+counts = []
+for arguments in json.loads(sys.argv[1]):
+    opened.clear()
+    seen.clear()
+    assert main(arguments) == 0
+    counts.append(seen["opened"])
 print()
-print(json.dumps({path: times for path, times in seen["opened"].items() if path.startswith(folder)}))
+print(json.dumps(counts))
 """
+CASES = [(pages, memory) for pages in (1, 6) for memory in (4, 0)]
 
 
-@pytest.mark.parametrize("pages", [1, 6], ids=["files", "a stack"])
-@pytest.mark.parametrize("memory", ["4", "0"], ids=["in memory", "no memory"])
-def test_files_are_opened_once_before_the_first_step(pages, memory, tmp_path):
-    rng, data = np.random.default_rng(0), tmp_path.resolve() / "data"
+def paint(folder: Path, pages: int) -> list[Path]:
+    """Write three TIFF images and masks of one page, or one of each of several pages."""
+    rng = np.random.default_rng(0)
     for name in ("images", "masks"):
-        (data / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
     for index in range(3 if pages == 1 else 1):
         images = rng.integers(0, 255, (pages, 20, 24), dtype="uint8")
-        tifffile.imwrite(data / "images" / f"{index}.tif", images.squeeze(), photometric="minisblack")
-        tifffile.imwrite(data / "masks" / f"{index}.tif", np.uint8(images > 127).squeeze(), photometric="minisblack")
-    steps = ["--steps=3", "--steps-per-epoch=3"] if memory != "0" else ["--steps=1", "--steps-per-epoch=1"]
-    arguments = ["train", "segment", f"--images={data / 'images'}", f"--masks={data / 'masks'}", *SMALL, *steps]
-    arguments += [f"--cache-gb={memory}", f"--output={tmp_path / 'run'}"]
-    done = subprocess.run([sys.executable, "-c", CODE, str(data), *arguments], capture_output=True, text=True)
+        for name, values in ("images", images), ("masks", np.uint8(images > 127)):
+            tifffile.imwrite(folder / name / f"{index}.tif", values.squeeze(), photometric="minisblack")
+    return sorted(folder.glob("*/*.tif"))
+
+
+def test_files_are_opened_once_before_the_first_step(tmp_path):
+    commands, files = [], []
+    for pages, memory in CASES:
+        data = tmp_path.resolve() / f"{pages} {memory}"
+        files.append(paint(data, pages))
+        steps = 3 if memory else 1
+        arguments = ["train", "segment", f"--images={data / 'images'}", f"--masks={data / 'masks'}", *SMALL]
+        arguments += [f"--steps={steps}", f"--steps-per-epoch={steps}", f"--cache-gb={memory}"]
+        commands.append([*arguments, f"--output={data / 'run'}"])
+    done = subprocess.run([sys.executable, "-c", CODE, json.dumps(commands)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    opened = json.loads(done.stdout.splitlines()[-1])
-    files = {path: opened.get(str(path), 0) for path in data.glob("*/*.tif")}
-    assert len(files) == (6 if pages == 1 else 2) and all(files.values())
-    assert max(files.values()) <= (1 if memory != "0" else 2), files
+    for (pages, memory), paths, opened in zip(CASES, files, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        times = {path: opened.get(str(path), 0) for path in paths}
+        assert len(times) == (6 if pages == 1 else 2) and all(times.values())
+        assert max(times.values()) <= (1 if memory else 2), (pages, memory, times)

@@ -22,7 +22,15 @@ from dl_techniques.training.recipes.segmentation.settings import SegmentationCon
 from dl_techniques.training.run_folder import read_log
 from dl_techniques.training.supervision import supervision_weights
 
-SMALL = {"steps": 4, "steps_per_epoch": 2, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4}
+SMALL = {
+    "steps": 4,
+    "steps_per_epoch": 2,
+    "patch": 16,
+    "batch_size": 2,
+    "depth": 2,
+    "initial_filters": 4,
+    "blocks_per_level": 1,
+}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
 QUIET = Console(quiet=True)
 

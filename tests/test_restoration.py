@@ -19,7 +19,15 @@ from dl_techniques.training.recipes.restoration.settings import RestorationConfi
 from dl_techniques.training.run_folder import read_log, stored_config, task_of
 from dl_techniques.training.trainer import train
 
-SMALL = {"steps": 120, "steps_per_epoch": 60, "patch": 16, "batch_size": 4, "depth": 2, "initial_filters": 8}
+SMALL = {
+    "steps": 120,
+    "steps_per_epoch": 60,
+    "patch": 16,
+    "batch_size": 4,
+    "depth": 2,
+    "initial_filters": 8,
+    "blocks_per_level": 1,
+}
 QUIET = Console(quiet=True)
 
 

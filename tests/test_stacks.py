@@ -54,7 +54,7 @@ def test_one_stack_is_trained_on_validated_by_a_block_measured_and_predicted(tmp
     assert list(sides) == [f"em-{page:04d}" for page in range(6)]
     held_out = [number for number, side in enumerate(sides.values()) if side == "validation"]
     assert len(held_out) == 2 and held_out[1] == held_out[0] + 1
-    assert f"pages em-{held_out[0]:04d} to em-{held_out[1]:04d} are validated on" in said
+    assert f"pages em-{held_out[0]:04d} to em-{held_out[1]:04d} are the validation set" in said
 
     assert main(["evaluate", str(run), *flags, "-o", str(tmp_path / "evaluation")]) == 0
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["images"] == 6

@@ -119,14 +119,14 @@ class BrightnessRecipe(Recipe):
     def build(self):
         from dl_techniques.models.convunext.model import ConvUNextModel
         from dl_techniques.training.loop import averaged_adamw
-        from dl_techniques.training.schedule import warmup_cosine
+        from dl_techniques.training.schedule import WarmupCosine
 
         config = self.config
         model = ConvUNextModel(
             input_shape=(None, None, self.inspection.channels), output_channels=1, depth=config.depth,
             initial_filters=config.initial_filters, blocks_per_level=1, drop_path_rate=0.0, seed=config.seed,
         )
-        model.compile(optimizer=averaged_adamw(warmup_cosine(config.learning_rate, config.steps), 0.9), loss="mse")
+        model.compile(optimizer=averaged_adamw(WarmupCosine(config.learning_rate, config.steps), 0.9), loss="mse")
         model.optimizer.build(model.trainable_variables)
         return model
 

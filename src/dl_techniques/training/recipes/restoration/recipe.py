@@ -67,7 +67,7 @@ class RestorationRecipe(Recipe[RestorationConfig, RestorationTask]):
         from dl_techniques.losses import CharbonnierLoss
         from dl_techniques.models.convunext.model import ConvUNextModel
         from dl_techniques.training.loop import averaged_adamw
-        from dl_techniques.training.schedule import warmup_cosine
+        from dl_techniques.training.schedule import WarmupCosine
 
         config = self.config
         model = ConvUNextModel(
@@ -87,7 +87,7 @@ class RestorationRecipe(Recipe[RestorationConfig, RestorationTask]):
             seed=config.seed,
             dtype=config.precision,
         )
-        optimizer = averaged_adamw(warmup_cosine(config.learning_rate, config.steps), 0.99, config.accumulate)
+        optimizer = averaged_adamw(WarmupCosine(config.learning_rate, config.steps), 0.99, config.accumulate)
         losses = {
             "charbonnier": CharbonnierLoss,
             "mse": keras.losses.MeanSquaredError,

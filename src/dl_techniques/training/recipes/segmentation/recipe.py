@@ -72,7 +72,7 @@ class SegmentationRecipe(Recipe[SegmentationConfig, SegmentationTask]):
         from dl_techniques.losses import SegmentationLoss
         from dl_techniques.models.convunext.model import ConvUNextModel
         from dl_techniques.training.loop import averaged_adamw, build_loss_trackers
-        from dl_techniques.training.schedule import warmup_cosine
+        from dl_techniques.training.schedule import WarmupCosine
 
         config, chosen = self.config, LOSSES[self.config.loss][1]
         model = ConvUNextModel(
@@ -89,7 +89,7 @@ class SegmentationRecipe(Recipe[SegmentationConfig, SegmentationTask]):
             dtype=config.precision,
         )
         model.compile(
-            optimizer=averaged_adamw(warmup_cosine(config.learning_rate, config.steps), 0.99, config.accumulate),
+            optimizer=averaged_adamw(WarmupCosine(config.learning_rate, config.steps), 0.99, config.accumulate),
             loss=[SegmentationLoss(self.task.classes.activation, **chosen) for _ in range(config.depth)],
             loss_weights=None if config.anneal_supervision else supervision_weights(config.depth),
         )
