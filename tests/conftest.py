@@ -138,6 +138,19 @@ def cache(tmp_path_factory):
         yield folder
 
 
+@pytest.fixture(scope="module")
+def eager():
+    """Trainings of few steps, without the seconds in which TensorFlow traces each: `usefixtures("eager")`."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.run_functions_eagerly(True)
+        yield
+        tf.config.run_functions_eagerly(False)
+    else:
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     random.seed(7)

@@ -24,6 +24,8 @@ from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecip
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from dl_techniques.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 SMALL = {
     "steps": 2, "steps_per_epoch": 2, "patch": 16, "batch_size": 1, "depth": 2, "initial_filters": 4,
     "preview_every": 1,

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -123,29 +124,30 @@ def test_processes_share_a_batch_and_its_place_alone_decides_it():
     assert not np.array_equal(next(seeded_batches(draw, 5, 6, seed=4))[0], whole[0][0])
 
 
-def count_threads() -> int:
-    """Return how many threads make batches."""
-    return sum(thread.name.startswith("batches") for thread in threading.enumerate())
+@pytest.fixture
+def count_threads() -> Callable[[], int]:
+    """Return a function that counts the threads that make batches, beside those that other tests have left."""
+    before = set(threading.enumerate())
+    return lambda: sum(thread.name.startswith("batches") for thread in set(threading.enumerate()) - before)
 
 
-def threads_end() -> bool:
+def ends(count: Callable[[], int]) -> bool:
     """Return whether the threads end soon: they do with the batch in hand."""
     end = time.monotonic() + 10
-    while count_threads() and time.monotonic() < end:
+    while count() and time.monotonic() < end:
         time.sleep(0.01)
-    return not count_threads()
+    return not count()
 
 
-def test_closing_batches_ends_their_threads():
-    assert threads_end()  # those of other tests
+def test_closing_batches_ends_their_threads(count_threads):
     batches = seeded_batches(draw, 1000, 4, seed=0, threads=2)
     next(batches)
     assert count_threads() == 2
     batches.close()
-    assert threads_end()
+    assert ends(count_threads)
 
 
-def test_error_of_a_sample_is_raised_where_its_batch_is_used():
+def test_error_of_a_sample_is_raised_where_its_batch_is_used(count_threads):
     made = []
 
     def third_fails(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -158,4 +160,4 @@ def test_error_of_a_sample_is_raised_where_its_batch_is_used():
     next(batches), next(batches)
     with pytest.raises(FileError, match="b.png"):
         next(batches)
-    assert threads_end()
+    assert ends(count_threads)

@@ -188,7 +188,7 @@ def test_learning_rate_rises_stays_and_falls():
 def test_cosine_without_branches_is_that_of_keras(steps):
     warmup = min(100, steps // 10)
     theirs = keras.optimizers.schedules.CosineDecay(0, steps - warmup, 0.01, warmup_target=1.0, warmup_steps=warmup)
-    for step in (0, 1, warmup, steps // 2, steps, steps + 1):
+    for step in map(float, (0, 1, warmup, steps // 2, steps, steps + 1)):
         ours, expected = (float(keras.ops.convert_to_numpy(rate(step))) for rate in (WarmupCosine(1.0, steps), theirs))
         assert ours == pytest.approx(expected, abs=1e-6)
 
@@ -376,7 +376,7 @@ def test_photons_are_never_negative(tmp_path):
         pixels = np.random.default_rng(number).uniform(-0.1 if number == 1 else 0, 1, (20, 20, 1))
         write_image(tmp_path / f"{number}.tif", Picture(pixels.astype("float32")))
     config = DenoisingConfig(images=str(tmp_path), output=tmp_path / "run", gain=4.0, **SMALL)
-    with pytest.raises(ArgumentError, match="`gain` must be 0 where values are negative.*in 1 images: 1.tif"):
+    with pytest.raises(ArgumentError, match="`gain` must be 0 if values are negative .*in 1 images: 1.tif"):
         train(config, Console(quiet=True))
     assert not config.output.exists()
 

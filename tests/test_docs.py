@@ -18,6 +18,8 @@ from dl_techniques.cli.training import planned_settings
 from dl_techniques.datasets.samples import NUCLEI
 from test_runtime import without_keras
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Of the others, which tell of trainings, commands are parsed and Python runs.

@@ -25,6 +25,8 @@ from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecip
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from models import saved
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 SMALL = {"steps": 2, "steps_per_epoch": 2, "patch": 16, "batch_size": 1, "depth": 2, "initial_filters": 4}
 NAMES = ("cell", "nucleus", "wall")
 LABELS = Classes((0, 1, 2), NAMES, (7,), labels=True)

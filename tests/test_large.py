@@ -22,6 +22,8 @@ from dl_techniques.training.recipes.segmentation.settings import SegmentationCon
 from dl_techniques.training.trainer import train
 from models import randomize, relative_difference, saved, small_model
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 SMALL = {"steps": 1, "steps_per_epoch": 1, "patch": 16, "batch_size": 1, "depth": 2, "initial_filters": 4}
 DESIGN = {"depth": 2, "initial_filters": 4, "stem_kernel_size": 3, "block_kernel_size": 3}
 QUIET = Console(quiet=True)

@@ -14,6 +14,8 @@ from dl_techniques.tasks.segmentation.inspection import MaskReader
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 PALETTE = ((10, 20, 30), (200, 0, 0), (0, 0, 255))
 MASK = np.repeat(np.arange(3, dtype="uint8"), 8)[None].repeat(16, axis=0)
 SMALL = {

@@ -22,8 +22,10 @@ def count(event, arguments):
         opened[os.path.realpath(os.fsdecode(arguments[0]))] += 1
 
 sys.addaudithook(count)
-import keras
+import keras, tensorflow
 from dl_techniques.cli import main
+
+tensorflow.config.run_functions_eagerly(True)  # nothing is traced for the few steps
 
 step = keras.callbacks.CallbackList.on_train_batch_end
 

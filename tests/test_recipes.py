@@ -22,6 +22,8 @@ from dl_techniques.training.recipes.segmentation.settings import SegmentationCon
 from dl_techniques.training.run_folder import read_log
 from dl_techniques.training.supervision import supervision_weights
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 SMALL = {
     "steps": 4,
     "steps_per_epoch": 2,
@@ -132,7 +134,7 @@ def test_annealed_loss_is_the_weighted_sum_of_the_outputs_losses(data):
 
 @pytest.mark.slow
 def test_annealed_run_that_was_stopped_ends_where_an_uninterrupted_one_does(data, tmp_path, monkeypatch):
-    whole, stopped, plain = (tmp_path / name for name in ("whole", "stopped", "plain"))
+    whole, stopped = (tmp_path / name for name in ("whole", "stopped"))
     command = ["train", "segment", f"--images={data / 'images'}", f"--masks={data / 'masks'}", *FLAGS]
     assert main([*command, "--anneal-supervision", f"--output={whole}"]) == 0
     save = callbacks.StateCheckpoint.save
@@ -151,8 +153,7 @@ def test_annealed_run_that_was_stopped_ends_where_an_uninterrupted_one_does(data
         "weights of coarser levels falling to zero"
         in tomllib.loads((whole / "plan.toml").read_text())["chosen"]["loss"]
     )
-    assert main([*command, f"--output={plain}"]) == 0
-    assert read_log(plain)[0]["loss"] != read_log(whole)[0]["loss"] and read_log(whole) == read_log(stopped)
+    assert read_log(whole) == read_log(stopped)
 
 
 def test_crops_are_changed_as_much_as_asked_for(data):

@@ -30,6 +30,8 @@ from dl_techniques.training.recipes.segmentation.settings import SegmentationCon
 from dl_techniques.training.run_folder import read_log
 from dl_techniques.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 QUIET = Console(quiet=True)
 SMALL = {
     "steps": 6, "steps_per_epoch": 2, "patch": 16, "batch_size": 2, "depth": 2, "initial_filters": 4,

@@ -30,6 +30,8 @@ from dl_techniques.training.recipes.segmentation.settings import SegmentationCon
 from dl_techniques.training.run_folder import read_log, stored_config
 from dl_techniques.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 SMALL = {
     "steps": 16, "steps_per_epoch": 8, "patch": 16, "batch_size": 2, "accumulate": 2, "depth": 2, "initial_filters": 4,
     "preview_every": 2,

@@ -21,6 +21,8 @@ from dl_techniques.training.recipes.restoration.settings import RestorationConfi
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 SMALL = {"steps": 2, "steps_per_epoch": 2, "patch": 16, "batch_size": 1, "depth": 2, "initial_filters": 4}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()] + ["--convnext-version=v1"]
 QUIET = Console(quiet=True)

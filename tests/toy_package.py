@@ -11,10 +11,13 @@ from typing import NamedTuple
 import dl_techniques
 
 PACKAGE = Path(dl_techniques.__file__).parent
-# Several commands share a process, and what it takes to start one.
+# Several commands share a process, and what it takes to start one; steps are few, and not traced.
 SCRIPT = """
 import contextlib, io, json, sys
+import tensorflow
 from dl_techniques.cli import main
+
+tensorflow.config.run_functions_eagerly(True)
 
 results = []
 for words in json.loads(sys.argv[1]):
