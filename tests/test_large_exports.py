@@ -134,7 +134,7 @@ def test_memory_that_a_card_does_not_tell_is_said(exported, tmp_path, capfd):
     write_image(tmp_path / "a.png", Picture(PIXELS))
     assert main(["predict", str(path), str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]) == 0
     assert "the card does not state the network's memory" in capfd.readouterr().out
-    assert Network(load_engine(path)).whole
+    assert Network(load_engine(path)).whole_images_only
 
 
 @pytest.mark.parametrize(
