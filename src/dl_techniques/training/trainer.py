@@ -108,7 +108,6 @@ def train(
         compare_fingerprints(config.output, recipe.inspection)
     check_batches(recipe.batch_sizes())
     config = recipe.config
-    watched = f"val_{recipe.score}" if recipe.score is not None else None
     keras.utils.set_random_seed(config.seed)
     with model_scope():
         first = [recipe.build()]
@@ -124,12 +123,12 @@ def train(
             write_split(config.output, recipe.training.names, recipe.validation.names)
             write_fingerprints(config.output, recipe.inspection)
             if recipe.score is not None and (config.output / BEST).exists():
-                _mend_best(recipe, console)
+                _repair_best(recipe, console)
         validation = Validation(
             lambda function: recipe.evaluate(recipe.activated(function)).logged(),
             recipe.score,
             config.output / BEST,
-            best_so_far(config.output, watched) if watched is not None else -np.inf,
+            -np.inf if recipe.score is None else best_so_far(config.output, f"val_{recipe.score}"),
             recipe.task.activation,
             lambda function, epoch: _preview(recipe, recipe.activated(function), epoch),
             recipe.function,
@@ -226,7 +225,7 @@ def _inference_model(recipe: Recipe, model: keras.Model) -> keras.Model:
     return create_inference_model_from_training_model(model, **changes)
 
 
-def _mend_best(recipe: Recipe, console: Console) -> None:
+def _repair_best(recipe: Recipe, console: Console) -> None:
     """Put a damaged file of the best weights aside, so that those of the steps to come take its place."""
     from dl_techniques.training.checkpoint import is_intact
 
