@@ -1,4 +1,4 @@
-"""What the values of masks mean, and what a model's outputs decide."""
+"""Classes and labels: what mask values mean, and how outputs become classes."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class Classes:
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any], source: str) -> Classes:
-        """Return the classes that a model's card tells.
+        """Return the classes that a model's card states.
 
         Raises:
-            FileError: The card, of `source`, tells none.
+            FileError: The card, of `source`, states none.
         """
         try:
             return cls(
