@@ -25,23 +25,26 @@ from dl_techniques.errors import FileError
 from dl_techniques.training.distribution import gathered_value
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz")
-KEEP = 2
+KEPT = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray]) -> Path:
-    """Write the state after a step, delete all checkpoints but the newest two and return the new file.
+    """Write the state after a step and delete all but the newest two.
 
     Args:
-        folder: Folder of the checkpoints; it exists.
-        step: Number of steps done.
+        folder: Where checkpoints lie; it exists.
+        step: Steps done.
         state: Arrays by name.
+
+    Returns:
+        The file.
     """
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **state)
     content = buffer.getvalue()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.npz"
     write_file(path, content)
-    for old in list_checkpoints(folder)[KEEP:]:
+    for old in list_checkpoints(folder)[KEPT:]:
         old.unlink()
     return path
 
@@ -49,7 +52,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray]) ->
 def check_space(folder: Path, model) -> None:
     """Raise `FileError` if the disk has too little free space for the checkpoints and models of a run."""
     state = sum(array.nbytes for array in model_state(model).values())
-    missing = KEEP + 1 - len(list_checkpoints(folder))  # a third one exists while it is written
+    missing = KEPT + 1 - len(list_checkpoints(folder))  # a third one exists while it is written
     needed = missing * state + 2 * 4 * model.count_params()  # best and last model, in float32
     if (free := shutil.disk_usage(folder).free) < needed:
         reason = f"has {free / 1e6:.1f} MB free; the checkpoints and models of this run take {needed / 1e6:.1f} MB."
@@ -123,7 +126,7 @@ def restore_model_state(model, state: Mapping[str, np.ndarray], source: Path) ->
     """Assign the result of `model_state` to a model of the same architecture and optimizer.
 
     Raises:
-        FileError: A name or shape differs; nothing has been assigned.
+        FileError: A name or shape differs; nothing is assigned then.
     """
     variables = _variables(model)
     shapes = {name: tuple(value.shape) for name, value in variables}
