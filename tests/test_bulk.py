@@ -340,7 +340,7 @@ def test_addresses_are_found_by_folder_pattern_and_name(bucket):
 
 
 @pytest.mark.parametrize("text, address", [("s3://b/c", True), ("s3:/b/c", True), ("C:/b", False), ("a/b:/c", False)])
-def test_addresses_are_told_from_paths(text, address):
+def test_addresses_are_distinguished_from_paths(text, address):
     assert is_address(text) == address == is_address(Path(text))
 
 
