@@ -266,7 +266,7 @@ def test_an_image_that_kills_its_process_is_a_row_in_the_end(model, tmp_path, mo
             Worker(job, Handle())(batch)
     rows = Worker(job, Handle())(batch).to_pylist()
     assert [row["state"] for row in rows] == ["done", "refused", "done"]
-    assert f"ended {DEATHS} processes" in rows[1]["error"] and str(tmp_path / "in" / "fatal.png") in rows[1]["error"]
+    assert f"{DEATHS} processes crashed" in rows[1]["error"] and str(tmp_path / "in" / "fatal.png") in rows[1]["error"]
 
 
 # === F7: a bucket ===

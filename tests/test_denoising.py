@@ -376,7 +376,7 @@ def test_photons_are_never_negative(tmp_path):
         pixels = np.random.default_rng(number).uniform(-0.1 if number == 1 else 0, 1, (20, 20, 1))
         write_image(tmp_path / f"{number}.tif", Picture(pixels.astype("float32")))
     config = DenoisingConfig(images=str(tmp_path), output=tmp_path / "run", gain=4.0, **SMALL)
-    with pytest.raises(ArgumentError, match="`gain` must be 0 where values are negative.*in 1 images: 1.tif"):
+    with pytest.raises(ArgumentError, match="`gain` must be 0 if values are negative.*in 1 images: 1.tif"):
         train(config, Console(quiet=True))
     assert not config.output.exists()
 
