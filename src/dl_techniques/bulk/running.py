@@ -19,7 +19,7 @@ from dl_techniques import __version__
 from dl_techniques.bulk.cluster import Workers, connected, resources, share_out, silence_data
 from dl_techniques.bulk.shipping import Shipment, model_files
 from dl_techniques.bulk.status import DONE, FAILED, REFUSED, Status, refused_before, rows
-from dl_techniques.bulk.storage import Folder, Found, find_sources, folder_of, is_address
+from dl_techniques.bulk.storage import Folder, InputFile, find_sources, folder_of, is_address
 from dl_techniques.bulk.work import Job, Journal, Worker
 from dl_techniques.engines.formats import RUNTIMES
 from dl_techniques.engines.selection import EngineSelection
@@ -154,7 +154,7 @@ def _without_gpus() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _check_names(predictor: Predictor, found: Sequence[Found], output: Folder) -> None:
+def _check_names(predictor: Predictor, found: Sequence[InputFile], output: Folder) -> None:
     """Refuse images whose results would have the same name, and an output folder that holds the images."""
     taken: dict[str, str] = {}
     for image in found:
@@ -171,13 +171,13 @@ def _check_names(predictor: Predictor, found: Sequence[Found], output: Folder) -
 
 def _missing(
     predictor: Predictor,
-    found: list[Found],
+    found: list[InputFile],
     output: Folder,
     status: Status,
     settings: str,
     overwrite: bool,
     outcome: Outcome,
-) -> list[Found]:
+) -> list[InputFile]:
     """Return the images without a result; add a row for each result that has none."""
     if overwrite:
         return found
@@ -201,7 +201,7 @@ def _missing(
     return missing
 
 
-def _as_row(image: Found) -> dict[str, Any]:
+def _as_row(image: InputFile) -> dict[str, Any]:
     return {"path": image.source, "bytes": image.bytes, "modified": image.modified}
 
 
@@ -227,7 +227,7 @@ def _job(
     return Job(selection, options, str(output), settings, backend, workers.cpus, workers.threads, shipment)
 
 
-def _run(missing: list[Found], job: Job, workers: Workers) -> Iterator[pa.Table]:
+def _run(missing: list[InputFile], job: Job, workers: Workers) -> Iterator[pa.Table]:
     """Yield the rows of the images as they are done."""
     import ray
     from ray.exceptions import RayError

@@ -1,4 +1,4 @@
-"""A model as a function of whole images, however large: in tiles where the network would take too much at once."""
+"""A model as a function of complete images; large ones are computed in tiles."""
 
 from __future__ import annotations
 
