@@ -211,7 +211,8 @@ def find_sources(sources: Sequence[str]) -> tuple[list[InputFile], list[str]]:
         not_found += [result.error for result in inputs.lost]
         found += [_local_file(path) for path in inputs.files]
     if not found:
-        raise FileError("inputs", f"none of the {len(sources)} can be read: {' '.join(not_found[:10])}", "Name image files.")
+        reasons = " ".join(not_found[:10])
+        raise FileError("inputs", f"none of the {len(sources)} can be read: {reasons}", "Name image files.")
     return found, not_found
 
 

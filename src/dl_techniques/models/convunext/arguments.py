@@ -89,8 +89,8 @@ def count_kernel_parameters(arguments: Mapping[str, Any]) -> int:
         arguments["blocks_per_level"] * (8 * size**2 + arguments["block_kernel_size"] ** 2 * size) for size in sizes
     ]
     stem = arguments["stem_kernel_size"] ** 2 * arguments["input_shape"][2] * sizes[0]
-    fusions = sum(fine * coarse + (fine + coarse) * fine for fine, coarse in zip(sizes, sizes[1:], strict=False))
-    return stem + 2 * sum(blocks[:-1]) + blocks[-1] + fusions
+    joints = sum(fine * coarse + (fine + coarse) * fine for fine, coarse in zip(sizes, sizes[1:], strict=False))
+    return stem + 2 * sum(blocks[:-1]) + blocks[-1] + joints
 
 
 def _check_input_shape(shape: Any) -> None:
