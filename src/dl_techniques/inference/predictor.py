@@ -91,9 +91,7 @@ class Predictor:
         filled = pixels if finite.all() else np.where(finite, pixels, np.median(pixels[finite]))
         scaling = self.task.scaling(Statistics.of(filled, self.task.standardizes), self.engine.largest)
         scaled = scaling.apply(filled)
-        planes = (
-            [scaled[..., c : c + 1] for c in range(scaled.shape[2])] if self._per_colour else [scaled]
-        )
+        planes = [scaled[..., c : c + 1] for c in range(scaled.shape[2])] if self._per_colour else [scaled]
         total, rounds, passes = len(planes) * self.tta, itertools.count(), ()
 
         def apply(plane: np.ndarray) -> np.ndarray:

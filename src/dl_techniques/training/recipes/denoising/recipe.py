@@ -22,8 +22,8 @@ from dl_techniques.training.auto_settings import choose_precision
 from dl_techniques.training.recipe import Recipe
 from dl_techniques.training.recipes.denoising.batches import (
     DenoisingSample,
-    pair_function,
     find_training_images,
+    pair_function,
     training_patches,
 )
 from dl_techniques.training.recipes.denoising.evaluation import DenoisingEvaluation
