@@ -59,7 +59,7 @@ def test_other_formats_are_written_in_a_subprocess(name, tmp_path):
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
-def test_openvino_turns_hardly_any_tensor_around(settings, tmp_path):
+def test_openvino_transposes_hardly_any_tensor(settings, tmp_path):
     """Of the time of a prediction: written as Keras writes convolutions, it was a fifth to a third."""
     source = saved(tmp_path, {"task": "segment"}, initial_filters=16, block_kernel_size=7, **settings)
     path = tmp_path / "model.xml"

@@ -66,14 +66,14 @@ def test_image_and_mask_move_alike_through_the_whole_pipeline():
 
 
 @pytest.mark.parametrize("name", [*LIGHT, *DISTURBANCE])
-def test_light_and_disturbance_leave_masks_alone(name, rng):
+def test_intensity_changes_and_noise_leave_masks_alone(name, rng):
     picture, mask = image(24, 24, 3), rng.integers(3, size=(24, 24, 1))
     changed, labels = OPERATIONS[name]((picture, mask), rng)
     assert labels is mask and not np.array_equal(changed, picture)
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_light_falls_alike_on_image_and_continuous_target(name, rng):
+def test_intensities_of_image_and_continuous_target_change_alike(name, rng):
     picture = image(24, 24, 3)
     changed, target = LIGHT[name]((picture, picture[:, ::-1]), rng)
     assert np.array_equal(changed, target[:, ::-1]) and not np.array_equal(changed, picture)
@@ -143,7 +143,7 @@ def test_strongest_deformation_folds_nothing():
         assert (down[..., 0] * across[..., 1] - down[..., 1] * across[..., 0]).min() > 0
 
 
-def test_what_is_not_square_keeps_its_size_and_all_turns_occur():
+def test_what_is_not_square_keeps_its_size_and_all_rotations_occur():
     square, oblong = image(6, 6, 1), image(6, 9, 1)
     turned = {augment.rotation((square, square), np.random.default_rng(n))[0].tobytes() for n in range(20)}
     assert turned == {np.rot90(square, quarters).tobytes() for quarters in (1, 2, 3)}
@@ -158,7 +158,7 @@ def test_symmetries_keep_every_intensity(rng):
         assert np.array_equal(np.sort(target, axis=None), np.sort(clean, axis=None))
 
 
-def test_light_and_disturbance_have_the_strength_asked_for(rng):
+def test_intensity_changes_and_noise_have_the_strength_asked_for(rng):
     picture = image(64, 64, 1)
     sample = picture, picture > 0.5
     for _ in range(10):

@@ -142,7 +142,7 @@ def test_results_are_those_of_the_local_command_and_every_image_has_a_row(cluste
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.[pt]*[gf]")}
     again = bulk(model, images, tmp_path)
-    assert not again.states and (again.there, again.before) == (COUNT - len(BROKEN), len(BROKEN))
+    assert not again.states and (again.existing, again.refused_earlier) == (COUNT - len(BROKEN), len(BROKEN))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert table_of(tmp_path) == rows
 
@@ -159,7 +159,7 @@ def test_a_refused_image_is_tried_again_when_it_changed(cluster, model, tmp_path
     assert bulk(model, tmp_path / "in", tmp_path / "out").refused == 2
     Image.fromarray(samples(20, 20)).save(tmp_path / "in" / "a.png")
     outcome = bulk(model, tmp_path / "in", tmp_path / "out")
-    assert outcome.states == Counter(done=1) and outcome.before == 1
+    assert outcome.states == Counter(done=1) and outcome.refused_earlier == 1
     assert {name: row["state"] for name, row in table_of(tmp_path / "out").items()} == {
         "a.png": "done",
         "b.png": "refused",
@@ -340,7 +340,7 @@ def test_addresses_are_found_by_folder_pattern_and_name(bucket):
 
 
 @pytest.mark.parametrize("text, address", [("s3://b/c", True), ("s3:/b/c", True), ("C:/b", False), ("a/b:/c", False)])
-def test_addresses_are_told_from_paths(text, address):
+def test_addresses_are_distinguished_from_paths(text, address):
     assert is_address(text) == address == is_address(Path(text))
 
 

@@ -81,7 +81,7 @@ def test_coarse_class_targets_hold_the_fractions_of_the_pixels_that_count(height
                 assert np.allclose(coarse[:, i, j, label], (covered == label).mean(axis=(1, 2, 3)))
 
 
-def test_channel_targets_keep_channels_apart_and_drop_a_pixel_ignored_in_one():
+def test_channel_targets_keep_channels_separate_and_drop_a_pixel_ignored_in_one():
     masks = np.array([[[0, 1], [1, 1], [9, 1]]], "int32")  # (1, 3, 2): one row, one sample without batch axis
     assert np.array_equal(channel_target(masks, ignore=9), [[[0, 1, 1], [1, 1, 1], [0, 0, 0]]])
     assert np.array_equal(channel_target(masks[..., :1] == 1)[..., 0], [[0, 1, 0]])

@@ -147,7 +147,7 @@ def test_processes_share_the_run_of_one(data, single, tmp_path, processes):
 
 
 @JAX
-def test_a_lost_process_is_named_and_the_run_goes_on_with_others(data, tmp_path):
+def test_a_lost_process_is_named_and_the_run_resumes_with_others(data, tmp_path):
     run = tmp_path / "run"
     arguments = [*task("denoise", data, {"steps": 3000, "steps-per-epoch": 20}), "-o", str(run)]
     first, second = start_together(arguments, 2)

@@ -124,7 +124,7 @@ def test_openvino_keeps_memory_for_the_last_size_alone(models):
     assert resident(20, 20) - few < 0.6 * kept
 
 
-def test_tiles_stay_within_what_is_reckoned_for_any_size(models):
+def test_tiles_stay_within_the_estimated_memory_for_any_size(models):
     for kind in ("v2", "denoiser"):
         network = Network(load_engine(models[kind], "openvino"))
         least, sides = tile_bytes(network, network.smallest_tile), []
@@ -188,7 +188,7 @@ def command(*arguments: str, cwd: Path, code: str = "") -> subprocess.CompletedP
     return subprocess.run([sys.executable, "-c", run], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
-def test_kept_conversion_needs_no_framework(models, tmp_path, monkeypatch):
+def test_cached_conversion_needs_no_framework(models, tmp_path, monkeypatch):
     monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path / "cache"))
     write_image(tmp_path / "a.png", Picture((255 * image(40, 50, 1)).astype("uint8")))
     listed = "print([n for n in ('keras', 'tensorflow', 'jax', 'torch') if n in sys.modules])"
@@ -214,7 +214,7 @@ sys.addaudithook(heard)
 
 
 @pytest.mark.parametrize("command", ["predict", "export"])
-def test_nobody_is_told_of_what_is_done(models, tmp_path, command):
+def test_no_telemetry_is_sent(models, tmp_path, command):
     (tmp_path / "sitecustomize.py").write_text(LISTENER)  # every Python process of the command has it
     write_image(tmp_path / "image.tif", Picture(image(24, 32, 3)))
     environment = {name: value for name, value in os.environ.items() if name != "CI"}  # where telemetry rests
@@ -227,7 +227,7 @@ def test_nobody_is_told_of_what_is_done(models, tmp_path, command):
     assert not (tmp_path / "heard").exists(), (tmp_path / "heard").read_text()
 
 
-def test_ctrl_c_is_heard_after_models_on_openvino_are_gone(models, tmp_path):
+def test_ctrl_c_interrupts_after_models_on_openvino_are_deleted(models, tmp_path):
     """Each core of OpenVINO gives the thread another stack for signals, and takes back what is freed already."""
     load = f"engines = [load_engine({str(models['denoiser'])!r}, 'openvino') for _ in range(2)]"
     run = "[engine.function(np.zeros((1, 8, 8, 1), 'float32')) for engine in engines]; del engines[0]; del engines[0]"
@@ -237,7 +237,7 @@ def test_ctrl_c_is_heard_after_models_on_openvino_are_gone(models, tmp_path):
     assert done.stderr.strip().endswith("KeyboardInterrupt"), (done.returncode, done.stderr)
 
 
-def test_torn_conversion_is_made_anew(models, tmp_path, monkeypatch):
+def test_damaged_conversion_is_made_again(models, tmp_path, monkeypatch):
     monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path))
     choice = select_engine(models["denoiser"], "openvino")
     assert (
@@ -254,7 +254,7 @@ def test_torn_conversion_is_made_anew(models, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_changed_model_is_converted_anew(models, tmp_path):
+def test_changed_model_is_converted_again(models, tmp_path):
     path = tmp_path / "model.keras"
     path.write_bytes(models["denoiser"].read_bytes())
     before = select_engine(path, "openvino").conversion.folder
@@ -371,7 +371,7 @@ def has_bfloat16() -> bool:
     return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def test_bfloat16_is_refused_where_there_is_none_and_told_where_there_is(models, tmp_path, capfd):
+def test_bfloat16_is_refused_where_unsupported_and_reported_where_supported(models, tmp_path, capfd):
     write_image(tmp_path / "a.png", Picture((255 * image(30, 20, 1)).astype("uint8")))
     arguments = ["denoise", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "--precision", "bfloat16"]
     status = main([*arguments, "--model", str(models["denoiser"])])
@@ -383,7 +383,7 @@ def test_bfloat16_is_refused_where_there_is_none_and_told_where_there_is(models,
         assert not (tmp_path / "b.png").exists()
 
 
-def test_unused_conversions_go(models, tmp_path, monkeypatch):
+def test_unused_conversions_are_removed(models, tmp_path, monkeypatch):
     monkeypatch.setenv("CONVUNEXT_CACHE", str(tmp_path))
     for name, days in (("old", conversions.UNUSED_DAYS + 1), ("new", 1)):
         (tmp_path / name).mkdir()

@@ -125,7 +125,7 @@ def test_exports_that_take_images_whole_never_exceed_the_memory(
         tiled_function(engine, needed - 1, 190)(batch)
 
 
-def test_memory_that_a_card_does_not_tell_is_said(exported, tmp_path, capfd):
+def test_memory_that_the_card_does_not_state_is_noted(exported, tmp_path, capfd):
     whole = exported("v1", ".xml", False)
     path = tmp_path / "bare.xml"
     for suffix in (".xml", ".bin"):
@@ -134,7 +134,7 @@ def test_memory_that_a_card_does_not_tell_is_said(exported, tmp_path, capfd):
     write_image(tmp_path / "a.png", Picture(PIXELS))
     assert main(["predict", str(path), str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]) == 0
     assert "the card does not state the network's memory" in capfd.readouterr().out
-    assert Network(load_engine(path)).whole
+    assert Network(load_engine(path)).whole_images_only
 
 
 @pytest.mark.parametrize(

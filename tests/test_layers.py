@@ -19,7 +19,7 @@ from dl_techniques.layers.equivariant import (
 from dl_techniques.layers.normalization import GlobalResponseNormalization
 from dl_techniques.layers.pointwise import PointwiseConv, fresh_initializer, gelu
 from dl_techniques.layers.resampling import Downsampling2x, SkipFusion
-from dl_techniques.layers.upsampling import BilinearUpsampling2x, upsample_bilinear_2x
+from dl_techniques.layers.upsampling import upsample_bilinear_2x
 from models import image, randomize
 
 pytestmark = pytest.mark.each_backend
@@ -44,7 +44,6 @@ LAYERS = [
     (ConvNeXtBlock, {"filters": 4, "use_bias": False}, (4,)),
     (ConvNeXtBlock, {"filters": 4, "use_bias": False, "equivariant_block": "no_norm", "version": "v1"}, (4,)),
     (ConvNeXtBlock, {"filters": 4, "use_bias": False, "equivariant_block": "batchnorm"}, (4,)),
-    (BilinearUpsampling2x, {}, (3,)),
     (Downsampling2x, {"filters": 6}, (3,)),
     (Downsampling2x, {"filters": 6, "method": "conv", "use_bias": False}, (3,)),
     (SkipFusion, {"filters": 4, "kernel_regularizer": "l2"}, (6, 3)),

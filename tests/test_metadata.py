@@ -40,7 +40,7 @@ def told(path) -> tuple[str, float]:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name, dtype", [("a.png", "uint8"), ("a.png", "uint16"), ("a.jpg", "uint8"),
                                          ("a.webp", "uint8"), ("a.tif", "uint16"), ("a.bmp", "uint8")])  # fmt: skip
-def test_written_files_tell_what_the_source_told(name, dtype, channels, tmp_path):
+def test_written_files_have_the_metadata_of_the_source(name, dtype, channels, tmp_path):
     pixels = samples(8, 9, channels, dtype=dtype)
     write_image(tmp_path / name, Picture(pixels, None, (), extras(text={**WORDS, "Comment": "seen"})))
     again = read_image(tmp_path / name)
@@ -78,7 +78,7 @@ def make_sources(folder) -> None:
     )  # fmt: skip
 
 
-def test_restored_files_keep_what_theirs_told(preset, tmp_path):
+def test_restored_files_keep_the_metadata(preset, tmp_path):
     (tmp_path / "in").mkdir()
     make_sources(tmp_path / "in")
     arguments = ["predict", str(preset), str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--engine", "keras"]

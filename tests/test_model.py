@@ -179,7 +179,7 @@ def test_no_two_kernels_start_equal():
     assert len(kernels) == len(set(kernels))
 
 
-def test_summary_and_layer_names_tell_the_structure(capsys):
+def test_summary_and_layer_names_show_the_structure(capsys):
     model = small_model(depth=2)
     model.summary()
     assert "bottleneck_block_0" in capsys.readouterr().out

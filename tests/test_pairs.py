@@ -135,7 +135,7 @@ def test_two_values_and_instances_are_foreground(tmp_path):
     assert instances.outputs == 1 and instances.encode(np.array([[0, 7, 59]]), tmp_path).tolist() == [[0, 1, 1]]
 
 
-def test_classes_keep_the_order_of_values_and_ignored_pixels_apart(tmp_path):
+def test_classes_keep_the_order_of_values_and_ignored_pixels_separate(tmp_path):
     classes = choose_classes({4: 1, 0: 1, 9: 1, 11: 1}, ignored=(11,), names=("sky", "road", "car"))
     assert classes.outputs == 3 and classes.activation == "softmax" and classes.values == (0, 4, 9)
     assert classes.encode(np.array([[0, 4], [9, 11]]), tmp_path).tolist() == [[0, 1], [2, IGNORED]]

@@ -244,7 +244,7 @@ def test_tiles_fit_the_memory_or_are_refused():
 # === Folders ===
 
 
-def test_thirty_bad_files_of_two_hundred_are_named_and_spoil_nothing(segmenter, tmp_path, capfd):
+def test_thirty_bad_files_of_two_hundred_are_named_and_the_others_processed(segmenter, tmp_path, capfd):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     write_bad_images(photos)
@@ -267,7 +267,7 @@ def test_thirty_bad_files_of_two_hundred_are_named_and_spoil_nothing(segmenter, 
         assert path.suffix == ".tif" or read_mask(path).shape == (16, 16)
 
 
-def test_killed_run_goes_on_where_it_was(segmenter, tmp_path):
+def test_killed_run_resumes_where_it_was(segmenter, tmp_path):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     for number in range(40):

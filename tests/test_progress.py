@@ -7,7 +7,7 @@ from rich.console import Console
 from dl_techniques.training import progress
 
 
-def test_a_line_tells_what_the_run_will_take_leaving_out_what_is_no_step(monkeypatch):
+def test_estimate_of_the_run_leaves_out_what_is_not_a_step(monkeypatch):
     now, printed = [100.0], io.StringIO()
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(progress, "peak_memory", lambda: 1.94)
@@ -26,7 +26,7 @@ def test_a_line_tells_what_the_run_will_take_leaving_out_what_is_no_step(monkeyp
     )
 
 
-def test_slow_steps_are_told_early(monkeypatch):
+def test_slow_steps_are_estimated_early(monkeypatch):
     now, printed = [0.0], io.StringIO()
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     shown = progress.TrainingProgress(epochs=1, steps=107, console=Console(file=printed, width=100))

@@ -181,7 +181,7 @@ def test_crops_are_changed_as_much_as_asked_for(data):
     assert changed["none"] == 0 < changed["light"] < 0.7 * changed["default"]  # values, wherever they went
 
 
-def test_augmentation_is_told_as_it_is(data):
+def test_augmentation_is_described_as_it_is(data):
     told = segmentation(data).choices()["augmentation"]
     assert told == "flips, rotations, scaling, elastic deformation, brightness, blur, noise"
     assert segmentation(data, augment="light").choices()["augmentation"] == "flips, rotations, scaling, brightness"

@@ -150,7 +150,7 @@ def ending_disk(monkeypatch, kind, method, room):
     ],
     ids=["log", "checkpoint", "best", "preview"],
 )
-def test_run_that_the_disk_stops_is_named_and_goes_on_to_the_same_end(
+def test_run_stopped_by_a_full_disk_is_named_and_resumes_to_the_same_end(
     kind, method, changes, named, data, finished, tmp_path, monkeypatch, capfd
 ):
     config = settings(data, tmp_path / "run", **changes)
@@ -222,7 +222,7 @@ def test_resuming_on_other_files_names_them(own):
     assert resumed(own)[0] == 0
 
 
-def test_a_run_goes_on_from_another_folder_than_it_began_in(data, tmp_path, monkeypatch):
+def test_a_run_resumes_from_another_working_folder(data, tmp_path, monkeypatch):
     monkeypatch.chdir(data)
     train(settings(data, tmp_path / "run", images="images", masks="masks", steps=2), QUIET)
     monkeypatch.chdir(tmp_path)
@@ -268,7 +268,7 @@ def test_damaged_best_weights_of_a_finished_run_are_taken_from_its_model(own, fi
     assert (own.output / "best.keras.damaged").exists()
 
 
-def test_lost_best_weights_are_told_and_those_that_are_whole_are_taken(own):
+def test_lost_best_weights_are_reported_and_intact_ones_are_used(own):
     (own.output / "best.keras").write_bytes((own.output / "best.keras").read_bytes()[:1000])
     damage(own.output / "model.keras")
     status, told = resumed(own)
@@ -298,7 +298,7 @@ def test_damaged_best_weights_of_a_stopped_run_are_found_again(data, finished, t
 
 
 @pytest.mark.parametrize("sent, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_to_a_training_saves_tells_how_to_go_on_and_what_it_was(sent, status, data, tmp_path):
+def test_signal_to_a_training_saves_and_prints_how_to_resume(sent, status, data, tmp_path):
     flags = {**SMALL, "steps": 40_000, "steps_per_epoch": 20_000}
     command = [sys.executable, "-m", "dl_techniques.cli", "train", "segment", "--output=run"]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
@@ -317,7 +317,7 @@ def test_signal_to_a_training_saves_tells_how_to_go_on_and_what_it_was(sent, sta
     assert 0 < step_of(saved) < 20_000 and not (tmp_path / "run" / "log.csv").exists()
 
 
-def test_second_process_is_told_that_the_run_is_in_use(finished, capfd):
+def test_second_process_is_refused_while_the_run_is_in_use(finished, capfd):
     held = (
         "import sys, filelock\n"
         "with filelock.FileLock(sys.argv[1]):\n"
@@ -332,7 +332,7 @@ def test_second_process_is_told_that_the_run_is_in_use(finished, capfd):
         other.communicate()
 
 
-def test_masks_without_anything_are_refused_and_those_that_do_not_count_cost_nothing(data, tmp_path):
+def test_empty_masks_are_refused_and_ignored_ones_add_no_loss(data, tmp_path):
     folder = shutil.copytree(data, tmp_path / "data")
     for path in (folder / "masks").iterdir():
         Image.new("L", (24, 20)).save(path)

@@ -69,7 +69,7 @@ def test_files_give_the_same_model_bit_for_bit(design, policy, tmp_path):
             assert np.array_equal(expected, actual)
 
 
-def test_compiled_model_loads_and_goes_on_training(tmp_path):
+def test_compiled_model_loads_and_continues_training(tmp_path):
     model = small_model(depth=2)
     eager = keras.backend.backend() == "tensorflow"
     model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="mse", run_eagerly=eager)

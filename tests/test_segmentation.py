@@ -221,7 +221,7 @@ def test_crops_of_any_image_have_the_size_asked_for(size, rng):
     assert crop.shape == (16, 16, 2) and np.array_equal(labels, crop[..., 0] > 0)
 
 
-def test_photographs_are_not_turned_upside_down(data, tmp_path):
+def test_photographs_are_not_flipped_vertically(data, tmp_path):
     grey, colour = (Inspection((PairFacts(Pair(data, data), channels=channels),), ()) for channels in (1, 3))
     open_config = settings(data, tmp_path)
     assert choose_augmentation(resolve_settings(open_config, grey)).vertical_flip > 0

@@ -102,7 +102,7 @@ def test_contestants_train(name, tmp_path):
 
 
 @ONCE
-def test_half_precision_tells_how_far_it_is_off(tmp_path):
+def test_half_precision_reports_its_deviation(tmp_path):
     job = speed.save_artifact(SMALL, tmp_path)
     try:
         with Worker("openvino-bfloat16", job, tmp_path) as worker:

@@ -49,7 +49,7 @@ class BrightnessTask(Task):
     def card_fields(self):
         return {"output": "the mean intensity at every pixel, in [0, 1]"}
 
-    def scaling(self, found, largest):
+    def scaling(self, statistics, largest):
         return Scaling(0.0, 255.0)
 
     def decode(self, output, scaling, dtype):

@@ -1,4 +1,4 @@
-"""Classes found, confidence earned and images restored, each measured over a whole set; NumPy alone."""
+"""Metrics of segmentation, calibration and restoration over a data set; NumPy only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dl_techniques.errors import ArgumentError
 
 
 class Confusion:
-    """Count which class was predicted for which, over the pixels of a whole set, and rate the agreement.
+    """Confusion matrix over the pixels of a data set, with the scores that follow from it.
 
-    One matrix is summed over all images; means of images' own figures are other numbers, not comparable. For channels
-    that are independent, take `LabelConfusion`.
+    The counts of all images are summed; the mean of scores per image is a different number. For independent channels
+    use `LabelConfusion`.
 
     Args:
         classes: Number of classes.
@@ -32,7 +32,7 @@ class Confusion:
         self.counts = np.zeros((classes, classes), "int64")
 
     def update(self, predicted: np.ndarray, true: np.ndarray, valid: np.ndarray | None = None) -> Confusion:
-        """Add pixels and return the matrix itself.
+        """Add pixels and return the object itself.
 
         Args:
             predicted: Classes, integers or booleans, of any shape.
@@ -43,8 +43,8 @@ class Confusion:
             ArgumentError: Shapes or types do not fit, or a pixel that counts is of no class.
         """
         classes = len(self.counts)
-        true = _counted("true", true, predicted.shape, valid)
-        predicted = _counted("predicted", predicted, predicted.shape, valid)
+        true = _valid_values("true", true, predicted.shape, valid)
+        predicted = _valid_values("predicted", predicted, predicted.shape, valid)
         for name, labels in (("predicted", predicted), ("true", true)):
             if labels.dtype.kind not in "iub":
                 raise ArgumentError(name, "must be integers or booleans", f"dtype {labels.dtype}")
@@ -82,7 +82,7 @@ class Confusion:
 
     @property
     def accuracy(self) -> float:
-        """Share of the pixels whose class is right; NaN where no pixel counts."""
+        """Share of the pixels whose class is correct; NaN where no pixel counts."""
         pixels = self.counts.sum()
         return float(np.trace(self.counts) / pixels) if pixels else math.nan
 
@@ -92,13 +92,13 @@ class Confusion:
 
 
 class LabelConfusion:
-    """Count for each of several independent labels where it was found, missed and wrongly seen, over a whole set.
+    """Confusion matrices of independent labels over the pixels of a data set.
 
     Args:
         labels: Number of labels.
 
     Attributes:
-        parts: The matrix of each label; class 1 is where it is.
+        parts: The matrix of each label; class 1 means that a pixel has it.
     """
 
     def __init__(self, labels: int) -> None:
@@ -112,7 +112,7 @@ class LabelConfusion:
 
     @property
     def counts(self) -> np.ndarray:
-        """Pixels, `(label, is there, was predicted)`."""
+        """Pixels, `(label, truth, prediction)`."""
         return np.stack([part.counts for part in self.parts])
 
     @property
@@ -142,7 +142,7 @@ class LabelConfusion:
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers to whether a pixel has a label; NaN where no pixel counts."""
+        """Share of correct answers to whether a pixel has a label; NaN where no pixel counts."""
         counts = self.counts
         return float(np.trace(counts, axis1=1, axis2=2).sum() / counts.sum()) if counts.sum() else math.nan
 
@@ -164,10 +164,10 @@ class ReliabilityBin:
 
 
 class Calibration:
-    """Compare confidence with the share that is right, over the pixels of a whole set.
+    """Compare confidence with the share of correct predictions, over the pixels of a data set.
 
-    With one class per pixel, the confidence is the highest probability, and right is where that class is the true one.
-    For one foreground, it is the probability of the foreground, and right is where the foreground is.
+    With one class per pixel, the confidence is the highest probability, and correct is where its class is the true one.
+    For one foreground, it is the probability of the foreground, and correct is where the foreground is.
 
     Args:
         bins: Number of bins of equal width.
@@ -180,40 +180,40 @@ class Calibration:
             raise ArgumentError("bins", "must be at least 1", bins)
         self.counts = np.zeros(bins, "int64")
         self._confidence = np.zeros(bins)
-        self._right = np.zeros(bins)
+        self._correct = np.zeros(bins)
 
-    def update(self, confidence: np.ndarray, right: np.ndarray, valid: np.ndarray | None = None) -> Calibration:
-        """Add confidences in [0, 1], whether each is right, and where pixels count; return the calibration itself."""
-        right = _counted("right", right, confidence.shape, valid)
-        confidence = _counted("confidence", confidence, confidence.shape, valid).astype("float64")
-        outside = ~((confidence >= -1e-6) & (confidence <= 1 + 1e-6))  # what float32 rounds past the ends is taken
+    def update(self, confidence: np.ndarray, correct: np.ndarray, valid: np.ndarray | None = None) -> Calibration:
+        """Add confidences in [0, 1], whether each is correct, and where pixels count; return the object itself."""
+        correct = _valid_values("correct", correct, confidence.shape, valid)
+        confidence = _valid_values("confidence", confidence, confidence.shape, valid).astype("float64")
+        outside = ~((confidence >= -1e-6) & (confidence <= 1 + 1e-6))  # allows for rounding
         if outside.any():
             raise ArgumentError("confidence", "must be in [0, 1]", float(confidence[outside][0]))
         bins = len(self.counts)
         place = np.clip((confidence * bins).astype("int64"), 0, bins - 1)
         self.counts += np.bincount(place, minlength=bins)
         self._confidence += np.bincount(place, confidence, bins)
-        self._right += np.bincount(place, right, bins)
+        self._correct += np.bincount(place, correct, bins)
         return self
 
     @property
     def table(self) -> list[ReliabilityBin]:
         """The bins, lowest confidence first."""
         bins = len(self.counts)
-        sums = zip(self.counts.tolist(), self._confidence.tolist(), self._right.tolist(), strict=True)
+        sums = zip(self.counts.tolist(), self._confidence.tolist(), self._correct.tolist(), strict=True)
         return [
-            ReliabilityBin(i / bins, (i + 1) / bins, n, sure / n if n else math.nan, right / n if n else math.nan)
-            for i, (n, sure, right) in enumerate(sums)
+            ReliabilityBin(i / bins, (i + 1) / bins, n, confidence / (n or math.nan), correct / (n or math.nan))
+            for i, (n, confidence, correct) in enumerate(sums)
         ]
 
     @property
     def error(self) -> float:
         """Expected calibration error, the mean distance of confidence and accuracy; NaN where no pixel counts."""
         pixels = int(self.counts.sum())
-        return float(np.abs(self._confidence - self._right).sum() / pixels) if pixels else math.nan
+        return float(np.abs(self._confidence - self._correct).sum() / pixels) if pixels else math.nan
 
 
-def _counted(name: str, values: np.ndarray, shape: tuple[int, ...], valid: np.ndarray | None) -> np.ndarray:
+def _valid_values(name: str, values: np.ndarray, shape: tuple[int, ...], valid: np.ndarray | None) -> np.ndarray:
     """Return the values that count, `(pixels,)`."""
     for argument, array in ((name, values), ("valid", valid)):
         if array is not None and array.shape != shape:
@@ -244,9 +244,9 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     window = gaussian_window(1.5, 5)
     mean_x, mean_y, xx, yy, xy = (filter_inside(moment, window) for moment in (x, y, x * x, y * y, x * y))
     c1, c2 = 0.01**2, 0.03**2
-    light = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    form = (2 * (xy - mean_x * mean_y) + c2) / (xx - mean_x**2 + yy - mean_y**2 + c2)
-    return float(np.mean(light * form))
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * (xy - mean_x * mean_y) + c2) / (xx - mean_x**2 + yy - mean_y**2 + c2)
+    return float(np.mean(luminance * structure))
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:

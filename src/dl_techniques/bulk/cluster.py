@@ -17,7 +17,7 @@ from typing import Any
 from dl_techniques.errors import ArgumentError, ConvUNextError, pip_install
 
 RUNTIME_BYTES = 10**9  # what Python, TensorFlow and Ray take in a worker, beside --max-memory
-STORE_BYTES = 256 * 2**20  # of a cluster of our own: rows alone go through it
+STORE_BYTES = 256 * 2**20  # object store of a cluster of our own: only rows go through it
 PATIENCE = 10.0  # seconds for a cluster to answer
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anyone
@@ -29,7 +29,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers there are on how many machines, cores, GPUs (0 or 1) and images in hand of each."""
+    """Number of workers; cores, GPUs (0 or 1) and threads of each, a thread per image; number of machines."""
 
     count: int
     cpus: int
@@ -69,25 +69,25 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     if address not in (None, "auto"):
-        _knock(address)
-    mine = {} if address else {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+        _check_listening(address)
+    own = {} if address else {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with warnings.catch_warnings(), _quiet_stderr():
             warnings.simplefilter("ignore")
-            ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **mine)
+            ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise _no_cluster(address, error) from error
     for number, handler in handlers.items():
-        signal.signal(number, handler)  # Ray's would end the process without a word
+        signal.signal(number, handler)  # Ray's would end the process without a message
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Raise `ConvUNextError` where nothing listens: Ray itself would wait for it without end."""
+def _check_listening(address: str) -> None:
+    """Raise `ConvUNextError` if nothing listens at an address: Ray itself would wait forever."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not (host and colon and port.isdecimal()):
         raise ArgumentError("ray", "must be HOST:PORT or auto", address)
@@ -108,14 +108,14 @@ def _no_cluster(address: str | None, error: Exception) -> ConvUNextError:
 def _quiet_stderr() -> Iterator[None]:
     """Hide what C++ code writes while Ray starts."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def share_out(nodes: list[dict[str, float]], memory: int, on_gpu: bool, remote: bool) -> Workers:
@@ -134,7 +134,7 @@ def share_out(nodes: list[dict[str, float]], memory: int, on_gpu: bool, remote: 
         raise ArgumentError("ray", "must name a cluster that has cores or GPUs", "none", "Add machines to it.")
     need = memory + RUNTIME_BYTES
     rooms = [(int(node["CPU"]), int(node.get("memory", need) // need)) for node in nodes]
-    # One core each, or more where the memory does not hold so many.
+    # One core each, or more where the memory does not suffice for so many workers.
     share = max(-(-cores // max(room, 1)) for cores, room in rooms)
     count = sum(cores // share for cores, _ in rooms)
     return Workers(count, share, 0, 2 if remote else 1, len(nodes))
@@ -148,7 +148,7 @@ def resources() -> list[dict[str, float]]:
 
 
 def silence_data() -> Any:
-    """Keep Ray Data from telling its own progress, and return it."""
+    """Return Ray Data, its own progress bars and messages disabled."""
     import ray.data
 
     context = ray.data.DataContext.get_current()

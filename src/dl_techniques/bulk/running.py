@@ -1,4 +1,4 @@
-"""`convunext predict --ray`: find, hand out, collect."""
+"""`convunext predict --ray`: finds the images, distributes them to workers, and collects the rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dl_techniques import __version__
 from dl_techniques.bulk.cluster import Workers, connected, resources, share_out, silence_data
 from dl_techniques.bulk.shipping import Shipment, model_files
 from dl_techniques.bulk.status import DONE, FAILED, REFUSED, Status, refused_before, rows
-from dl_techniques.bulk.storage import Folder, Found, find_sources, folder_of, is_address
+from dl_techniques.bulk.storage import Folder, InputFile, find_sources, folder_of, is_address
 from dl_techniques.bulk.work import Job, Journal, Worker
 from dl_techniques.engines.formats import RUNTIMES
 from dl_techniques.engines.selection import EngineSelection
@@ -44,33 +44,33 @@ class Outcome:
     """Counts of images: named, with a result already, refused by an earlier run, and by state of this run."""
 
     total: int = 0
-    there: int = 0
-    before: int = 0
+    existing: int = 0
+    refused_earlier: int = 0
     states: Counter[str] = field(default_factory=Counter)
-    lost: list[str] = field(default_factory=list)
+    not_found: list[str] = field(default_factory=list)
     seconds: float = 0.0
     status: str = ""
 
     @property
     def refused(self) -> int:
-        """Images without a result, and inputs that are not there."""
-        return self.before + self.states[REFUSED] + self.states[FAILED] + len(self.lost)
+        """Images without a result, and inputs that do not exist."""
+        return self.refused_earlier + self.states[REFUSED] + self.states[FAILED] + len(self.not_found)
 
     def __str__(self) -> str:
         done = self.states[DONE]
         parts = [f"{done} of {self.total} images done"]
         if done:
             parts[0] += f" in {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):.3g} images/s"
-        if self.there:
-            parts.append(f"{self.there} existed already (--overwrite computes them again)")
+        if self.existing:
+            parts.append(f"{self.existing} existed already (--overwrite computes them again)")
         if self.states[REFUSED]:
             parts.append(f"{self.states[REFUSED]} refused")
-        if self.before:
-            parts.append(f"{self.before} refused earlier and unchanged since")
+        if self.refused_earlier:
+            parts.append(f"{self.refused_earlier} refused earlier and unchanged since")
         if self.states[FAILED]:
             parts.append(f"{self.states[FAILED]} failed (the next run tries them again)")
-        if self.lost:
-            parts.append(f"{len(self.lost)} inputs not found")
+        if self.not_found:
+            parts.append(f"{len(self.not_found)} inputs not found")
         return "; ".join(parts)
 
 
@@ -83,15 +83,14 @@ def predict_bulk(
 ) -> Outcome:
     """Apply a model to any number of images with the workers of a Ray cluster.
 
-    Results are those of `predict_files`, to the byte where processors and versions are alike. What is there is left,
-    what was refused is not tried again unless image, model or settings changed; a Parquet table says what became of
-    each.
+    Results equal those of `predict_files`, to the byte where processors and versions are alike. Existing results are
+    skipped, and refused images too, unless image, model or settings changed; a Parquet table holds the state of each.
 
     Args:
         selection: The model, and what runs it.
         inputs: Files, folders and patterns, of this machine or addresses such as `s3://bucket/folder/`.
         options: Settings; `output` is a folder.
-        console: Where to tell what happens.
+        console: Where to print.
         address: Of the cluster, as `connected` takes it.
 
     Raises:
@@ -100,12 +99,12 @@ def predict_bulk(
         ConvUNextError: There is no such cluster, or its workers cannot work.
     """
     output = _output_folder(options.output)
-    if options.max_memory == AUTO:  # what is free is shared by workers, whose number depends on this
+    if options.max_memory == AUTO:  # the number of workers, who share the free memory, depends on this
         options = replace(options, max_memory=WORKER_MEMORY)
     with _without_gpus():
         predictor = create_predictor(selection, options)
     outcome = Outcome()
-    found, outcome.lost = find_sources(inputs)
+    found, outcome.not_found = find_sources(inputs)
     outcome.total = len(found)
     _check_names(predictor, found, output)
     output.make()
@@ -115,7 +114,7 @@ def predict_bulk(
     missing = _missing(predictor, found, output, status, settings, options.overwrite, outcome)
     memory = predictor.memory
     del predictor, found
-    for line in outcome.lost[:SHOWN]:
+    for line in outcome.not_found[:SHOWN]:
         console.print(printable(f"refused  {line}"))
     try:
         if missing:
@@ -125,7 +124,7 @@ def predict_bulk(
                 console.print(f"{len(missing)} images for {workers}")
                 job = _job(selection, options, output, settings, workers)
                 start = time.perf_counter()
-                for table in _told(_run(missing, job, workers), len(missing), outcome, console):
+                for table in _with_progress(_run(missing, job, workers), len(missing), outcome, console):
                     status.add(table)
                 outcome.seconds = time.perf_counter() - start
     finally:
@@ -143,20 +142,20 @@ def _output_folder(output: os.PathLike) -> Folder:
 
 @contextlib.contextmanager
 def _without_gpus() -> Iterator[None]:
-    """Leave the memory of accelerators to the workers: this process only looks at the model."""
+    """Leave the memory of GPUs to the workers: this process only inspects the model."""
     name = "CUDA_VISIBLE_DEVICES"
-    kept = os.environ.get(name)
+    before = os.environ.get(name)
     os.environ[name] = "-1"
     try:
         yield
     finally:
         os.environ.pop(name)
-        if kept is not None:
-            os.environ[name] = kept
+        if before is not None:
+            os.environ[name] = before
 
 
-def _check_names(predictor: Predictor, found: Sequence[Found], output: Folder) -> None:
-    """Refuse images whose results would be one file, and a folder of results that is one of images."""
+def _check_names(predictor: Predictor, found: Sequence[InputFile], output: Folder) -> None:
+    """Refuse images whose results would have the same name, and an output folder that holds the images."""
     taken: dict[str, str] = {}
     for image in found:
         target = possible_names(predictor, Path(image.name))[0]
@@ -172,29 +171,29 @@ def _check_names(predictor: Predictor, found: Sequence[Found], output: Folder) -
 
 def _missing(
     predictor: Predictor,
-    found: list[Found],
+    found: list[InputFile],
     output: Folder,
     status: Status,
     settings: str,
     overwrite: bool,
     outcome: Outcome,
-) -> list[Found]:
-    """Return what is to be done; rows of what was done without one are added."""
+) -> list[InputFile]:
+    """Return the images without a result; add a row for each result that has none."""
     if overwrite:
         return found
-    there = {info.base_name for info in output.list()}
+    existing = {info.base_name for info in output.list()}
     earlier = status.read()
     known = set(earlier["path"].to_pylist())
     refused = {path: rest for path, *rest in refused_before(earlier, settings)}
     missing, new = [], []
     for image in found:
-        results = [name for name in possible_names(predictor, Path(image.name)) if name in there]
+        results = [name for name in possible_names(predictor, Path(image.name)) if name in existing]
         if results:
-            outcome.there += 1
+            outcome.existing += 1
             if image.source not in known:
                 new.append({**_as_row(image), "state": DONE, "output": output / results[0], "seconds": 0.0})
         elif refused.get(image.source) == [image.bytes, image.modified]:
-            outcome.before += 1
+            outcome.refused_earlier += 1
         else:
             missing.append(image)
     if new:
@@ -202,16 +201,16 @@ def _missing(
     return missing
 
 
-def _as_row(image: Found) -> dict[str, Any]:
+def _as_row(image: InputFile) -> dict[str, Any]:
     return {"path": image.source, "bytes": image.bytes, "modified": image.modified}
 
 
 def _digest(selection: EngineSelection, options: PredictionOptions) -> str:
-    """Return what a refusal depends on, beside the image."""
-    kept = {key: value for key, value in asdict(options).items() if key not in ("output", "overwrite")}
+    """Return a digest of what a refusal depends on, besides the image."""
+    settings = {key: value for key, value in asdict(options).items() if key not in ("output", "overwrite")}
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in model_files(selection.path)]
-    told = json.dumps([__version__, selection.runtime, selection.precision, kept, files], default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    content = json.dumps([__version__, selection.runtime, selection.precision, settings, files], default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _job(
@@ -228,7 +227,7 @@ def _job(
     return Job(selection, options, str(output), settings, backend, workers.cpus, workers.threads, shipment)
 
 
-def _run(missing: list[Found], job: Job, workers: Workers) -> Iterator[pa.Table]:
+def _run(missing: list[InputFile], job: Job, workers: Workers) -> Iterator[pa.Table]:
     """Yield the rows of the images as they are done."""
     import ray
     from ray.exceptions import RayError
@@ -239,7 +238,7 @@ def _run(missing: list[Found], job: Job, workers: Workers) -> Iterator[pa.Table]
     parts = (missing[start : start + size] for start in range(0, len(missing), size))
     tables = [pa.Table.from_pylist([_as_row(image) for image in part], schema=IMAGES) for part in parts]
     missing.clear()
-    # Where this process is: it lives as long as the run.
+    # The journal runs on the machine of this process, which lives as long as the run.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), True)
     journal = ray.remote(Journal).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
@@ -261,8 +260,8 @@ def _run(missing: list[Found], job: Job, workers: Workers) -> Iterator[pa.Table]
         raise ConvUNextError("--ray", f"the workers cannot start: {lines[-1].strip()}.", remedy) from error
 
 
-def _told(tables: Iterable[pa.Table], total: int, outcome: Outcome, console: Console) -> Iterator[pa.Table]:
-    """Pass rows on and tell how far it is."""
+def _with_progress(tables: Iterable[pa.Table], total: int, outcome: Outcome, console: Console) -> Iterator[pa.Table]:
+    """Yield the rows, count their states and print the progress."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (

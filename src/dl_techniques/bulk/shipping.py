@@ -1,4 +1,4 @@
-"""A model taken to machines that do not have it."""
+"""Copies a model to machines that do not have it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Shipment:
         return cls(tuple(files), f"model/{selection.path.name}", "conversion" if folder else "")
 
     def unpack(self, selection: EngineSelection) -> EngineSelection:
-        """Return the model as it lies on this machine, where the first who asks puts it."""
+        """Return the model on this machine, where the first worker that asks unpacks it."""
         digest = hashlib.sha256()
         for name, content in self.files:
             digest.update(name.encode() + b"\0" + content)
         folder = Path(tempfile.gettempdir()) / f"convunext-{os.getuid()}-{digest.hexdigest()[:24]}"
         if not folder.is_dir():
-            staging = Path(tempfile.mkdtemp(prefix="convunext-"))  # nobody else may write to it
+            staging = Path(tempfile.mkdtemp(prefix="convunext-"))  # no other user may write to it
             for name, content in self.files:
                 path = staging / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ class Shipment:
             try:
                 staging.rename(folder)
             except OSError:
-                shutil.rmtree(staging)  # another was first
+                shutil.rmtree(staging)  # another worker was first
         if folder.stat().st_uid != os.getuid():
             raise PermissionError(f"{folder} is not ours")
         conversion = selection.conversion and replace(selection.conversion, folder=folder / self.conversion)

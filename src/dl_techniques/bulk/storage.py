@@ -1,4 +1,4 @@
-"""Folders of this machine, of buckets and of other file systems, as one thing."""
+"""Folders of this machine, of buckets and of other file systems, with one interface."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def is_address(text: str | os.PathLike) -> bool:
 
 
 class StorageError(FileError):
-    """Refuse to go on with a file that could not be fetched or stored; it may be there the next time."""
+    """A file could not be fetched or stored; a later run may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class InputFile:
     """An image file: path or address, bytes, and nanoseconds since 1970 of its last change, 0 if unknown."""
 
     source: str
@@ -133,7 +133,7 @@ class Folder:
         try:
             whole = pa.memory_map(str(content)).read_buffer() if isinstance(content, Path) else content
             file = self.files.open_output_stream(temporary)
-            file.write(whole)  # at once: were it to stop between two parts, the first would be taken for all
+            file.write(whole)  # at once: a stop between two parts would leave a file that looks complete
             file.close()
             if not put:
                 self.files.move(temporary, path)
@@ -186,18 +186,18 @@ def _folder(text: str) -> Folder:
     return Folder(text)  # connects
 
 
-def find_sources(sources: Sequence[str]) -> tuple[list[Found], list[str]]:
+def find_sources(sources: Sequence[str]) -> tuple[list[InputFile], list[str]]:
     """Find the image files of folders, files and patterns, wherever they are.
 
     Returns:
-        Those that are there, and what is said of those that are not.
+        Those that exist, and messages about those that do not.
 
     Raises:
         FileError: There is none at all.
     """
     local = [source for source in sources if not is_address(source)]
-    found: list[Found] = []
-    lost: list[str] = []
+    found: list[InputFile] = []
+    not_found: list[str] = []
     for source in sources:
         if is_address(source):
             try:
@@ -205,26 +205,27 @@ def find_sources(sources: Sequence[str]) -> tuple[list[Found], list[str]]:
             except FileError as error:
                 if len(sources) == 1:
                     raise
-                lost.append(str(error))
+                not_found.append(str(error))
     if local:
         inputs = find_inputs(local)
-        lost += [result.error for result in inputs.lost]
-        found += [_look(path) for path in inputs.files]
+        not_found += [result.error for result in inputs.lost]
+        found += [_local_file(path) for path in inputs.files]
     if not found:
-        raise FileError("inputs", f"none of the {len(sources)} can be read: {' '.join(lost[:10])}", "Name image files.")
-    return found, lost
+        reasons = " ".join(not_found[:10])
+        raise FileError("inputs", f"none of the {len(sources)} can be read: {reasons}", "Name image files.")
+    return found, not_found
 
 
-def _look(path: Path) -> Found:
+def _local_file(path: Path) -> InputFile:
     status = path.stat()
-    return Found(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    return InputFile(os.path.abspath(path), status.st_size, status.st_mtime_ns)
 
 
-def _find_remote(source: str) -> list[Found]:
+def _find_remote(source: str) -> list[InputFile]:
     """Find the image files of an address: a folder, one file, or a pattern in the last part."""
     address, question, settings = ADDRESS.sub(r"\1://", source, count=1).partition("?")
     parent, _, last = address.rstrip("/").rpartition("/")
-    # "?" begins the settings: a pattern of one character is not to be told from them.
+    # "?" begins the settings, so a pattern cannot contain it.
     if MAGIC.search(parent):
         raise FileError(source, "has a pattern in a folder's name.", "Patterns may stand in the last part alone.")
     pattern = bool(MAGIC.search(last))
@@ -238,7 +239,7 @@ def _find_remote(source: str) -> list[Found]:
     if not wanted:
         raise FileError(source, f"holds no image file ({', '.join(suffixes())}).", "Check the address.")
     wanted.sort(key=lambda info: info.base_name)
-    return [Found(folder / info.base_name, info.size or 0, info.mtime_ns or 0) for info in wanted]
+    return [InputFile(folder / info.base_name, info.size or 0, info.mtime_ns or 0) for info in wanted]
 
 
 def _open(address: str) -> tuple[FileSystem, str]:

@@ -1,4 +1,4 @@
-"""What a worker does: images in, results and rows out; with the functions of the local command, so with its bytes."""
+"""A worker: applies the functions of the local command to images, so that results are the same to the byte."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from dl_techniques.tasks.base import Prediction
 if TYPE_CHECKING:
     import numpy as np
 
-IN, OUT = "in", "out"  # of what is fetched and of what will be stored
-DEATHS = 2  # of processes that computed an image, after which it is left alone
+IN, OUT = "in", "out"  # folders of images that were fetched and of results to be stored
+DEATHS = 2  # crashes of processes that computed an image, after which it is refused
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all workers of a run are told.
+    """What all workers of a run need to know.
 
     `settings` is a digest of all that a result depends on, `backend` that of Keras where it matters; a worker has
     `cores` threads that compute and `threads` images in hand; `shipment` is the model's files where workers may not
@@ -64,7 +64,7 @@ class Job:
 
 
 class Journal:
-    """Knows what was begun and not ended, so what was in hand when a process died."""
+    """Counts what was begun and not ended: what a process computed when it crashed."""
 
     def __init__(self) -> None:
         self._begun: Counter[str] = Counter()
@@ -93,8 +93,8 @@ class SharedPredictor(Predictor):
             return super().__call__(pixels, on_tile)
 
     @contextlib.contextmanager
-    def room_for(self, source: Path) -> Iterator[None]:
-        """Wait until the arrays of an image fit beside those in hand; one alone always does."""
+    def reserve_memory(self, source: Path) -> Iterator[None]:
+        """Wait until the arrays of an image fit beside those of the other threads; one alone always does."""
         try:
             needed = min(self._arrays(image_shape(source)), self.memory)
         except (ConvUNextError, OSError):
@@ -137,7 +137,7 @@ class Worker:
 
         shipment: Shipment | None = None if job.shipment is None else ray.get(job.shipment)
         selection = job.selection if shipment is None else shipment.unpack(job.selection)
-        self._job, self._journal, self._ask = job, journal, ray.get
+        self._job, self._journal, self._get = job, journal, ray.get
         self._predictor = SharedPredictor(selection, **predictor_settings(job.options))
         self._output = Folder(job.output)
         self._pool = ThreadPoolExecutor(job.threads)
@@ -147,22 +147,22 @@ class Worker:
         """Predict the images of a batch, `path`, `bytes` and `modified`, and return their rows."""
         images = batch.to_pylist()
         key = images[0]["path"]
-        if self._ask(self._journal.begin.remote(f"batch {key}")):
-            made = [self._again(image) for image in images]  # a process died of one of them, or beside it
+        if self._get(self._journal.begin.remote(f"batch {key}")):
+            results = [self._retry(image) for image in images]  # a process crashed, perhaps because of one of them
         else:
-            made = list(self._pool.map(self._predict, images))
+            results = list(self._pool.map(self._predict, images))
         self._journal.end.remote(f"batch {key}")
-        return rows(made)
+        return rows(results)
 
-    def _again(self, image: dict[str, Any]) -> dict[str, Any]:
-        """Do an image of a batch that was begun before: not twice, and not for ever."""
+    def _retry(self, image: dict[str, Any]) -> dict[str, Any]:
+        """Predict an image of a batch that was begun before, unless it has a result or has crashed too often."""
         path = image["path"]
         _, name = folder_of(path)
         if not self._job.options.overwrite:
             for result in possible_names(self._predictor, Path(name)):
                 if self._output.look(result).is_file:
                     return self._row(image, DONE, output=self._output / result)
-        deaths: Any = self._ask(self._journal.begin.remote(path))
+        deaths: Any = self._get(self._journal.begin.remote(path))
         if deaths >= DEATHS:
             error = FileError(path, f"{deaths} processes crashed while computing it.", "Inspect it, or leave it out.")
             return self._row(image, REFUSED, error=str(error))
@@ -181,15 +181,16 @@ class Worker:
                 known |= {"state": FAILED, "error": str(error)}
             except ConvUNextError as error:
                 cause = error.__cause__  # decoders raise without a number
-                passing = isinstance(cause, OSError) and cause.errno is not None
-                known |= {"state": FAILED if passing else REFUSED, "error": self._told(error, image["path"], scratch)}
-            except Exception as error:  # of a library: a row, too, and the others go on
+                transient = isinstance(cause, OSError) and cause.errno is not None
+                message = self._message(error, image["path"], scratch)
+                known |= {"state": FAILED if transient else REFUSED, "error": message}
+            except Exception as error:  # of a library: it becomes a row, and the other images are computed
                 reason = FileError(image["path"], f"{type(error).__name__}: {error}")
                 known |= {"state": FAILED, "error": str(reason)}
         return self._row(image, seconds=time.perf_counter() - start, **known)
 
     def _apply(self, source: str, scratch: Path, known: dict[str, Any]) -> tuple[str, PredictionReport]:
-        """Predict one image; its height and width are known first."""
+        """Predict one image and return where its result lies; first put its height and width into `known`."""
         path, folder = Path(source), Path(self._output.path)
         if is_address(source):
             origin, name = folder_of(source)
@@ -202,7 +203,7 @@ class Worker:
         with contextlib.suppress(FileError):
             known["height"], known["width"], _ = image_shape(path)
         result = folder / result_name(self._predictor, path)
-        with self._predictor.room_for(path):
+        with self._predictor.reserve_memory(path):
             report = predict_file(self._predictor, path, result, self._job.options, ignore)
         if self._output.remote:
             beside = sorted(file for file in folder.iterdir() if file != result)
@@ -210,11 +211,11 @@ class Worker:
                 self._output.store(file.name, file)
         return self._output / result.name, report
 
-    def _told(self, error: ConvUNextError, source: str, scratch: str) -> str:
-        """Return what an error says, of the places that the user knows."""
+    def _message(self, error: ConvUNextError, source: str, scratch: str) -> str:
+        """Return the message of an error, temporary paths replaced by those that the user knows."""
         folder = str(folder_of(source)[0]) if is_address(source) else ""
         return str(error).replace(f"{scratch}/{IN}", folder).replace(f"{scratch}/{OUT}", str(self._output))
 
     def _row(self, image: dict[str, Any], state: str, **known: Any) -> dict[str, Any]:
-        told = {"error": "", "notes": "", "seconds": 0.0, "worker": self._name, "settings": self._job.settings}
-        return {**image, **told, **known, "state": state}
+        defaults = {"error": "", "notes": "", "seconds": 0.0, "worker": self._name, "settings": self._job.settings}
+        return {**image, **defaults, **known, "state": state}

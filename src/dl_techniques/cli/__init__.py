@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from dl_techniques import __version__
 from dl_techniques.cli.backend import Backend, choose_backend, prepare_engine
 from dl_techniques.cli.terminal import terminal
-from dl_techniques.cli.training import naming_the_resume, plan, planned_settings, train
+from dl_techniques.cli.training import plan, planned_settings, printing_resume_command, train
 from dl_techniques.engines.formats import EngineName
 from dl_techniques.errors import ConvUNextError, ExportError
 from dl_techniques.export.settings import ExportOptions
@@ -57,7 +57,7 @@ def demo(
     from dl_techniques.training.demo import run_demo
 
     settings = config.run_settings()
-    with naming_the_resume(settings.output):
+    with printing_resume_command(settings.output):
         print(run_demo(settings, terminal()).report)
 
 

@@ -110,13 +110,13 @@ def _train(config: TrainingConfig, backend: Backend, devices: DeviceSettings, re
     from dl_techniques.training.distribution import on_devices
     from dl_techniques.training.trainer import train
 
-    with naming_the_resume(config.output), on_devices(devices, f"convunext train --resume {config.output}"):
+    with printing_resume_command(config.output), on_devices(devices, f"convunext train --resume {config.output}"):
         print(train(config, terminal(), resume).report)
 
 
 @contextlib.contextmanager
-def naming_the_resume(folder: Path) -> Iterator[None]:
-    """Say how a run that is interrupted in this context goes on."""
+def printing_resume_command(folder: Path) -> Iterator[None]:
+    """Print the command that resumes a run, if the run is interrupted in this context."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):

@@ -98,18 +98,18 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     centres = read_centres(options.int8, task, engine.channels, options.size) if options.int8 and task else []
     with staged_folder(options.output) as staging:
         path = staging / options.output.name
-        with _named(options.output, f"cannot be exported as {form.name}"):
+        with _export_errors(options.output, f"cannot be exported as {form.name}"):
             sums = options.tiles and pools_image(network)
             graph = GraphOptions(standardizes, options.activation, options.size, sums)
             write_artifact(network, engine.path, graph, form, path)
         write_card(path, ModelCard(export={"tiling": asdict(_tiling(card, network, options))}))
-        with _named(options.output, "does not run"), _full_precision():
+        with _export_errors(options.output, "does not run"), _full_precision():
             exported = load_engine(path)
             comparison = _compare(exported, network, standardizes, options.activation)
-            promises = not network.use_bias and not standardizes and options.activation == "none"
-            certificate = certify(exported, ALPHAS, SIZES, LIMIT) if promises else None
+            equivariant = not network.use_bias and not standardizes and options.activation == "none"
+            certificate = certify(exported, ALPHAS, SIZES, LIMIT) if equivariant else None
         artifact = Artifact(options.output, comparison, certificate)
-        _judge(artifact, exported, console)
+        _check_limits(artifact, exported, console)
         if task is not None:
             loss = quantize(path, centres, task, options.max_loss)
             artifact = replace(artifact, certificate=None, loss=loss)
@@ -188,8 +188,8 @@ def _activated(y: np.ndarray, activation: str) -> np.ndarray:
     return np.argmax(y, axis=-1, keepdims=True) if activation == "argmax" else y
 
 
-def _judge(artifact: Artifact, engine: Engine, console: Console) -> None:
-    """Print what was measured and raise `ExportError` if it is too much."""
+def _check_limits(artifact: Artifact, engine: Engine, console: Console) -> None:
+    """Print what was measured and raise `ExportError` if it exceeds a limit."""
     comparison, certificate = artifact.comparison, artifact.certificate
     sizes = ", ".join(f"{height}x{width}" for height, width in comparison.sizes)
     console.print(f"{artifact.path.name} against Keras on images of {sizes}: {comparison}")
@@ -231,8 +231,8 @@ def _tiling(card: ModelCard, network: ConvUNextModel, options: ExportOptions) ->
 
 
 @contextlib.contextmanager
-def _named(output: Path, what: str) -> Iterator[None]:
-    """Say whose fault it is; the errors of converters and runtimes have no class in common."""
+def _export_errors(output: Path, what: str) -> Iterator[None]:
+    """Raise any error as `ExportError`: those of converters and runtimes have no class in common."""
     try:
         yield
     except ConvUNextError as error:
@@ -264,14 +264,14 @@ def _full_precision() -> Iterator[None]:
 
 
 def _parts(options: ExportOptions) -> list[Path]:
-    """Return what an artifact consists of; the last makes it whole."""
+    """Return the files and folders of an artifact; the last completes it."""
     form, output = options.artifact_format, options.output
     card = [card_path(output)] if form.suffix else []  # a folder holds its card
     return [*form.parts(output)[:-1], *card, output]
 
 
 def _check_free(options: ExportOptions) -> None:
-    """Raise `FileError` if something lies where the artifact shall, unless it is one and to be replaced."""
+    """Raise `FileError` if a path of the artifact exists, unless it is an artifact to be overwritten."""
     for part in _parts(options):
         if not part.exists():
             continue

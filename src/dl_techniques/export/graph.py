@@ -1,4 +1,4 @@
-"""What an export computes, from pixels to its answer; `python -m` writes it on another backend, in a subprocess."""
+"""The graph of an artifact, from pixels to its output; `python -m` writes it in a subprocess on another backend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What an artifact does beside its network: standardization, activation, a fixed size, sums of squares."""
+    """What an artifact computes besides its network: standardization, activation, a fixed size, sums of squares."""
 
     standardizes: bool
     activation: str

@@ -1,4 +1,4 @@
-"""An exported model in 8-bit integers, calibrated and measured on images of its user."""
+"""Quantization of an exported model to 8-bit integers, calibrated and measured on the user's images."""
 
 from __future__ import annotations
 

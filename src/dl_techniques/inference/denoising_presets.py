@@ -27,7 +27,7 @@ class DenoisingPredictors:
         self.options, self.models = options, models or {}
         self._loaded: dict[str, Predictor] = {}
         for name in (options.model,) if options.model else self.models:
-            self._load(name)  # what is broken is no fault of an image
+            self._load(name)  # a broken model is reported once, not for each image
 
     def __call__(self, source: Path) -> Predictor:
         """Return the predictor for a file; that for grey images where the file cannot be read."""

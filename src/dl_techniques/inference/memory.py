@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from dl_techniques.inference.network import Network
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-WHOLE_REMEDY = "Raise --max-memory, or export the model again with --tiles."
-LARGEST_TILE = 4096  # beyond, what tiles overlap is little already
-AUTO_SHARE = 0.75  # of what is free; the rest is for the runtime and for what others begin meanwhile
-# Where Linux tells a container what it may take, takes, and takes for files that it would give back; versions 2 and 1.
+WHOLE_IMAGE_REMEDY = "Raise --max-memory, or export the model again with --tiles."
+LARGEST_TILE = 4096  # larger tiles would save little: the overlap is a small share already
+AUTO_SHARE = 0.75  # of the free memory; the rest is for the runtime and other processes
+# Linux files of a container: limit, usage, statistics, and the name of its reclaimable cache; cgroup versions 2 and 1.
 CONTAINER = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
@@ -44,7 +44,7 @@ def free_memory(container: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the bytes of main memory that are free, of a container those that it may still take.
 
     Args:
-        container: Where Linux tells what a container may take.
+        container: Folder of Linux' files on the memory of a container.
     """
     import psutil
 
@@ -104,8 +104,8 @@ def network_bytes(network: Network, size: tuple[int, int]) -> int:
     return whole if smallest is None else min(whole, tile_bytes(network, smallest))
 
 
-def check_whole(network: Network, memory: int, size: tuple[int, int]) -> None:
-    """Refuse an image that must be computed whole and does not fit.
+def check_whole_image(network: Network, memory: int, size: tuple[int, int]) -> None:
+    """Refuse an image that must be computed in one piece and does not fit.
 
     Args:
         network: The model.
@@ -115,10 +115,10 @@ def check_whole(network: Network, memory: int, size: tuple[int, int]) -> None:
     Raises:
         ArgumentError: It takes whole images only, and this one takes more than that.
     """
-    if network.whole and (needed := network_bytes(network, size)) > memory:
+    if network.whole_images_only and (needed := network_bytes(network, size)) > memory:
         source = network.engine.source
         rule = f"must leave {needed / 1e6:.0f} MB for {size[1]}x{size[0]} pixels: {source} takes images in one piece"
-        raise ArgumentError("max_memory", rule, f"{memory / 1e6:.0f}MB", WHOLE_REMEDY)
+        raise ArgumentError("max_memory", rule, f"{memory / 1e6:.0f}MB", WHOLE_IMAGE_REMEDY)
 
 
 def plan_tile(network: Network, memory: int, extent: int = LARGEST_TILE) -> int:

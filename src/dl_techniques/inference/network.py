@@ -13,7 +13,7 @@ from dl_techniques.errors import ArgumentError
 from dl_techniques.inference.tiling import Tile, plan_tiles
 
 TILE = 512  # height and width of tiles where nothing is planned, in pixels
-SETTLED = 1e-4  # of a channel's share of the response; moves an output by a tenth of that or less
+CONVERGED = 1e-4  # of a channel's share of the response; moves an output by a tenth of that or less
 
 
 OnTile = Callable[[int, int], object]
@@ -43,12 +43,12 @@ class Pass:
 class Network:
     """A model on images of any size.
 
-    A network that looks only so far is exact in tiles that overlap as far as it looks. V2's response normalization
-    looks at the whole image: with `global_stats="exact"` passes over all tiles add up its statistics, each pass using
-    those of the pass before, until they stand still. They depend on one another only downwards, so as many passes as
-    there are normalizations, and one, are exact; usually three are enough. With `"tile"` each tile is normalized by
-    itself, over as many pixels as a training patch has (compare Chu et al. 2022, Improving Image Restoration by
-    Revisiting Global Information Aggregation).
+    A network of bounded receptive field is exact in tiles that overlap by that field. V2's response normalization pools
+    over the whole image: with `global_stats="exact"` passes over all tiles add up its statistics, each pass using those
+    of the pass before, until they converge. Each normalization depends only on earlier ones, so one pass more than
+    there are normalizations is exact; usually three are enough. With `"tile"` each tile is normalized separately, over
+    as many pixels as a training patch has (compare Chu et al. 2022, Improving Image Restoration by Revisiting Global
+    Information Aggregation).
 
     Args:
         engine: The model. An artifact that pools over the image, is of one size, or whose card does not say how to
@@ -81,7 +81,7 @@ class Network:
         self._function = self.engine.tile_function  # of tiles with statistics; that of Keras is made when first needed
 
     @property
-    def whole(self) -> bool:
+    def whole_images_only(self) -> bool:
         """Whether the model takes whole images only."""
         return self.engine.model is None and (self.engine.tiling is None or self.engine.tiling.whole_images_only)
 
@@ -93,11 +93,11 @@ class Network:
 
     @property
     def smallest_tile(self) -> int | None:
-        """The smallest tile worth it, a ninth of which is kept; `None` for a model that takes whole images only."""
-        if self.whole:
+        """The smallest tile worth it, a ninth of which is used; `None` for a model that takes whole images only."""
+        if self.whole_images_only:
             return None
-        kept = self._patch if self.tiled_by_patch and self._patch is not None else self.halo
-        return min_tile(self.halo, self.multiple, kept)
+        inner = self._patch if self.tiled_by_patch and self._patch is not None else self.halo
+        return min_tile(self.halo, self.multiple, inner)
 
     def apply(self, x: np.ndarray, tile: int = TILE, on_tile: OnTile = ignore) -> tuple[np.ndarray, tuple[Pass, ...]]:
         """Return the finest output for an image, and the passes that it took.
@@ -137,7 +137,7 @@ class Network:
             on_tile: Called with the number of tiles done and their total in a pass after each.
         """
         height, width = source.shape[:2]
-        if self.whole:
+        if self.whole_images_only:
             parts = list(plan_tiles(height, width, max(height, width), 0, 1))
         else:
             parts = list(plan_tiles(height, width, tile, self.halo, self.multiple))
@@ -164,25 +164,25 @@ class Network:
                 crop = source[part.read]
                 valid_mask = np.zeros(crop.shape[:2], "float32")
                 valid_mask[part.keep] = 1
-                output, found = function(crop, valid_mask, sums)
-                total += found
+                output, tile_sums = function(crop, valid_mask, sums)
+                total += tile_sums
                 receive(part, output[part.keep], number)
                 on_tile(count, len(parts))
             change = float(np.abs(_shares(total, sizes) - _shares(sums, sizes)).max())
             done.append(Pass(len(parts), None if number == 1 else change))
             sums = total.astype("float32")
-            if number > 1 and change <= SETTLED:
+            if number > 1 and change <= CONVERGED:
                 break
         return tuple(done)
 
 
-def min_tile(halo: int, multiple: int, kept: int) -> int:
-    """Return the height and width of the smallest tile of which so much is kept."""
-    return 2 * (-(-halo // multiple) * multiple) + max(kept // multiple, 1) * multiple
+def min_tile(halo: int, multiple: int, inner: int) -> int:
+    """Return the side of the smallest tile whose inner part, without the halo, has this side; in pixels."""
+    return 2 * (-(-halo // multiple) * multiple) + max(inner // multiple, 1) * multiple
 
 
 def _shares(sums: np.ndarray, sizes: list[int]) -> np.ndarray:
-    """Return what each normalization makes of its sums of squares: a channel's response by the mean of all."""
+    """Return the share of each channel's response in the mean response of its normalization, from sums of squares."""
     parts = np.split(np.sqrt(np.maximum(sums, 0.0)), np.cumsum(sizes)[:-1])
     return np.concatenate([part / (part.mean() or 1.0) for part in parts])
 

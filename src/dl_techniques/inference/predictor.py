@@ -12,7 +12,7 @@ from dl_techniques.engines.formats import EngineName, Precision
 from dl_techniques.engines.loading import load_engine
 from dl_techniques.engines.selection import Model
 from dl_techniques.errors import ArgumentError
-from dl_techniques.inference.memory import array_bytes, check_whole, network_bytes, parse_memory, plan_tile
+from dl_techniques.inference.memory import array_bytes, check_whole_image, network_bytes, parse_memory, plan_tile
 from dl_techniques.inference.network import Network, OnTile, ignore
 from dl_techniques.inference.settings import GlobalStats
 from dl_techniques.inference.tta import symmetric_moments
@@ -91,9 +91,7 @@ class Predictor:
         filled = pixels if finite.all() else np.where(finite, pixels, np.median(pixels[finite]))
         scaling = self.task.scaling(Statistics.of(filled, self.task.standardizes), self.engine.largest)
         scaled = scaling.apply(filled)
-        planes = (
-            [scaled[..., c : c + 1] for c in range(scaled.shape[2])] if self._per_colour(pixels.shape) else [scaled]
-        )
+        planes = [scaled[..., c : c + 1] for c in range(scaled.shape[2])] if self._per_colour else [scaled]
         total, rounds, passes = len(planes) * self.tta, itertools.count(), ()
 
         def apply(plane: np.ndarray) -> np.ndarray:
@@ -123,7 +121,7 @@ class Predictor:
             ArgumentError: They cannot.
         """
         arrays, size = self._arrays(shape), (shape[0], shape[1])
-        check_whole(self.network, self.memory - arrays, size)
+        check_whole_image(self.network, self.memory - arrays, size)
         if not self.holds(shape):
             rule = f"must hold arrays of {arrays / 1e6:.0f} MB for {size[1]}x{size[0]} pixels"
             raise ArgumentError("max_memory", rule, f"{self.memory / 1e6:.0f}MB", "Raise --max-memory.")
@@ -137,15 +135,16 @@ class Predictor:
         return self._arrays(shape) + network_bytes(self.network, (shape[0], shape[1])) <= self.memory
 
     def _arrays(self, shape: Shape) -> int:
-        planes = shape[2] if self._per_colour(shape) else 1
+        planes = shape[2] if self._per_colour else 1
         return array_bytes(self.network, (shape[0], shape[1]), self.tta, planes)
 
-    def _per_colour(self, shape: Shape) -> bool:
+    @property
+    def _per_colour(self) -> bool:
         return self.task.restores and self.channels == 1
 
     def _check(self, pixels: np.ndarray) -> np.ndarray:
         """Return where samples are finite; raise `ArgumentError` for an image that does not fit."""
-        if pixels.shape[2] != self.channels and not self._per_colour(pixels.shape):
+        if pixels.shape[2] != self.channels and not self._per_colour:
             raise ArgumentError("pixels", f"must have {self.channels} channels for {self.engine.source}", pixels.shape)
         self.engine.check_size(pixels)
         finite = np.isfinite(pixels) if pixels.dtype.kind == "f" else np.ones(pixels.shape, bool)

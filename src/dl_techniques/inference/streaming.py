@@ -15,13 +15,14 @@ from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import open_windows
 from dl_techniques.images.raster import BLOCK, BandWriter
 from dl_techniques.images.source import Raster
-from dl_techniques.inference.memory import WHOLE_REMEDY, tile_bytes
+from dl_techniques.inference.memory import WHOLE_IMAGE_REMEDY, tile_bytes
 from dl_techniques.inference.network import Network, OnTile, Pass, ignore
 from dl_techniques.inference.tiling import Tile
 from dl_techniques.tasks.base import Scaling, Statistics, Task
 from dl_techniques.tasks.channels import ChannelLayout, plan_channels
 
 BAND = 256  # rows at once while statistics are taken
+FLOAT32 = np.dtype("float32")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def measure_raster(view: View) -> Statistics:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaledView:
     """An image as a network takes it, float32, window by window."""
 
     view: View
@@ -104,11 +105,11 @@ def plan_streaming(network: Network, raster_size: tuple[int, int], sample_bytes:
     smallest = network.smallest_tile
     if smallest is None:
         rule = f"must hold {raster_size[1]}x{raster_size[0]} pixels: {network.engine.source} takes images in one piece"
-        raise ArgumentError("max_memory", rule, f"{memory / 1e6:.0f}MB", WHOLE_REMEDY)
+        raise ArgumentError("max_memory", rule, f"{memory / 1e6:.0f}MB", WHOLE_IMAGE_REMEDY)
 
     def needed(tile: int) -> float:
-        kept = tile - 2 * network.halo  # rows; the reader keeps two bands, the writers three
-        bands = raster_size[1] * (2 * tile * sample_bytes + 3 * kept * (1 + 4 * network.outputs))
+        inner = tile - 2 * network.halo  # rows; the reader holds two bands, the writers three
+        bands = raster_size[1] * (2 * tile * sample_bytes + 3 * inner * (1 + 4 * network.outputs))
         return tile_bytes(network, tile) + bands
 
     tile = smallest
@@ -160,13 +161,13 @@ def stream_file(
         parts = [output]
         if several := len(layout.runs) > 1 or (layout.alpha is not None and task.restores):
             parts = [temporary_name(output) for _ in layout.runs]
-        turned = {key: value for key, value in raster.extras.items() if key == "orientation"}
-        extras = {} if several else raster.extras if task.restores else turned
+        orientation = {key: value for key, value in raster.extras.items() if key == "orientation"}
+        extras = {} if several else raster.extras if task.restores else orientation
         passes: tuple[Pass, ...] = ()
         try:
             for run, path in zip(layout.runs, parts, strict=True):
-                makers = [
-                    Maker(
+                files = [
+                    OutputFile(
                         path,
                         task.result_samples(network.outputs),
                         task.result_dtype(raster.dtype),
@@ -175,8 +176,8 @@ def stream_file(
                     )
                 ]
                 if probabilities is not None:
-                    makers.insert(0, Maker(probabilities, network.outputs, np.dtype("float32"), _floats, turned))
-                passes = _write_passes(network, tile, Scaled(View(raster, run), scaling), makers, on_tile)
+                    files.insert(0, OutputFile(probabilities, network.outputs, FLOAT32, _check_floats, orientation))
+                passes = _write_passes(network, tile, ScaledView(View(raster, run), scaling), files, on_tile)
             if several:
                 _join(parts, raster, layout, output)
         finally:
@@ -185,7 +186,7 @@ def stream_file(
         return passes, layout.notes
 
 
-def _floats(x: np.ndarray) -> np.ndarray:
+def _check_floats(x: np.ndarray) -> np.ndarray:
     if x.dtype.kind != "f":
         raise ArgumentError("probabilities", "are not available from an export that returns classes", True)
     return x
@@ -209,30 +210,32 @@ def _join(parts: list[Path], raster: Raster, layout: ChannelLayout, output: Path
 
 
 @dataclass(frozen=True)
-class Maker:
-    """A file made of a network's output: samples a pixel, their type, and what makes them of a tile's output."""
+class OutputFile:
+    """A file to write: samples per pixel, their type, and the function from a tile's output to these samples."""
 
     path: Path
     samples: int
     dtype: np.dtype
-    make: Callable[[np.ndarray], np.ndarray]
+    convert: Callable[[np.ndarray], np.ndarray]
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _write_passes(network: Network, tile: int, given: Scaled, makers: list[Maker], on_tile: OnTile) -> tuple[Pass, ...]:
-    """Scan an image and write what the last pass gives."""
+def _write_passes(
+    network: Network, tile: int, image: ScaledView, files: list[OutputFile], on_tile: OnTile
+) -> tuple[Pass, ...]:
+    """Scan an image and write the output of the last pass."""
     with contextlib.ExitStack() as stack:
-        files = _Files((given.shape[0], given.shape[1]), makers, stack)
-        passes = network.scan(given, tile, files.receive, on_tile)
-        files.finish()
+        bands = _Bands((image.shape[0], image.shape[1]), files, stack)
+        passes = network.scan(image, tile, bands.receive, on_tile)
+        bands.finish()
         return passes
 
 
-class _Files:
-    """Results in bands, file by file; a new pass begins them anew."""
+class _Bands:
+    """Collects tiles to bands and writes them to files, which a new pass starts again."""
 
-    def __init__(self, size: tuple[int, int], makers: list[Maker], stack: contextlib.ExitStack) -> None:
-        self.size, self.makers, self.stack = size, makers, stack
+    def __init__(self, size: tuple[int, int], files: list[OutputFile], stack: contextlib.ExitStack) -> None:
+        self.size, self.files, self.stack = size, files, stack
         self.number = 0
         self.writers: list[BandWriter] = []
         self.bands: list[np.ndarray] = []
@@ -241,24 +244,23 @@ class _Files:
         if not np.isfinite(output).all():
             raise ArgumentError("model", "must return finite values for finite images", number)
         if number != self.number:
-            self._begin(number)
+            self._start_pass(number)
         rows, columns = part.write
         if columns.start == 0:
             height = rows.stop - rows.start
-            self.bands = [np.empty((height, self.size[1], maker.samples), maker.dtype) for maker in self.makers]
-        for band, maker in zip(self.bands, self.makers, strict=True):
-            band[:, columns] = maker.make(output)
+            self.bands = [np.empty((height, self.size[1], file.samples), file.dtype) for file in self.files]
+        for band, file in zip(self.bands, self.files, strict=True):
+            band[:, columns] = file.convert(output)
         if columns.stop == self.size[1]:
             for writer, band in zip(self.writers, self.bands, strict=True):
                 writer.write(band)
 
-    def _begin(self, number: int) -> None:
+    def _start_pass(self, number: int) -> None:
         for writer in self.writers:
             writer.abandon()
         self.number = number
         self.writers = [
-            BandWriter(maker.path, (*self.size, maker.samples), maker.dtype, extras=maker.extras)
-            for maker in self.makers
+            BandWriter(file.path, (*self.size, file.samples), file.dtype, extras=file.extras) for file in self.files
         ]
         for writer in self.writers:
             self.stack.callback(writer.abandon)

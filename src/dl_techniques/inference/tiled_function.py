@@ -1,11 +1,11 @@
-"""A model as a function of whole images, however large: in tiles where the network would take too much at once."""
+"""A model as a function of complete images; large ones are computed in tiles."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from dl_techniques.engines.engine import Engine
-from dl_techniques.inference.memory import check_whole, plan_tile
+from dl_techniques.inference.memory import check_whole_image, plan_tile
 from dl_techniques.inference.network import Network
 from dl_techniques.tasks.base import Function
 
@@ -25,7 +25,7 @@ def tiled_function(engine: Engine, memory: int, extent: int) -> Function:
     tile = plan_tile(network, memory, extent)
 
     def call(batch: np.ndarray) -> np.ndarray:
-        check_whole(network, memory, batch.shape[1:3])
+        check_whole_image(network, memory, batch.shape[1:3])
         return np.stack([network.apply(image, tile)[0] for image in batch])
 
     return call

@@ -15,12 +15,12 @@ ORDER = ((0, False), (2, False), (1, False), (3, False), (0, True), (2, True), (
 def symmetric_moments(
     function: Callable[[np.ndarray], np.ndarray], image: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean of a function's results over symmetries of an image, turned back, and their standard deviation.
+    """Return the mean of a function's results over symmetries of an image, undone, and their standard deviation.
 
     Args:
         function: Maps `(height, width, channels)` to the same height and width.
         image: `(height, width, channels)`.
-        count: 1 the image as it is, 2 and turned upside down, 4 all right angles, 8 these and their mirror images.
+        count: 1: the image alone; 2: also rotated by 180°; 4: all right angles; 8: these and their mirror images.
 
     Returns:
         Mean and standard deviation, `(height, width, channels of the result)`, float32.
@@ -33,7 +33,7 @@ def symmetric_moments(
     """
     if count not in COUNTS:
         raise ArgumentError("tta", f"must be one of {COUNTS}", count)
-    if count == 1:  # as it comes, not divided by one
+    if count == 1:
         result = function(image)
         return result, np.zeros_like(result)
     mean, squares = np.zeros((), "float32"), np.zeros((), "float32")
@@ -46,6 +46,6 @@ def symmetric_moments(
 
 def _results(function: Callable[[np.ndarray], np.ndarray], image: np.ndarray, count: int) -> Iterator[np.ndarray]:
     for quarters, mirrored in ORDER[:count]:
-        turned = np.rot90(image, quarters)
-        result = function(np.ascontiguousarray(turned[:, ::-1] if mirrored else turned))
+        rotated = np.rot90(image, quarters)
+        result = function(np.ascontiguousarray(rotated[:, ::-1] if mirrored else rotated))
         yield np.rot90(result[:, ::-1] if mirrored else result, -quarters)

@@ -18,8 +18,8 @@ def convolve(x, kernel, bias, strides):
     the transposition back to channels last, OpenVINO may keep its own layout and reorder the tensor, slowly, for every
     consumer. So the bias is added before the transposition, and a `(pixels, channels)` operation follows at once.
     """
-    turned = opset13.transpose(ops.convert_to_tensor(kernel).output, _integers(3, 2, 0, 1))
-    return _hold(_channels_last(opset13.convolution(_channels_first(x), turned, [*strides], *SAME), bias))
+    transposed = opset13.transpose(ops.convert_to_tensor(kernel).output, _integers(3, 2, 0, 1))
+    return _hold(_channels_last(opset13.convolution(_channels_first(x), transposed, [*strides], *SAME), bias))
 
 
 def convolve_depthwise(x, kernel, bias):
@@ -28,8 +28,8 @@ def convolve_depthwise(x, kernel, bias):
     The next layer of a block, a norm or matrix product, reads it as `(pixels, channels)`.
     """
     height, width, channels, _ = kernel.shape
-    turned = opset13.transpose(ops.convert_to_tensor(kernel).output, _integers(2, 3, 0, 1))
-    windows = opset13.reshape(turned, _integers(channels, 1, 1, height, width), False)
+    transposed = opset13.transpose(ops.convert_to_tensor(kernel).output, _integers(2, 3, 0, 1))
+    windows = opset13.reshape(transposed, _integers(channels, 1, 1, height, width), False)
     return _channels_last(opset13.group_convolution(_channels_first(x), windows, [1, 1], *SAME), bias)
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import keras
 from keras import ops
-
-from dl_techniques.layers.pointwise import REGISTRY
 
 
 def upsample_bilinear_2x(x):
@@ -34,15 +31,3 @@ def upsample_bilinear_2x(x):
     # Columns 2j and 2j+1 side by side along the channels, then as columns.
     columns = ops.concatenate([near + left, near + right], axis=3)  # (batch, 2 height, width, 2 channels)
     return ops.reshape(columns, (batch, 2 * height, 2 * width, channels))
-
-
-@keras.saving.register_keras_serializable(package=REGISTRY)
-class BilinearUpsampling2x(keras.layers.Layer):
-    """Double height and width by bilinear interpolation; see `upsample_bilinear_2x`."""
-
-    def call(self, x):
-        return upsample_bilinear_2x(x)
-
-    def compute_output_shape(self, input_shape):
-        batch, height, width, channels = input_shape
-        return batch, height and 2 * height, width and 2 * width, channels

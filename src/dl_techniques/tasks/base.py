@@ -31,7 +31,7 @@ CaptionedPicture = tuple[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean, standard deviation and largest magnitude of all samples of an image; the first two where a task asks."""
+    """Mean, standard deviation and largest magnitude of an image; the first two for tasks that standardize."""
 
     mean: float
     deviation: float
@@ -77,7 +77,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model makes of an image.
+    """The result of a model for an image.
 
     Attributes:
         pixels: The decoded result, `(height, width, samples)`.
@@ -96,7 +96,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Remarks:
-    """Measured values by their names, and warnings why a result may not be what it seems, without the truth."""
+    """Measured values by name, and warnings about a result, found without the truth."""
 
     facts: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -193,11 +193,11 @@ class Task(ABC):
     # === Prediction ===
 
     @abstractmethod
-    def scaling(self, found: Statistics, largest: float | None) -> Scaling:
+    def scaling(self, statistics: Statistics, largest: float | None) -> Scaling:
         """Return how an image is scaled before it goes into the network.
 
         Args:
-            found: Of the image.
+            statistics: Of the image.
             largest: Largest intensity that an artifact of 8-bit integers was calibrated for, `None` for others.
 
         Raises:

@@ -18,27 +18,27 @@ class TaskEntry:
     """Where a task is implemented.
 
     Attributes:
-        room: Name of its folders.
+        folder: Name of its folders.
         prefix: Of its classes: `PrefixTask`, `PrefixRecipe` and `PrefixConfig`.
     """
 
-    room: str
+    folder: str
     prefix: str
 
     @property
     def task(self) -> type[Task]:
         """What outputs mean."""
-        return _load(f"dl_techniques.tasks.{self.room}.task", f"{self.prefix}Task")
+        return _load(f"dl_techniques.tasks.{self.folder}.task", f"{self.prefix}Task")
 
     @property
     def recipe(self) -> Any:
         """What is trained, and on what; see `training.recipe`."""
-        return _load(f"dl_techniques.training.recipes.{self.room}.recipe", f"{self.prefix}Recipe")
+        return _load(f"dl_techniques.training.recipes.{self.folder}.recipe", f"{self.prefix}Recipe")
 
     @property
     def config(self) -> Any:
         """Settings of the training; importing them takes no time."""
-        return _load(f"dl_techniques.training.recipes.{self.room}.settings", f"{self.prefix}Config")
+        return _load(f"dl_techniques.training.recipes.{self.folder}.settings", f"{self.prefix}Config")
 
 
 TASKS = {

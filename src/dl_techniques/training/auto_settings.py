@@ -1,4 +1,4 @@
-"""What the settings of a run leave open, decided by its images and the machine."""
+"""Open settings of a run, resolved by its images and the machine."""
 
 from __future__ import annotations
 

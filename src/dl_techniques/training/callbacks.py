@@ -1,4 +1,4 @@
-"""What a run does beside its steps: save its state, measure its averaged weights on whole images."""
+"""Callbacks of a run: checkpoints, log, early stopping, validation of the averaged weights on full images."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from dl_techniques.training.distribution import (
 
 
 class StateCheckpoint(keras.callbacks.Callback):
-    """Save the whole state after every epoch, and when asked to.
+    """Save the state after every epoch, and on request.
 
     Args:
-        folder: Where checkpoints lie.
+        folder: Folder of the checkpoints.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,8 +39,8 @@ class StateCheckpoint(keras.callbacks.Callback):
         self.save()
 
     def save(self) -> None:
-        """Save the state after the step that ended last."""
-        if keras.backend.backend() == "jax":  # within an epoch the model's variables are empty there
+        """Save the state after the last completed step."""
+        if keras.backend.backend() == "jax":  # where the model's variables are empty within an epoch
             self.model.jax_state_sync()
         state = model_state(self.model)
         if is_writer():
@@ -48,7 +48,7 @@ class StateCheckpoint(keras.callbacks.Callback):
 
 
 class EpochLog(keras.callbacks.Callback):
-    """Add a line to a CSV file after every epoch; unlike that of Keras' logger, the file is complete at any moment."""
+    """Append a line to a CSV file after every epoch; unlike that of Keras' `CSVLogger`, the file is always complete."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class EpochLog(keras.callbacks.Callback):
 
 
 class FiniteLoss(keras.callbacks.Callback):
-    """Stop when the loss is no number any more; the last checkpoint is from before."""
+    """Raise an error when the loss is not finite; the last checkpoint is from before."""
 
     def on_train_batch_end(self, batch, logs=None) -> None:
         loss = float((logs or {})["loss"])
@@ -74,10 +74,10 @@ class FiniteLoss(keras.callbacks.Callback):
 
 
 class EarlyStop(keras.callbacks.Callback):
-    """End a run after an epoch; what decides looks at the run's log, so that a resumed run decides alike.
+    """End a run after an epoch.
 
     Args:
-        due: Whether to end.
+        due: Whether to end; it depends on the run's log alone, so that a resumed run ends at the same epoch.
     """
 
     def __init__(self, due: Callable[[], bool]) -> None:
@@ -97,10 +97,10 @@ def steps_done(model: keras.Model) -> int:
 
 @contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
-    """Give the model the moving average of its weights for a while."""
+    """Replace the weights of the model by their moving average in this context."""
     trained = [gathered_value(weight) for weight in model.trainable_variables]
     model.optimizer.finalize_variable_values(model.trainable_variables)
-    for weight in model.trainable_variables:  # not the optimizer's own arrays: JAX deletes those that predict used
+    for weight in model.trainable_variables:  # copies: JAX deletes the arrays that `predict` used
         weight.assign(gathered_value(weight))
     try:
         yield
@@ -110,29 +110,34 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
 
 
 class Validation(keras.callbacks.Callback):
-    """After every epoch, measure the averaged weights, log the figures as `val_<name>`, and save the best.
+    """Validate the averaged weights after every epoch, log the metrics and save the best model.
 
-    `watched` names the figure whose highest value is the best, which goes to `path` as an inference model that ends in
-    `activation`; `look` is called with the averaged model as a function and the epoch; `make` makes that function,
-    once.
+    Args:
+        measure: Returns metrics by name, given the model as a function; they are logged as `val_<name>`.
+        monitor: Name of the metric whose highest value is the best; default: no model is saved.
+        path: `.keras` file of the best inference model.
+        best: Metric of the model that is in the file.
+        activation: Final activation of the inference model.
+        preview: Called with the averaged model as a function and the epoch.
+        make_function: Turns the model into that function, once per model; it uses the weights at the time of a call.
     """
 
     def __init__(
         self,
         measure: Callable[[Function], Mapping[str, float]],
-        watched: str | None = None,
+        monitor: str | None = None,
         path: Path | None = None,
         best: float = -np.inf,
         activation: str = "linear",
-        look: Callable[[Function, int], object] = lambda function, epoch: None,
-        make: Callable[[Any], Function] = keras_function,
+        preview: Callable[[Function, int], object] = lambda function, epoch: None,
+        make_function: Callable[[Any], Function] = keras_function,
     ) -> None:
         super().__init__()
-        self.measure, self.watched, self.path, self.best = measure, watched, path, best
-        self.activation, self.look, self.make = activation, look, make
+        self.measure, self.monitor, self.path, self.best = measure, monitor, path, best
+        self.activation, self.preview, self.make_function = activation, preview, make_function
         self._function: Function | None = None
         self._copy: keras.Model | None = None
-        self._made_of: keras.Model | None = None  # each stage of a run begins on a fresh model
+        self._function_model: keras.Model | None = None  # every stage of a run has a model of its own
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         with averaged_weights(self.model):
@@ -142,14 +147,14 @@ class Validation(keras.callbacks.Callback):
                     self._validate(self._copy, epoch, logs if logs is not None else {})
 
     def _validate(self, model: keras.Model, epoch: int, logs: dict[str, Any]) -> None:
-        if self._function is None or self._made_of is not model:
-            self._function, self._made_of = self.make(model), model
+        if self._function is None or self._function_model is not model:
+            self._function, self._function_model = self.make_function(model), model
         function = self._function
-        figures = self.measure(function)
-        self.look(function, epoch)
-        logs.update({f"val_{name}": value for name, value in figures.items()})
-        if self.watched is not None and self.path is not None:
-            if figures[self.watched] > self.best or not self.path.exists():
-                self.best = figures[self.watched]
+        metrics = self.measure(function)
+        self.preview(function, epoch)
+        logs.update({f"val_{name}": value for name, value in metrics.items()})
+        if self.monitor is not None and self.path is not None:
+            if metrics[self.monitor] > self.best or not self.path.exists():
+                self.best = metrics[self.monitor]
                 changes = {"final_activation": self.activation, "dtype": "float32"}
                 save_model(create_inference_model_from_training_model(model, **changes), self.path)

@@ -1,7 +1,7 @@
-"""The whole state of a training run in one file that is either there and right, or not there.
+"""Checkpoints: the complete state of a training run in one file, written atomically.
 
-A file is written under a temporary name, forced to disk, and renamed; its name carries the digest of its content. Two
-are kept: if the newer one is torn, the older one still holds.
+A file is written under a temporary name, flushed to disk and renamed; its name contains the digest of its content. Two
+are kept: if the newer one is damaged, the older one is used.
 """
 
 from __future__ import annotations
@@ -50,14 +50,10 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray]) ->
 
 
 def check_space(folder: Path, model) -> None:
-    """Refuse a disk that has no room for the checkpoints and models of a run, before it begins.
-
-    Raises:
-        FileError: It has less than they take.
-    """
+    """Raise `FileError` if the disk has too little free space for the checkpoints and models of a run."""
     state = sum(array.nbytes for array in model_state(model).values())
-    missing = KEPT + 1 - len(list_checkpoints(folder))  # one more while it is written
-    needed = missing * state + 2 * 4 * model.count_params()  # the best model and the last, in float32
+    missing = KEPT + 1 - len(list_checkpoints(folder))  # a third one exists while it is written
+    needed = missing * state + 2 * 4 * model.count_params()  # best and last model, in float32
     if (free := shutil.disk_usage(folder).free) < needed:
         reason = f"has {free / 1e6:.1f} MB free; the checkpoints and models of this run take {needed / 1e6:.1f} MB."
         raise FileError(str(folder), reason, "Free some space.")
@@ -69,15 +65,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """Return the step after which a checkpoint was saved, from its name."""
+    """Return the number of steps done at a checkpoint, from its name."""
     return int(path.name.split("-")[1])
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path]]:
-    """Return step and state of the newest intact checkpoint of a folder, and the damaged ones that are newer.
+    """Read the newest undamaged checkpoint.
+
+    Returns:
+        Steps done, arrays by name, and the damaged files that were skipped.
 
     Raises:
-        FileError: There is none that is intact.
+        FileError: There is no checkpoint, or all are damaged.
     """
     torn: list[Path] = []
     for path in list_checkpoints(folder):
@@ -95,7 +94,7 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path
 
 
 def save_model(model, path: Path) -> None:
-    """Write a model without its optimizer as a `.keras` file that is there whole or not at all."""
+    """Write a model without its optimizer to a `.keras` file, atomically."""
     bare = type(model).from_config(model.get_config())
     bare.set_weights(model.get_weights())
     try:
@@ -110,7 +109,7 @@ def save_model(model, path: Path) -> None:
 
 
 def is_intact(path: Path) -> bool:
-    """Return whether a `.keras` file is there, and each of its parts has the checksum that it was written with."""
+    """Return whether a `.keras` file exists and all its members match their checksums."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -119,12 +118,12 @@ def is_intact(path: Path) -> bool:
 
 
 def model_state(model) -> dict[str, np.ndarray]:
-    """Return every number that decides how training goes on: weights, optimizer, moving averages, random state."""
+    """Return the state that determines further training: weights, optimizer, moving averages, random generators."""
     return {name: gathered_value(value) for name, value in _variables(model)}
 
 
 def restore_model_state(model, state: Mapping[str, np.ndarray], source: Path) -> None:
-    """Assign what `model_state` returned to a model built and compiled alike.
+    """Assign the result of `model_state` to a model of the same architecture and optimizer.
 
     Raises:
         FileError: A name or shape differs; nothing is assigned then.

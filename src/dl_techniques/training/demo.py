@@ -1,4 +1,4 @@
-"""The first real run: nuclei found in the microscopy images that ship with the package."""
+"""The demo: segmentation of nuclei in the microscopy images that ship with the package."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""One training on several devices and hosts.
+"""Training on several devices and hosts.
 
-Data-parallel training keeps the weights on every device and gives each its rows of the batch; with `model_parallel` the
-widest weights, and what the optimizer keeps of them, are split among devices. Keras does both (`keras.distribution`,
-JAX); on TensorFlow, `tf.distribute.MirroredStrategy` does the first on one host. Process 0 alone touches the folder of
-the run.
+In data-parallel training every device holds all weights and computes its rows of the batch; with `model_parallel` the
+largest weights and their optimizer state are split among devices. `keras.distribution` does both on JAX; on TensorFlow,
+`tf.distribute.MirroredStrategy` does the first on one host. Process 0 is the writer: it alone writes to the run's
+folder and to the terminal.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,47 +21,47 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dl_techniques.errors import ArgumentError, ConvUNextError
-from dl_techniques.training.heartbeat import SILENCE, Heartbeat, leave, this_member
+from dl_techniques.training.heartbeat import TIMEOUT, Heartbeat, abort, this_member
 from dl_techniques.training.settings import DeviceSettings
 
 if TYPE_CHECKING:
     import keras
 
-BATCH, MODEL = "batch", "model"  # axes of the mesh of devices
-LEAST = 2**14  # numbers: a smaller weight is not split
+BATCH, MODEL = "batch", "model"  # axes of the device mesh
+SPLIT_FROM = 2**14  # values in a weight; smaller ones are not split
 Tree = Any
 
 
-class _Elsewhere(BaseException):
-    """The rest is done by process 0."""
+class _LeftToWriter(BaseException):
+    """Ends `on_devices` in a process that is not the writer."""
 
 
 @dataclass(frozen=True)
-class _Group:
-    """What a run is on: number of this process, of all, of parts of a batch."""
+class _ProcessGroup:
+    """The processes of a run: index of this one, their number, and the number of parts that a batch is divided into."""
 
     process: int = 0
     processes: int = 1
     replicas: int = 1
     distribution: Any = None
     strategy: Any = None
-    watch: Heartbeat | None = None
+    heartbeat: Heartbeat | None = None
 
 
-_group = _Group()
+_group = _ProcessGroup()
 
 
 @contextlib.contextmanager
 def on_devices(settings: DeviceSettings, resume: str = "") -> Iterator[None]:
-    """Train on several devices in this context; all processes of a run enter it, only the first reaches its end.
+    """Train on several devices in this context; all processes of a run enter it, only the writer runs it to its end.
 
     Args:
-        settings: What to train on.
-        resume: The command that goes on with the run, for the message when a process is lost.
+        settings: Devices and processes.
+        resume: Command that resumes the run, for the message when a process is lost.
 
     Raises:
-        ArgumentError: There are not so many devices.
-        ConvUNextError: The backend cannot, or the other processes cannot be reached.
+        ArgumentError: There are fewer devices than asked for.
+        ConvUNextError: The backend does not support it, or the other processes cannot be reached.
     """
     global _group
     if settings.plain:
@@ -70,56 +71,54 @@ def on_devices(settings: DeviceSettings, resume: str = "") -> Iterator[None]:
 
     backend = keras.backend.backend()
     if backend == "tensorflow":
-        _group = _mirrored(settings)
+        _group = _mirrored_group(settings)
     elif backend == "jax":
-        watch = _connect(settings, resume) if settings.distributed else None
-        _group = replace(_distributed(settings), watch=watch)
+        heartbeat = _connect(settings, resume) if settings.distributed else None
+        _group = replace(_distributed_group(settings), heartbeat=heartbeat)
     else:
         raise ConvUNextError("devices", f"must be 1 on {backend}.", "Choose --backend jax, or tensorflow on one host.")
     keras.distribution.set_distribution(_group.distribution)
-    watch, whole = _group.watch, False
+    heartbeat, completed = _group.heartbeat, False
     try:
         yield
-        whole = True
-    except _Elsewhere:
-        whole = True
-        if watch is not None:
-            watch.wait()
+        completed = True
+    except _LeftToWriter:
+        completed = True
+        if heartbeat is not None:
+            heartbeat.wait()
     except Exception as error:
-        if watch is not None and type(error).__module__.startswith("jax"):
-            time.sleep(SILENCE + 5)  # another is gone, most likely: the watch tells which, and ends this process
+        if heartbeat is not None and type(error).__module__.startswith("jax"):
+            # JAX fails here because another process is lost, most likely. The heartbeat will report which one and end
+            # this process; without the wait the user would see JAX's error in place of the cause.
+            time.sleep(TIMEOUT + 5)
         raise
     finally:
-        if watch is not None:
-            if watch.agreed and not is_writer():
-                watch.wait()  # for the writer to save
-            watch.end(whole or watch.agreed)
+        if heartbeat is not None:
+            if heartbeat.stop_agreed and not is_writer():
+                heartbeat.wait()  # until the writer has saved
+            heartbeat.stop(completed or heartbeat.stop_agreed)
         keras.distribution.set_distribution(None)
-        _group = _Group()
+        _group = _ProcessGroup()
 
 
 def batch_share() -> tuple[int, int]:
-    """Return the number of this process and how many there are."""
+    """Return the index of this process and the number of processes, each of which makes its part of every batch."""
     return _group.process, _group.processes
 
 
 def is_writer() -> bool:
-    """Return whether this process is the one that touches the run's folder and talks."""
+    """Return whether this process writes to the run's folder and to the terminal."""
     return _group.process == 0
 
 
 def leave_to_writer() -> None:
-    """End `on_devices` here in all processes but the first."""
+    """End `on_devices` here in all processes but the writer."""
     if not is_writer():
-        raise _Elsewhere
+        raise _LeftToWriter
 
 
 def check_batches(sizes: Sequence[int]) -> None:
-    """Refuse batches that cannot be divided among the devices.
-
-    Raises:
-        ArgumentError: One cannot.
-    """
+    """Raise `ArgumentError` unless batches of these sizes can be divided equally among the devices."""
     for size in sizes:
         if size % _group.replicas:
             rule = f"must give batches that {_group.replicas} devices can share equally, but one has {size} samples"
@@ -129,13 +128,13 @@ def check_batches(sizes: Sequence[int]) -> None:
 
 @contextlib.contextmanager
 def model_scope() -> Iterator[None]:
-    """Build models in this context; TensorFlow needs to be told so."""
+    """Build models in this context: TensorFlow's strategy must create their variables."""
     with _group.strategy.scope() if _group.strategy is not None else contextlib.nullcontext():
         yield
 
 
 def faster_backend_hint() -> str | None:
-    """Return what to tell a user whose training on this processor would be much faster on TensorFlow."""
+    """Return a hint for a user whose training on this CPU would be much faster on TensorFlow, else `None`."""
     import keras
 
     backend = keras.backend.backend()
@@ -144,39 +143,40 @@ def faster_backend_hint() -> str | None:
     if backend == "jax":
         import jax
 
-        on_processor = jax.default_backend() == "cpu"
+        on_cpu = jax.default_backend() == "cpu"
     else:
         import torch
 
-        on_processor = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if not on_processor:
+        on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if not on_cpu:
         return None
     return f"slow: without a GPU, {backend} trains several times slower than TensorFlow; faster: --backend tensorflow"
 
 
 def mirrored_replicas() -> int:
-    """Return on how many devices TensorFlow mirrors the model, 0 if it does not."""
+    """Return the number of devices on which TensorFlow mirrors the model, 0 if it does not."""
     return _group.replicas if _group.strategy is not None else 0
 
 
-def as_training_data(make: Callable[[], Iterator[tuple]]) -> Any:
-    """Return the batches that `make` gives as `fit` takes them.
+def as_training_data(make_batches: Callable[[], Iterator[tuple]]) -> Any:
+    """Return batches in the form that `fit` needs.
 
-    TensorFlow's strategies read a batch to see its shapes, and begin again; an iterator would lose it.
+    TensorFlow's strategies read one batch for its shapes and then start again: an iterator would lose that batch.
     """
     if _group.strategy is None:
-        return make()
+        return make_batches()
     import tensorflow as tf
 
     def spec(array: np.ndarray) -> Any:
         return tf.TensorSpec((None, *array.shape[1:]), array.dtype)
 
-    return tf.data.Dataset.from_generator(make, output_signature=tf.nest.map_structure(spec, next(make())))
+    signature = tf.nest.map_structure(spec, next(make_batches()))
+    return tf.data.Dataset.from_generator(make_batches, output_signature=signature)
 
 
 @contextlib.contextmanager
 def on_single_device() -> Iterator[None]:
-    """Compute on one device of this process in this context, whatever the others do."""
+    """Compute on one device of this process in this context, independently of the other processes."""
     if _group.distribution is None:
         yield
         return
@@ -190,7 +190,7 @@ def on_single_device() -> Iterator[None]:
 
 
 def gathered_value(variable: Any) -> np.ndarray:
-    """Return a copy of all of a variable, wherever its parts are; all processes call it alike."""
+    """Return the full value of a variable that may be split among devices; every process must call it."""
     import keras
 
     if _group.processes > 1 and not variable.value.is_fully_replicated:
@@ -201,18 +201,18 @@ def gathered_value(variable: Any) -> np.ndarray:
 
 
 def local_copy(model: keras.Model, copy: keras.Model | None = None) -> keras.Model:
-    """Return the model, or on several devices a copy on one of this process; all processes call it alike."""
+    """Return the model, or on several devices a copy on one device, reusing `copy`; every process must call it."""
     if _group.distribution is None and _group.strategy is None:
         return model
     weights = [gathered_value(weight) for weight in model.weights]
     with on_single_device():
-        own = copy if copy is not None else type(model).from_config(model.get_config())
-        own.set_weights(weights)
-    return own
+        local = copy if copy is not None else type(model).from_config(model.get_config())
+        local.set_weights(weights)
+    return local
 
 
 def broadcast_from_writer(values: Tree) -> Tree:
-    """Return what process 0 has: arrays or numbers, in a structure that is the same in all processes."""
+    """Return the writer's arrays or numbers; their structure is the same in all processes."""
     if _group.processes == 1:
         return values
     from jax.experimental import multihost_utils
@@ -221,7 +221,7 @@ def broadcast_from_writer(values: Tree) -> Tree:
 
 
 def max_over_processes(value: int) -> int:
-    """Return the highest of a number that each process has."""
+    """Return the largest of the values that the processes pass."""
     if _group.processes == 1:
         return value
     from jax.experimental import multihost_utils
@@ -230,14 +230,14 @@ def max_over_processes(value: int) -> int:
 
 
 def agreed_signal(number: int) -> int:
-    """Return the highest number of a signal that came in any process, 0 if in none; all stop after the same step."""
+    """Return the largest signal number received by any process, 0 if none: all processes stop after the same step."""
     number = max_over_processes(number)
-    if number and _group.watch is not None:
-        _group.watch.agreed = True
+    if number and _group.heartbeat is not None:
+        _group.heartbeat.stop_agreed = True
     return number
 
 
-def _chosen(settings: DeviceSettings, available: list) -> list:
+def _select_devices(settings: DeviceSettings, available: list) -> list:
     if settings.devices in ("all", None):
         return available
     if settings.devices > len(available):
@@ -246,25 +246,25 @@ def _chosen(settings: DeviceSettings, available: list) -> list:
     return available[: settings.devices]
 
 
-def _mirrored(settings: DeviceSettings) -> _Group:
+def _mirrored_group(settings: DeviceSettings) -> _ProcessGroup:
     import tensorflow as tf
 
     if settings.distributed or settings.model_parallel > 1:
         name = "distributed" if settings.distributed else "model_parallel"
         raise ConvUNextError(name, "is not available on TensorFlow.", "Choose --backend jax.")
-    found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    names = [device.name for device in _chosen(settings, found)]
-    return _Group(replicas=len(names), strategy=tf.distribute.MirroredStrategy(names))
+    available = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    names = [device.name for device in _select_devices(settings, available)]
+    return _ProcessGroup(replicas=len(names), strategy=tf.distribute.MirroredStrategy(names))
 
 
-def _distributed(settings: DeviceSettings) -> _Group:
+def _distributed_group(settings: DeviceSettings) -> _ProcessGroup:
     import jax
     import keras
 
-    found = keras.distribution.list_devices()
+    available = keras.distribution.list_devices()
     if settings.distributed and settings.devices not in ("all", None):
         raise ArgumentError("devices", "must be all with --distributed", settings.devices)
-    names = _chosen(settings, found)
+    names = _select_devices(settings, available)
     parts = settings.model_parallel
     if jax.local_device_count() % parts or len(names) % parts:
         rule = f"must divide the number of devices, {min(len(names), jax.local_device_count())} on this host"
@@ -274,44 +274,44 @@ def _distributed(settings: DeviceSettings) -> _Group:
     else:
         mesh = keras.distribution.DeviceMesh((len(names) // parts, parts), (BATCH, MODEL), names)
         distribution = split_large_weights(mesh)
-    return _Group(jax.process_index(), jax.process_count(), len(names) // parts, distribution)
+    return _ProcessGroup(jax.process_index(), jax.process_count(), len(names) // parts, distribution)
 
 
 def split_large_weights(mesh: keras.distribution.DeviceMesh) -> keras.distribution.ModelParallel:
-    """Return a distribution that splits every large weight along its widest axis, as far as the mesh divides it.
+    """Return a distribution that splits every large weight along its widest axis that the mesh divides evenly.
 
-    The optimizer's variables lie as the weights that they belong to.
+    Optimizer variables are split like the weights that they belong to.
     """
     import keras
 
-    class SplitWide(keras.distribution.ModelParallel):
+    class SplitLargeWeights(keras.distribution.ModelParallel):
         def get_variable_layout(self, variable):
             if getattr(variable, "_layout", None) is not None:
                 return variable._layout
             parts = mesh.shape[1]
             shape = variable.shape
             axes: list[str | None] = [None] * len(shape)
-            wide = [axis for axis, extent in enumerate(shape) if extent % parts == 0]
-            if wide and np.prod(shape) >= LEAST:
-                axes[max(wide, key=lambda axis: (shape[axis], axis))] = MODEL
+            divisible = [axis for axis, extent in enumerate(shape) if extent % parts == 0]
+            if divisible and np.prod(shape) >= SPLIT_FROM:
+                axes[max(divisible, key=lambda axis: (shape[axis], axis))] = MODEL
             return keras.distribution.TensorLayout(axes, mesh)
 
-    layouts = keras.distribution.LayoutMap(mesh)
-    return SplitWide(layout_map=layouts, batch_dim_name=BATCH, auto_shard_dataset=False)
+    layout_map = keras.distribution.LayoutMap(mesh)
+    return SplitLargeWeights(layout_map=layout_map, batch_dim_name=BATCH, auto_shard_dataset=False)
 
 
 def _connect(settings: DeviceSettings, resume: str) -> Heartbeat:
     import jax
     from jax.experimental import multihost_utils
 
-    with contextlib.suppress(AttributeError):  # of versions without it
-        jax.config.update("jax_enable_preemption_service", False)  # catches SIGTERM, and waits to be asked for it
+    with contextlib.suppress(AttributeError):  # JAX versions without the option
+        jax.config.update("jax_enable_preemption_service", False)  # would catch SIGTERM
     try:
         jax.distributed.initialize(
             settings.coordinator,
             settings.processes,
             settings.process,
-            heartbeat_timeout_seconds=round(2 * SILENCE),
+            heartbeat_timeout_seconds=round(2 * TIMEOUT),
             shutdown_timeout_seconds=10,
         )
     except (ValueError, TypeError, RuntimeError) as error:
@@ -319,24 +319,25 @@ def _connect(settings: DeviceSettings, resume: str) -> Heartbeat:
         raise ConvUNextError("distributed", f"cannot be set up: {error}", remedy) from error
     process, others = jax.process_index(), jax.process_count() - 1
 
-    def lost(what: str) -> None:
-        leave(f"{what}; stopped. Resume with any number of processes: {resume} --distributed …")
+    def on_loss(what: str) -> None:
+        abort(f"{what}; stopped. Resume with any number of processes: {resume} --distributed …")
 
-    watch = Heartbeat(this_member(process), lost)
-    first = this_member(0)
-    word = np.zeros(512, np.uint8)
-    begin = None
+    # The handshake: process 0 listens on a free port and draws a key; JAX broadcasts port, address and key as one array
+    # of bytes (32 of key, one of length, the text), since nothing else connects the processes yet. Only then may
+    # process 0 wait for the connections of the others.
+    heartbeat = Heartbeat(this_member(process), on_loss)
+    accept_all = None
+    message = np.zeros(512, np.uint8)
     if process == 0:
-        host = settings.coordinator.rsplit(":", 1)[0] if settings.coordinator else first.place.split(",")[0]
+        host = settings.coordinator.rsplit(":", 1)[0] if settings.coordinator else socket.gethostname()
         key = secrets.token_bytes(32)
-        port, begin = watch.host(host, others, key)
-        told = f"{port} {os.getpid()} {host}".encode()
-        word[: 33 + len(told)] = np.frombuffer(key + bytes([len(told)]) + told, np.uint8)
-    word = np.asarray(multihost_utils.broadcast_one_to_all(word)).astype(np.uint8).tobytes()
-    key, told = word[:32], word[33 : 33 + word[32]].decode()
-    port, pid, host = told.split(" ", 2)
-    if begin is not None:
-        begin()
+        port, accept_all = heartbeat.listen(host, others, key)
+        address = f"{port} {os.getpid()} {host}".encode()
+        message[: 33 + len(address)] = np.frombuffer(key + bytes([len(address)]) + address, np.uint8)
+    received = np.asarray(multihost_utils.broadcast_one_to_all(message)).astype(np.uint8).tobytes()
+    key, (port, pid, host) = received[:32], received[33 : 33 + received[32]].decode().split(" ", 2)
+    if accept_all is not None:
+        accept_all()
     else:
-        watch.join(host, int(port), key, f"{host}, pid {pid}")
-    return watch
+        heartbeat.connect(host, int(port), key, f"{host}, pid {pid}")
+    return heartbeat

@@ -1,4 +1,4 @@
-"""A few steps of a run, to tell what the whole of it will take."""
+"""Estimate of the cost of a run from a few of its steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Train a few steps, validate a few images, and tell from that what the whole run will take."""
+    """Train a few steps, validate a few images, and return the expected cost of the complete run."""
     import keras
 
     keras.utils.set_random_seed(recipe.config.seed)
@@ -53,7 +53,7 @@ def estimate(recipe: Recipe) -> Estimate:
 def time_steps(train: Callable[..., Any], batches: Iterator[tuple]) -> tuple[float, float]:
     """Return the seconds of a step and the share of them spent waiting for its batch.
 
-    Batches that were made while nobody asked for them are left out first: they would hide the wait.
+    Batches that were made ahead are used up first: they would hide the wait.
     """
     for _ in range(AHEAD * (os.cpu_count() or 1)):
         next(batches)
@@ -68,7 +68,7 @@ def time_steps(train: Callable[..., Any], batches: Iterator[tuple]) -> tuple[flo
 
 
 def plan_run(config: TrainingConfig, console: Console) -> Estimate:
-    """Look at the data, choose, train a few steps to see what they take, and write all that to `config.output`.
+    """Inspect the data, choose settings, time a few steps, and write the plan to `config.output`.
 
     Raises:
         FileError: Files are missing, broken or do not fit, or the output exists or cannot be written.

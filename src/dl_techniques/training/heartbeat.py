@@ -1,4 +1,4 @@
-"""Processes that train together hear of it when one of them ends."""
+"""Heartbeat of processes that train together: when one of them ends early, the others stop."""
 
 from __future__ import annotations
 
@@ -13,126 +13,128 @@ from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener, wait
 from typing import cast
 
-BEAT, SILENCE = 2.0, 30.0  # seconds: between signs of life; without one a process is taken for lost
+INTERVAL = 2.0  # seconds between two heartbeats
+TIMEOUT = 30.0  # seconds without a heartbeat after which a process counts as lost
 
 
 @dataclass(frozen=True)
 class Member:
-    """A process of a run: its number, from 0, and its host and process id, in words."""
+    """A process of a distributed run: its index, from 0, and its host and process id as text."""
 
-    number: int
-    place: str
+    index: int
+    location: str
 
     def __str__(self) -> str:
-        return f"process {self.number} ({self.place})"
+        return f"process {self.index} ({self.location})"
 
 
-def this_member(number: int) -> Member:
-    """Return what the others know of this process."""
-    return Member(number, f"{socket.gethostname()}, pid {os.getpid()}")
+def this_member(index: int) -> Member:
+    """Return this process as a member of the run."""
+    return Member(index, f"{socket.gethostname()}, pid {os.getpid()}")
 
 
-def leave(message: str) -> None:
-    """Say why, and end this process at once: its main thread may wait for a process that is gone for ever."""
+def abort(message: str) -> None:
+    """Print why and end this process at once: its main thread may wait forever for a process that is lost."""
     print(f"convunext: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 class Heartbeat:
-    """A thread that ends this process, with a word, when another of the run ends before the run does.
+    """Threads that report when another process of the run ends before the run does.
 
-    Process 0 hears all others, and tells them; they hear process 0. A process that is killed closes its connection; one
-    whose host is gone sends no sign of life for half a minute.
+    Process 0 is connected to all others, receives their heartbeats and forwards a loss; the others are connected to
+    process 0 alone. A process that is killed closes its connection; a host that is down sends no heartbeat for
+    `TIMEOUT` seconds.
 
     Args:
         member: This process.
-        lost: Called with what happened, once, on the thread.
+        on_loss: Called once with a description of what happened, on the monitoring thread.
 
     Attributes:
-        agreed: Set when all have agreed to end before the run does.
+        stop_agreed: Whether all processes have agreed to end before the run does.
     """
 
-    def __init__(self, member: Member, lost: Callable[[str], object]) -> None:
-        self.member, self.lost, self.agreed = member, lost, False
-        self._ended = threading.Event()
+    def __init__(self, member: Member, on_loss: Callable[[str], object]) -> None:
+        self.member, self.on_loss, self.stop_agreed = member, on_loss, False
+        self._stopped = threading.Event()
         self._sending = threading.Lock()
         self._connections: list[Connection] = []
 
-    def host(self, address: str, others: int, key: bytes) -> tuple[int, Callable[[], None]]:
-        """Listen on a free port for so many others that know the key; return port and what waits for them."""
+    def listen(self, address: str, others: int, key: bytes) -> tuple[int, Callable[[], None]]:
+        """Listen on a free port; return it and a function that waits for the others, then starts the heartbeat."""
         listener = Listener((address, 0), backlog=others, authkey=key)
 
-        def begin() -> None:
+        def accept_all() -> None:
             members: dict[Connection, Member] = {}
             with listener:
                 while len(members) < others:
                     connection = listener.accept()
                     members[connection] = connection.recv()
-            self._begin(members)
+            self._start(members)
 
-        return int(listener.address[1]), begin
+        return int(listener.address[1]), accept_all
 
-    def join(self, address: str, port: int, key: bytes, place: str) -> None:
-        """Connect to process 0, which is at a place, and begin to watch."""
+    def connect(self, address: str, port: int, key: bytes, location: str) -> None:
+        """Connect to process 0, which runs at `location`, and start the heartbeat."""
         connection = Client((address, port), authkey=key)
         connection.send(self.member)
-        self._begin({connection: Member(0, place)})
+        self._start({connection: Member(0, location)})
 
     def wait(self) -> None:
-        """Return when all processes that this one hears have ended as they should."""
-        self._hearing.join()
+        """Wait until all processes that this one is connected to have completed."""
+        self._monitor.join()
 
-    def end(self, whole: bool) -> None:
-        """Stop watching; if the run has not ended here as it should, the others stop, too."""
-        self._ended.set()
-        if whole:
-            self._tell("done")
+    def stop(self, completed: bool) -> None:
+        """Stop the heartbeat; unless the run has completed here, the other processes stop, too."""
+        self._stopped.set()
+        if completed:
+            self._send("done")
         for connection in self._connections:
             connection.close()
 
-    def _begin(self, members: dict[Connection, Member]) -> None:
+    def _start(self, members: dict[Connection, Member]) -> None:
         self._connections = list(members)
-        self._hearing = threading.Thread(target=self._hear, args=(members,), daemon=True)
-        self._hearing.start()
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._monitor = threading.Thread(target=self._receive_until_done, args=(members,), daemon=True)
+        self._monitor.start()
+        threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
-    def _tell(self, message: str) -> None:
+    def _send(self, message: str) -> None:
         with self._sending:
             for connection in self._connections:
                 with contextlib.suppress(OSError, ValueError):
                     connection.send(message)
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
-            self._tell("alive")
+    def _send_heartbeats(self) -> None:
+        while not self._stopped.wait(INTERVAL):
+            self._send("alive")
 
-    def _hear(self, members: dict[Connection, Member]) -> None:
-        heard = {connection: time.monotonic() for connection in members}
-        while heard and not self._ended.is_set():
-            with contextlib.suppress(OSError):  # closed by `end`
-                self._hear_once(members, heard)
+    def _receive_until_done(self, members: dict[Connection, Member]) -> None:
+        last_heartbeat = {connection: time.monotonic() for connection in members}
+        while last_heartbeat and not self._stopped.is_set():
+            with contextlib.suppress(OSError):  # closed by `stop`
+                self._receive(members, last_heartbeat)
 
-    def _hear_once(self, members: dict[Connection, Member], heard: dict[Connection, float]) -> None:
-        for connection in cast("list[Connection]", wait(list(heard), timeout=BEAT)):
+    def _receive(self, members: dict[Connection, Member], last_heartbeat: dict[Connection, float]) -> None:
+        for connection in cast("list[Connection]", wait(list(last_heartbeat), timeout=INTERVAL)):
             try:
                 message = connection.recv()
             except (EOFError, OSError):
-                self._report(f"{members[connection]} ended before the run did")
+                self._report_loss(f"{members[connection]} ended before the run did")
                 return
             if message == "done":
-                del heard[connection]
+                del last_heartbeat[connection]
             elif message == "alive":
-                heard[connection] = time.monotonic()
-            else:
-                self._report(message)
+                last_heartbeat[connection] = time.monotonic()
+            else:  # process 0 forwards the loss of another process
+                self._report_loss(message)
                 return
-        for connection, when in heard.items():
-            if time.monotonic() - when > SILENCE:
-                self._report(f"{members[connection]} has sent no heartbeat for {SILENCE:g} seconds")
+        for connection, received in last_heartbeat.items():
+            if time.monotonic() - received > TIMEOUT:
+                self._report_loss(f"{members[connection]} has sent no heartbeat for {TIMEOUT:g} seconds")
                 return
 
-    def _report(self, message: str) -> None:
-        if not self._ended.is_set():
-            self._ended.set()
-            self._tell(message)
-            self.lost(message)
+    def _report_loss(self, message: str) -> None:
+        if not self._stopped.is_set():
+            self._stopped.set()
+            self._send(message)
+            self.on_loss(message)

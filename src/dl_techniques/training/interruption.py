@@ -1,4 +1,4 @@
-"""Signals that stop a run when they come, not when Keras happens to let them through."""
+"""SIGINT and SIGTERM in training: they are handled after the step in which they arrive."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from dl_techniques.training.distribution import agreed_signal
 
 
 class Interruption(keras.callbacks.Callback):
-    """Handle a signal after the batch or epoch in which it came.
+    """Handle a signal after the batch or epoch in which it arrived.
 
-    An exception that a signal handler raises in the middle of a step can be lost: Keras turns losses into numbers
-    under a bare `except`, and JAX ignores what is raised while it collects garbage.
+    An exception that a signal handler raises in the middle of a step can be lost: Keras converts losses to numbers
+    under a bare `except`, and JAX ignores exceptions during garbage collection.
+
+    Args:
+        before: Called between the end of the batch and the handler.
     """
 
     def __init__(self, before: Callable[[], object] = lambda: None) -> None:
         super().__init__()
         self.before = before
         self.pending: tuple | None = None
-        self.kept: dict[int, Callable] = {}  # handlers outside
+        self.handlers: dict[int, Callable] = {}  # outside of training, by signal number
 
     def handle_pending(self) -> None:
-        """Do what the handler of a signal that came does, if one came."""
+        """Call the handler of the pending signal, if there is one."""
         if self.pending is not None:
             (handler, number), self.pending = self.pending, None
             handler(number, None)
 
     def on_train_batch_end(self, batch, logs=None) -> None:
         if batch + 1 == (self.params or {}).get("steps"):
-            return  # after the last batch the epoch's own end comes first: its validation and its line in the log
+            return  # the epoch ends first, with its validation and its line in the log
         if self.agreed():
             self.before()
             self.handle_pending()
@@ -43,31 +46,30 @@ class Interruption(keras.callbacks.Callback):
             self.handle_pending()
 
     def agreed(self) -> bool:
-        """Return whether a signal is to be handled now; one that came in another process of the run is taken up.
+        """Return whether to handle a signal now, received here or in another process of the run.
 
-        One that comes here while the processes agree waits for the next time: alone, this process would leave the rest.
+        A signal that arrives here while the processes agree is handled the next time: this process alone must not stop.
         """
         number = agreed_signal(self.pending[1] if self.pending is not None else 0)
         if number and self.pending is None:
-            self.pending = (self.kept.get(number, signal.default_int_handler), number)  # may be ignored here alone
+            self.pending = (self.handlers.get(number, signal.default_int_handler), number)
         return number != 0
 
 
 @contextmanager
 def interruptible(before: Callable[[], object] = lambda: None) -> Iterator[Interruption]:
-    """Give a callback under which SIGINT and SIGTERM do in training what their handlers do outside.
+    """Yield the callback that defers SIGINT and SIGTERM to the end of a batch, where their handlers are called.
 
-    The first signal waits for the batch to end; a second one that comes before is handled at once.
+    A second signal before that end is handled at once.
 
     Args:
-        before: Called between the end of the batch and the handler, to save what is to last.
+        before: Called between the end of the batch and the handler, to save the state.
     """
     callback = Interruption(before)
-    kept = callback.kept
 
-    def remember(number, frame) -> None:
+    def defer(number, frame) -> None:
         if callback.pending is None:
-            callback.pending = (kept[number], number)
+            callback.pending = (callback.handlers[number], number)
         else:
             callback.handle_pending()
 
@@ -75,12 +77,12 @@ def interruptible(before: Callable[[], object] = lambda: None) -> Iterator[Inter
         for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
             if callable(handler):
-                kept[number] = handler
-                signal.signal(number, remember)
+                callback.handlers[number] = handler
+                signal.signal(number, defer)
     try:
         yield callback
     finally:
-        for number, handler in kept.items():
+        for number, handler in callback.handlers.items():
             signal.signal(number, handler)
     if callback.agreed():
         callback.handle_pending()

@@ -1,4 +1,4 @@
-"""Training in stages that can be stopped at any moment and gone on with as if it had not been."""
+"""The training loop: a run in stages that can be stopped and resumed with bit-identical results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps `first` to `last` of a run, of one shape; `batches` gives those after so many of its steps."""
+    """Steps `first` to `last` of a run, of one batch shape; `batches` yields the rest after so many of its steps."""
 
     first: int
     last: int
@@ -48,32 +48,33 @@ class Stage:
 
 
 class MirroredAdamW(keras.optimizers.AdamW):
-    """AdamW under TensorFlow's `MirroredStrategy` that clips the gradient of the whole batch, as on one device.
+    """AdamW for TensorFlow's `MirroredStrategy` that clips the gradient of the full batch, as on one device.
 
-    Each device gives its share of the gradient, and Keras adds them up after it has clipped each. Here every device
-    gives the same share of their sum, clipped to that share of the norm.
+    Keras clips the gradient of each device and then sums over devices. Here the gradients are summed first; each device
+    passes on the sum divided by the number of devices, clipped to the norm divided by that number.
     """
 
     def apply(self, grads, trainable_variables=None):
         import tensorflow as tf
 
         replica = tf.distribute.get_replica_context()
-        whole = replica.all_reduce(tf.distribute.ReduceOp.SUM, grads)
-        return super().apply([part / replica.num_replicas_in_sync for part in whole], trainable_variables)
+        total = replica.all_reduce(tf.distribute.ReduceOp.SUM, grads)
+        return super().apply([gradient / replica.num_replicas_in_sync for gradient in total], trainable_variables)
 
 
 def averaged_adamw(
     rate: keras.optimizers.schedules.LearningRateSchedule, momentum: float, accumulate: int = 1
 ) -> keras.optimizers.AdamW:
-    """Return the optimizer of all runs: AdamW that keeps a moving average of the weights beside them.
+    """Return the optimizer of all runs: AdamW with an exponential moving average of the weights.
 
-    The average looks back over about 1 / (1 − momentum) steps; gradients of `accumulate` steps are averaged.
+    The average spans about 1 / (1 − momentum) steps; the gradients of `accumulate` steps are averaged for each update.
     """
-    kind, mirrored = (MirroredAdamW, mirrored_replicas()) if mirrored_replicas() else (keras.optimizers.AdamW, 1)
-    return kind(
+    replicas = mirrored_replicas()
+    optimizer = MirroredAdamW if replicas else keras.optimizers.AdamW
+    return optimizer(
         rate,
         weight_decay=1e-4,
-        clipnorm=1.0 / mirrored,
+        clipnorm=1.0 / max(replicas, 1),
         use_ema=True,
         ema_momentum=momentum,
         ema_overwrite_frequency=None,
@@ -106,25 +107,24 @@ def fit_stages(
     resume: bool,
     stop: EarlyStop | None = None,
 ) -> keras.Model:
-    """Train, saving the complete state after every epoch and before a signal ends the run, and return the last model.
+    """Train and return the model of the last step; save the state after every epoch and before a signal ends the run.
 
-    A run that is stopped and resumed gives the same weights as one that was not: batches depend on their number alone,
-    and each stage begins on a fresh model that takes up the state of the last, as a resumed run does.
+    A run that is stopped and resumed gives the same weights as an uninterrupted one.
 
     Args:
-        build: Makes the model, compiled with an optimizer that is built.
-        stages: The run from its first step to its last, each a whole number of epochs.
+        build: Builds the compiled model; its optimizer is built, too.
+        stages: Stages from the first step to the last, each an integer number of epochs.
         steps_per_epoch: Steps between two checkpoints, each with a line in the log.
-        checkpoints: Their folder, in the folder of the run.
-        callbacks: Called after an epoch, before it is logged and saved.
-        console: Where to print.
-        resume: Go on from the newest intact checkpoint.
-        stop: Ends the run before its last step (default: never).
+        checkpoints: Folder of the checkpoints, inside the run's folder.
+        callbacks: Callbacks that run after an epoch before it is logged and saved.
+        console: Console for messages.
+        resume: Continue from the newest undamaged checkpoint.
+        stop: Ends the run early; default: never.
     """
     run, last = checkpoints.parent, stages[-1].last
-    # An epoch is logged right before it is saved.
-    unbegun = is_writer() and resume and not list_checkpoints(checkpoints) and len(read_log(run)) <= 1
-    if broadcast_from_writer(unbegun):
+    # An epoch is logged before it is saved, so a run that was killed in between has one line and no checkpoint.
+    no_checkpoint_yet = is_writer() and resume and not list_checkpoints(checkpoints) and len(read_log(run)) <= 1
+    if broadcast_from_writer(no_checkpoint_yet):
         console.print("stopped before its first checkpoint: starting from the first step")
         resume = False
 
@@ -152,48 +152,49 @@ def fit_stages(
                 if step >= stage.last:
                     continue
                 if step == stage.first > 0:
+                    # Every stage starts on a fresh model and from a checkpoint, because a run that is resumed between
+                    # two stages does the same: only so are the results of both identical to the bit.
                     model, step = begin(resume=True)
                 while step < stage.last and not stop.due():
-                    rest = steps_per_epoch - step % steps_per_epoch  # of an epoch that was interrupted
+                    remaining = steps_per_epoch - step % steps_per_epoch  # less than an epoch after an interruption
                     epoch = step // steps_per_epoch
-                    whole = rest == steps_per_epoch
-                    until = stage.last // steps_per_epoch if whole else epoch + 1
+                    epochs = stage.last // steps_per_epoch if remaining == steps_per_epoch else epoch + 1
                     done = step - stage.first
-                    with _refusals_kept(partial(stage.batches, done)) as make:
+                    with _original_errors(partial(stage.batches, done)) as make_batches:
                         model.fit(
-                            as_training_data(make),
-                            steps_per_epoch=rest,
+                            as_training_data(make_batches),
+                            steps_per_epoch=remaining,
                             initial_epoch=epoch,
-                            epochs=until,
+                            epochs=epochs,
                             shuffle=False,
                             callbacks=[
                                 FiniteLoss(), *callbacks, EpochLog(run / LOG), save, progress, stop, interruption,
                             ],
                             verbose=0,
                         )  # fmt: skip
-                    step = until * steps_per_epoch
+                    step = epochs * steps_per_epoch
     finally:
         progress.stop()
     return model
 
 
 @contextmanager
-def _refusals_kept(make: Callable[[], Iterator]) -> Iterator[Callable[[], Iterator]]:
-    """Give what makes batches, and raise what their making refused; TensorFlow turns it into a text of its own."""
-    refused: list[ConvUNextError] = []
+def _original_errors(make_batches: Callable[[], Iterator]) -> Iterator[Callable[[], Iterator]]:
+    """Raise our errors from making batches as they are: TensorFlow would wrap them in an error of its own."""
+    errors: list[ConvUNextError] = []
 
     def observed() -> Iterator:
         try:
-            yield from make()
+            yield from make_batches()
         except ConvUNextError as error:
-            refused.append(error)
+            errors.append(error)
             raise
 
     try:
         yield observed
     except Exception:
-        if refused:
-            raise refused[0] from None
+        if errors:
+            raise errors[0] from None
         raise
 
 

@@ -1,4 +1,4 @@
-"""What a task trains, on what, and how it judges that: the interface between the frame and a task."""
+"""Interface between the training frame and a task: data, model, loss, batches, evaluation."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ TaskType = TypeVar("TaskType", bound=Task)
 class Recipe(ABC, Generic[Config, TaskType]):
     """Data, model, loss and batches of a run.
 
-    It is made of the settings and a console; it inspects the data and resolves what the settings leave open.
+    The constructor takes the settings and a console, inspects the data and resolves open settings.
 
     Attributes:
         title: Heading of the report.
-        score: Logged figure of the evaluation whose highest value is the best; `None` if the last weights are wanted.
+        score: Logged metric whose highest value selects the weights; `None` to take the last ones.
         passes: How often an evaluation applies the model to each image.
-        config: Settings, nothing left open.
+        config: Settings, all resolved.
         task: What the model's outputs mean.
-        inspection: Of all files.
+        inspection: What was found in the files.
         training: Samples to train on.
         validation: Samples to validate on.
     """
@@ -53,13 +53,13 @@ class Recipe(ABC, Generic[Config, TaskType]):
 
     @property
     def monitored(self) -> str | None:
-        """Logged figure that must rise if the run is not to stop early."""
+        """Logged metric of early stopping; higher is better."""
         return self.score
 
     def split(self) -> None:
         """Make the samples of the inspected pairs."""
         pairs, count = self.inspection.pairs, self.inspection.training
-        budget = self.inspection.decoded.budget  # what the inspection kept makes room as it is used
+        budget = self.inspection.decoded.budget  # shared with what the inspection read
         self.training = LazyDataset(pairs[:count], self.read, budget)
         self.validation = LazyDataset(pairs[count:], self.read, budget)
 
@@ -68,7 +68,7 @@ class Recipe(ABC, Generic[Config, TaskType]):
         return self.task.sample(pair, *self.inspection.read(pair), self.inspection.largest_float)
 
     def function(self, model: ConvUNextModel) -> Function:
-        """Return a model as a function of images of any size, which computes in tiles what would take too much memory.
+        """Return a model as a function of images of any size; large ones are computed in tiles.
 
         Raises:
             ArgumentError: The memory is too small for a tile.
@@ -89,7 +89,7 @@ class Recipe(ABC, Generic[Config, TaskType]):
 
     @abstractmethod
     def build(self) -> keras.Model:
-        """Return the untrained model, compiled, its optimizer built; its outputs lack the last activation."""
+        """Return the untrained, compiled model, its optimizer built; its outputs are before the final activation."""
 
     def stages(self) -> list[Stage]:
         """Return the steps of the run, from the first to the last."""
@@ -103,7 +103,7 @@ class Recipe(ABC, Generic[Config, TaskType]):
 
     @abstractmethod
     def batches(self, done: int = 0) -> Iterator[tuple]:
-        """Yield the run's batches after so many of them; batch n depends on the settings and n alone."""
+        """Yield the run's batches after the first `done`; batch n depends on the settings and n alone."""
 
     def evaluate(self, function: Function) -> Evaluation:
         """Return the scores of the inference model on the validation images."""
@@ -120,9 +120,9 @@ class Recipe(ABC, Generic[Config, TaskType]):
         return f"{len(self.validation)} validation images that the model did not see in training."
 
     def found(self) -> Mapping[str, Any]:
-        """Return what was found in these data beside the inspection, as TOML can hold it."""
+        """Return further findings about the data for the plan, as TOML values."""
         return {}
 
     @abstractmethod
     def choices(self) -> Mapping[str, str]:
-        """Return what was chosen for these data beside the settings, in words; `"model"` among them."""
+        """Return further choices for the plan and the report as text, by name; `"model"` is required."""

@@ -1,4 +1,4 @@
-"""Learning rate over a run."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dl_techniques.layers.pointwise import REGISTRY
 
 @keras.saving.register_keras_serializable(package=REGISTRY)
 class WarmupStableDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Rise linearly, stay, and fall linearly to zero.
+    """Rise linearly, stay constant, and fall linearly to zero.
 
-    While it stays, a run can be stopped, resumed or prolonged without having spent its decay on the old end.
+    During the constant part a run can be prolonged: the decay has not begun.
 
     Args:
         peak: Learning rate after the warm-up.
         steps: Steps of the whole run.
-        cooldown: Share of the steps, at the end, over which the rate falls to zero.
-        warmup: Steps over which it rises from zero.
+        cooldown: Share of the steps at the end in which the rate falls to zero.
+        warmup: Steps in which the rate rises from zero.
 
     Reference: Hu et al. 2024, MiniCPM, section 4.2; Hägele et al. 2024, Scaling Laws Beyond Fixed Training Durations.
     """

@@ -99,7 +99,7 @@ def supervision_weights(outputs: int, progress: float = 0.0) -> list[float]:
 
     Args:
         outputs: Number of outputs.
-        progress: In [0, 1]: all but the finest count less by so much; at 1 the finest alone counts.
+        progress: In [0, 1]: reduces the weights of all but the finest; at 1 only the finest counts.
     """
     shares = [1.0, *(0.5**level * (1 - progress) for level in range(1, outputs))]
     return [share / sum(shares) for share in shares]

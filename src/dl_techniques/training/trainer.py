@@ -78,12 +78,12 @@ class TrainingResult:
 def train(
     config: TrainingConfig, console: Console, resume: bool = False, create_recipe: CreateRecipe | None = None
 ) -> TrainingResult:
-    """Train a model, or go on with a run that was stopped, and measure it on the validation images.
+    """Train a model, or resume a run, and evaluate it on the validation images.
 
     Args:
         config: Settings, whose type says which task; those of the first start when resuming.
         console: Where to print.
-        resume: Go on from the newest checkpoint in `config.output`.
+        resume: Resume from the newest checkpoint in `config.output`.
         create_recipe: Makes the recipe of the settings; that of the task if not given.
 
     Raises:
@@ -108,12 +108,11 @@ def train(
         compare_fingerprints(config.output, recipe.inspection)
     check_batches(recipe.batch_sizes())
     config = recipe.config
-    watched = f"val_{recipe.score}" if recipe.score is not None else None
     keras.utils.set_random_seed(config.seed)
     with model_scope():
         first = [recipe.build()]
     with on_single_device():
-        recipe.function(typing.cast(Any, first[0]))  # refuses before anything is written what would not fit later
+        recipe.function(typing.cast(Any, first[0]))  # fails before anything is written if no tile fits the memory
     run = nullcontext(config.output / CHECKPOINTS)
     if is_writer():
         run = open_run(config.output, recipe.task.name, config, resume, versions())
@@ -124,12 +123,12 @@ def train(
             write_split(config.output, recipe.training.names, recipe.validation.names)
             write_fingerprints(config.output, recipe.inspection)
             if recipe.score is not None and (config.output / BEST).exists():
-                _mend_best(recipe, console)
+                _repair_best(recipe, console)
         validation = Validation(
             lambda function: recipe.evaluate(recipe.activated(function)).logged(),
             recipe.score,
             config.output / BEST,
-            best_so_far(config.output, watched) if watched is not None else -np.inf,
+            -np.inf if recipe.score is None else best_so_far(config.output, f"val_{recipe.score}"),
             recipe.task.activation,
             lambda function, epoch: _preview(recipe, recipe.activated(function), epoch),
             recipe.function,
@@ -156,12 +155,12 @@ def train(
 
 
 def recipe_of(config: TrainingConfig) -> CreateRecipe:
-    """Return what makes the recipe of settings, given their type."""
+    """Return the class of the recipe for these settings."""
     return next(entry.recipe for entry in TASKS.values() if entry.config is type(config))
 
 
 def _finish(recipe: Recipe, model: keras.Model, console: Console) -> TrainingResult:
-    """Measure the weights that are wanted; write model, card and report."""
+    """Evaluate the best or the last weights; write model, card and report."""
     config, folder = recipe.config, recipe.config.output
     wanted = _best_or_last(recipe, model, console)
     function = recipe.function(wanted)
@@ -226,8 +225,8 @@ def _inference_model(recipe: Recipe, model: keras.Model) -> keras.Model:
     return create_inference_model_from_training_model(model, **changes)
 
 
-def _mend_best(recipe: Recipe, console: Console) -> None:
-    """Put a damaged file of the best weights aside, so that those of the steps to come take its place."""
+def _repair_best(recipe: Recipe, console: Console) -> None:
+    """Rename a damaged file of the best weights, and restore it from the final model where there is one."""
     from dl_techniques.training.checkpoint import is_intact
 
     folder = recipe.config.output
@@ -271,7 +270,7 @@ def _curve(folder: Path, name: str) -> list[float]:
 
 
 def _preview(recipe: Recipe, function: Function, epoch: int) -> None:
-    """Save what the model makes of the first validation images, every few epochs."""
+    """Save pictures of the first validation images and their results every `preview_every` epochs."""
     every = recipe.config.preview_every
     if every and (epoch + 1) % every == 0:
         folder = recipe.config.output / PREVIEWS

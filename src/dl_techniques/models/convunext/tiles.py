@@ -37,14 +37,14 @@ class TileBlock(keras.layers.Layer):
         self.block = block
 
     def call(self, x, sums, valid_mask):
-        found = []
+        tile_sums = []
 
         def bottleneck(y):
             y = self.block.pwconv1(y)
-            found.append(self.block.grn.sum_of_squares(y, valid_mask))
-            return self.block.reduce(y, ops.where(sums < 0, found[0], sums))
+            tile_sums.append(self.block.grn.sum_of_squares(y, valid_mask))
+            return self.block.reduce(y, ops.where(sums < 0, tile_sums[0], sums))
 
-        return x + self.block.branch(x, bottleneck), found[0]
+        return x + self.block.branch(x, bottleneck), tile_sums[0]
 
     def compute_output_shape(self, x_shape, sums_shape, valid_mask_shape):
         return tuple(x_shape), tuple(sums_shape)
@@ -70,8 +70,8 @@ def tile_function(model: ConvUNextModel) -> TileFunction:
         else:
             with no_gradients():
                 outputs = network(inputs, training=False)
-        output, found = (ops.convert_to_numpy(x)[0] for x in outputs)
-        return output, found
+        output, tile_sums = (ops.convert_to_numpy(x)[0] for x in outputs)
+        return output, tile_sums
 
     return call
 
@@ -92,15 +92,15 @@ def tile_network(model: ConvUNextModel) -> keras.Model:
     levels = [valid_mask]
     for _ in range(model.depth):  # tiles begin where the pooling windows begin: the same pixels, level by level
         levels.append(levels[-1][:, ::2, ::2])
-    found = []
+    tile_sums = []
 
     def call_block(block, x, level: int):
-        begin, end = ends[len(found)] - sizes[len(found)], ends[len(found)]
-        x, found_here = TileBlock(block, dtype=block.dtype_policy)(x, sums[:, begin:end], levels[level])
-        found.append(found_here)
+        begin, end = ends[len(tile_sums)] - sizes[len(tile_sums)], ends[len(tile_sums)]
+        x, block_sums = TileBlock(block, dtype=block.dtype_policy)(x, sums[:, begin:end], levels[level])
+        tile_sums.append(block_sums)
         return x
 
     arguments = {**model.get_config(), "enable_deep_supervision": False}
     layers = {layer.name: layer for layer in model.layers}
     (output,) = connect_layers(layers, arguments, image, call_block)
-    return keras.Model([image, valid_mask, sums], [output, ops.concatenate(found, axis=-1)])
+    return keras.Model([image, valid_mask, sums], [output, ops.concatenate(tile_sums, axis=-1)])

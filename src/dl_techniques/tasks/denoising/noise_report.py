@@ -1,4 +1,4 @@
-"""What can be said of noise, and of its removal, without knowing the clean image."""
+"""Estimates of noise and of its removal, without the clean image."""
 
 from __future__ import annotations
 

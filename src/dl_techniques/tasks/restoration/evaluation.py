@@ -1,4 +1,4 @@
-"""How close restored images are to their targets."""
+"""Evaluation of restored images by PSNR and SSIM."""
 
 from __future__ import annotations
 

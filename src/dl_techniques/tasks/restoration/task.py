@@ -54,8 +54,8 @@ class RestorationTask(Task):
 
     # === Prediction ===
 
-    def scaling(self, found: Statistics, largest: float | None) -> Scaling:
-        return Scaling(0.0, known_unit(found.largest, largest))
+    def scaling(self, statistics: Statistics, largest: float | None) -> Scaling:
+        return Scaling(0.0, known_unit(statistics.largest, largest))
 
     def decode(self, output: np.ndarray, scaling: Scaling, dtype: np.dtype) -> np.ndarray:
         result = output.astype("float64") * scaling.divisor

@@ -1,4 +1,4 @@
-"""What the values of masks mean, and what a model's outputs decide."""
+"""Classes and labels: what mask values mean, and how outputs become classes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ import numpy as np
 
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.display import to_display, visible
+from dl_techniques.tasks.base import as_rgb
 
 IGNORED = 255  # in arrays of class indices
-
-
 MOST_CLASSES = 254
-
-
 MANY_VALUES = 24  # more values than this in unnamed masks are instances, not classes
-
 
 # Black, then the colours of Wong 2011, which the colour-blind tell apart, then more.
 COLOURS = (
@@ -64,10 +60,10 @@ class Classes:
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any], source: str) -> Classes:
-        """Return the classes that a model's card tells.
+        """Return the classes that a model's card states.
 
         Raises:
-            FileError: The card, of `source`, tells none.
+            FileError: The card, of `source`, states none.
         """
         try:
             return cls(
@@ -231,11 +227,10 @@ def overlay(pixels: np.ndarray, indices: np.ndarray, classes: Classes) -> np.nda
         classes: Whose colours are taken.
     """
     low, high = np.percentile(visible(pixels), (0.5, 99.5))
-    shown = to_display(pixels, float(low), float(high))
-    grey = np.repeat(shown[..., None], 3, axis=2) if shown.ndim == 2 else shown
+    shown = as_rgb(to_display(pixels, float(low), float(high)))
     inside = (indices == 1).any(axis=2) if classes.labels else indices > 0
     colours = (paint(indices) if classes.labels else np.array(classes.colours)[indices]).astype("uint16")
-    return np.where(inside[..., None], (grey + colours) // 2, grey).astype("uint8")
+    return np.where(inside[..., None], (shown + colours) // 2, shown).astype("uint8")
 
 
 def paint(indices: np.ndarray) -> np.ndarray:

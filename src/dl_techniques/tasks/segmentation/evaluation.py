@@ -1,4 +1,4 @@
-"""How well a segmenter does on whole images."""
+"""Evaluation of a segmenter on complete images."""
 
 from __future__ import annotations
 

@@ -76,10 +76,10 @@ class SegmentationTask(Task):
 
     # === Prediction ===
 
-    def scaling(self, found: Statistics, largest: float | None) -> Scaling:
-        if found.largest > float(np.finfo("float32").max):
-            raise ArgumentError("pixels", "must have magnitudes that float32 holds", found.largest)
-        return Scaling(found.mean, found.deviation or 1.0) if self.standardizes else Scaling()
+    def scaling(self, statistics: Statistics, largest: float | None) -> Scaling:
+        if statistics.largest > float(np.finfo("float32").max):
+            raise ArgumentError("pixels", "must have magnitudes that float32 holds", statistics.largest)
+        return Scaling(statistics.mean, statistics.deviation or 1.0) if self.standardizes else Scaling()
 
     def decode(self, output: np.ndarray, scaling: Scaling, dtype: np.dtype) -> np.ndarray:
         indices = self.classes.decide(output)[0] if output.dtype.kind == "f" else output.astype("uint8")

@@ -1,4 +1,4 @@
-"""What denoisers are trained on: images from files, patches from images, noise on patches."""
+"""Training data of denoisers: images, patches and noise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dl_techniques.training.recipes.denoising.settings import DenoisingConfig, P
 
 @dataclass(frozen=True)
 class DenoisingSample:
-    """A named image, float32, the largest value of an integer type as 1, and its noise's deviation; 0 if clean."""
+    """A named image, float32, integers scaled to [0, 1], and the standard deviation of its noise; 0 if clean."""
 
     name: str
     image: np.ndarray
@@ -30,7 +30,7 @@ class DenoisingSample:
         return self.image.nbytes
 
 
-def find_images_of(config: DenoisingConfig) -> tuple[list[Pair], list[Pair] | Split]:
+def find_training_images(config: DenoisingConfig) -> tuple[list[Pair], list[Pair] | Split]:
     """Return the images to train on and those to validate on, or what splits the pages of the first.
 
     Raises:
@@ -52,8 +52,8 @@ def find_images_of(config: DenoisingConfig) -> tuple[list[Pair], list[Pair] | Sp
 MakePair = Callable[[np.ndarray, float, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
-def choose_pairs(config: DenoisingConfig) -> MakePair:
-    """Return what makes input and target of a crop, given the standard deviation of the noise that it has."""
+def pair_function(config: DenoisingConfig) -> MakePair:
+    """Return the function that makes input and target of a crop, given the standard deviation of its noise."""
     if config.noisy_only:
         return recorrupt
 

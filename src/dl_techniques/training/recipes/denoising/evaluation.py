@@ -1,4 +1,4 @@
-"""How well a denoiser in training does: by PSNR at several levels of the noise, or by its estimated gain."""
+"""Evaluation of a denoiser in training: PSNR at several noise levels, or the estimated gain."""
 
 from __future__ import annotations
 

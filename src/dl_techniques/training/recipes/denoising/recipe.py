@@ -22,8 +22,8 @@ from dl_techniques.training.auto_settings import choose_precision
 from dl_techniques.training.recipe import Recipe
 from dl_techniques.training.recipes.denoising.batches import (
     DenoisingSample,
-    choose_pairs,
-    find_images_of,
+    find_training_images,
+    pair_function,
     training_patches,
 )
 from dl_techniques.training.recipes.denoising.evaluation import DenoisingEvaluation
@@ -70,7 +70,7 @@ class DenoisingRecipe(Recipe[DenoisingConfig, DenoisingTask]):
     """
 
     title: ClassVar[str] = "Denoising"
-    score: ClassVar[str | None] = None  # what is wanted is the average at the end, when the learning rate is zero
+    score: ClassVar[str | None] = None  # the last average is the result: the learning rate is zero there
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class DenoisingRecipe(Recipe[DenoisingConfig, DenoisingTask]):
         self.passes = 2 if config.noisy_only else len(VALIDATION_SIGMAS)
         self.config = replace(config, precision=choose_precision(config.precision))
         self.task = DenoisingTask(self._noise(), not config.use_bias)
-        images, validation = find_images_of(config)
+        images, validation = find_training_images(config)
         budget = MemoryBudget(round(config.cache_gb * 1e9))
         channels = config.channels or "declared"
         self.inspection = inspect_pairs(images, console, self.task.reader, channels, budget, validation)
@@ -108,7 +108,7 @@ class DenoisingRecipe(Recipe[DenoisingConfig, DenoisingTask]):
         from dl_techniques.models.convunext.function import keras_function
         from dl_techniques.models.convunext.model import ConvUNextModel
 
-        # What `build` makes may be another network, of which nothing is known.
+        # `build` may return another network, which cannot be tiled.
         return super().function(model) if isinstance(model, ConvUNextModel) else keras_function(model)
 
     def choices(self) -> dict[str, str]:
@@ -198,11 +198,11 @@ class DenoisingRecipe(Recipe[DenoisingConfig, DenoisingTask]):
         return estimate_gain(sample.image, denoise(sample.image), sample.sigma, denoise)
 
     def _patches(self, number: int, done: int) -> Iterator[tuple]:
-        config = self.config
-        return training_patches(self.training, config.phases[number], (config.seed, number), choose_pairs(config), done)
+        phase, seed = self.config.phases[number], (self.config.seed, number)
+        return training_patches(self.training, phase, seed, pair_function(self.config), done)
 
     def _noise(self) -> dict:
-        """Return the noise that the model learns to remove, as the card says it."""
+        """Return the noise that the model learns to remove, for the card."""
         config = self.config
         if config.noisy_only:
             return {"kind": "white Gaussian, as in the images that it was trained on"}

@@ -1,4 +1,4 @@
-"""Training of models that restore images, from pairs of an image and what it should be."""
+"""Training of models that restore images, from pairs of a degraded image and its target."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class RestorationRecipe(Recipe[RestorationConfig, RestorationTask]):
     @property
     def _augmentation(self) -> Augmentation:
         chosen = choose_augmentation(self.config)
-        kept = {name: getattr(chosen, name) for name in ("horizontal_flip", "vertical_flip", "rotation")}
-        return replace(SYMMETRIES, **kept)
+        flips = {name: getattr(chosen, name) for name in ("horizontal_flip", "vertical_flip", "rotation")}
+        return replace(SYMMETRIES, **flips)
 
     def choices(self) -> dict[str, str]:
         return {

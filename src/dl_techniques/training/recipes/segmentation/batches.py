@@ -1,4 +1,4 @@
-"""What segmenters are trained on: crops of samples, and their targets."""
+"""Training data of segmenters: crops and their targets."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ def segmentation_batches(
 
     Each is `(batch, patch, patch, channels)`, float32, and a tuple of `depth` targets, finest first, `(batch, patch /
     2ⁿ, patch / 2ⁿ, classes + 1)`: fractions of the classes, and last of the pixels that count. With
-    `anneal_supervision`, a tuple of the outputs' weights in the loss follows, `(batch,)` each: they come with the
-    batch, so that they depend on its number alone, as a run that resumes needs it. `done` batches are left out at the
-    beginning.
+    `anneal_supervision`, a tuple of the outputs' weights in the loss follows, `(batch,)` each: they
+    depend on the number of the batch alone, as resuming requires. The first `done` batches are skipped.
     """
     patch, batch_size = typing.cast("tuple[int, int]", (config.patch, config.batch_size))
 
