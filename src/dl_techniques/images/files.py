@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dl_techniques.atomic import staged_file
-from dl_techniques.errors import FileError
+from dl_techniques.errors import FileError, first_of, printable
 from dl_techniques.images.formats import HEAD, MAX_PIXELS, ImageFormat, first_suffix, format_of, recognize, suffixes
 from dl_techniques.images.source import Channels, ImageSource, Picture, Raster, naming
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """Return the files among `paths` and the image files, sorted by name, of the folders among them.
+
+    Hidden files are passed over; see `print_left_out` for others.
 
     Raises:
         FileError: A path does not exist or may not be read, or a folder holds no image.
@@ -33,13 +39,46 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
 def _images_at(path: Path) -> list[Path]:
     if path.is_dir():
-        inside = sorted(file for file in path.iterdir() if format_of(file) is not None)
+        inside, others, _ = _sort_out(path)
         if not inside:
-            raise FileError(str(path), f"holds no image file ({', '.join(suffixes())}).", "Name another folder.")
+            also = f"; {_other_kinds(others)}" if others else ""
+            raise FileError(str(path), f"holds no image file ({', '.join(suffixes())}){also}.", "Name another folder.")
         return inside
     if not path.exists():
         raise FileError(str(path), "does not exist.", "Check the path.")
     return [path]
+
+
+def _sort_out(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return the image files of a folder, the files of other kinds, and what is no file: pipes, sockets, devices."""
+    images, others, special = [], [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry)
+            if entry.name.startswith(".") or entry.is_dir():
+                continue
+            if not entry.is_file() and path.exists():
+                special.append(path)
+            else:
+                (others if format_of(path) is None else images).append(path)
+    return sorted(images), sorted(others), sorted(special)
+
+
+def _other_kinds(others: Sequence[Path]) -> str:
+    kinds = list(dict.fromkeys(path.suffix.lower() or path.name for path in others))
+    return f"{len(others)} files of other kinds left out: {first_of(kinds)}"
+
+
+def print_left_out(console: Console, *sources: str | os.PathLike | None) -> None:
+    """Print what those of the sources that are folders hold besides images: files of other kinds, pipes, devices."""
+    for folder in (Path(source) for source in sources if source and os.path.isdir(source)):
+        with contextlib.suppress(OSError):  # raised again where its images are looked for
+            _, others, special = _sort_out(folder)
+            said = [_other_kinds(others)] if others else []
+            if special:
+                said.append(f"pipes, sockets or devices left out: {first_of([path.name for path in special])}")
+            for words in said:
+                console.print(printable(f"note: {folder}: {words}"), markup=False)
 
 
 @contextlib.contextmanager
@@ -55,6 +94,8 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Iterato
     """
     path = Path(path)
     with naming(path):
+        if not (path.is_file() or path.is_dir()) and path.exists():
+            raise FileError(str(path), "is a pipe, socket or device, not a file.", "Save its content as a file.")
         file = open(path, "rb")  # noqa: SIM115 - closed below, where errors are not those of opening
     with file:
         with naming(path):
@@ -135,32 +176,44 @@ def write_image(path: Path, picture: Picture) -> None:
     write_images(path, [picture])
 
 
-def write_images(path: Path, pictures: Sequence[Picture]) -> None:
+def write_images(path: Path, pictures: Iterable[Picture], count: int | None = None) -> None:
     """Write images as the pages of a file in the format of its suffix; it appears when it is complete.
+
+    Args:
+        path: Where to.
+        pictures: Each is taken when those before it are written.
+        count: How many there are, where `pictures` has no length.
 
     Raises:
         FileError: The format cannot hold them, or the file cannot be written.
     """
-    row = _format_for(path, pictures)
-    with staged_file(path) as file:
-        import_module(row.module).write(file, path, row.name, pictures)
+    if count is None:
+        pictures = list(pictures)
+        count = len(pictures)
+    row = _format_for(path, count)
+    checked = (_checked(picture, row, path) for picture in pictures)
+    with naming(path, "written", "Choose another format."), staged_file(path) as file:
+        import_module(row.module).write(file, path, row.name, checked)
 
 
-def _format_for(path: Path, pictures: Sequence[Picture]) -> ImageFormat:
+def _format_for(path: Path, count: int) -> ImageFormat:
     row = format_of(path)
     if row is None:
         raise FileError(str(path), f"ends in no suffix of image files ({', '.join(suffixes())}).", "Choose one.")
-    if len(pictures) != 1 and not row.pages:
-        raise FileError(
-            str(path), f"cannot hold {len(pictures)} images.", f"Choose {first_suffix(lambda row: row.pages)}."
-        )
-    dtype = next((p.pixels.dtype.name for p in pictures if p.pixels.dtype.name not in row.dtypes), None)
-    if dtype is not None:
-        remedy = "Choose .tif, or .png up to 16 bits."
-        raise FileError(str(path), f"cannot hold {dtype} samples.", remedy)
-    if not row.alpha and any(picture.alpha is not None for picture in pictures):
-        raise FileError(str(path), f"{path.suffix.lower()} files hold no alpha.", "Choose .png or .tif.")
+    if not row.dtypes:
+        raise FileError(str(path), f"would be {row.name}, which is only read.", "Choose .tif, or .png up to 16 bits.")
+    if count != 1 and not row.pages:
+        raise FileError(str(path), f"cannot hold {count} images.", f"Choose {first_suffix(lambda row: row.pages)}.")
     return row
+
+
+def _checked(picture: Picture, row: ImageFormat, path: Path) -> Picture:
+    if picture.pixels.dtype.name not in row.dtypes:
+        remedy = "Choose .tif, or .png up to 16 bits."
+        raise FileError(str(path), f"cannot hold {picture.pixels.dtype} samples.", remedy)
+    if not row.alpha and picture.alpha is not None:
+        raise FileError(str(path), f"{path.suffix.lower()} files hold no alpha.", "Choose .png or .tif.")
+    return picture
 
 
 def unit_range(pixels: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Files that Pillow reads and writes faithfully: PNG (of 16-bit colours by imagecodecs), JPEG, WebP and BMP."""
+"""Files that Pillow reads and writes: PNG, JPEG, WebP, BMP, AVIF and JPEG 2000; by imagecodecs where it loses bits."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,8 +11,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dl_techniques.errors import FileError
+from dl_techniques.images.codestreams import png_is_complete, sample_bits
 from dl_techniques.images.colours import cmyk_to_rgb
-from dl_techniques.images.metadata import ORIENTATION, file_extras, save_options, turned_upright, with_extras
+from dl_techniques.images.metadata import (
+    ORIENTATION,
+    file_extras,
+    mend_exif,
+    save_options,
+    turned_upright,
+    with_extras,
+)
 from dl_techniques.images.source import Decoded, ImageSource, Picture
 
 OPTIONS: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}
@@ -51,9 +59,13 @@ class Source(ImageSource):
             return Picture(indices)
         return Picture(indices, palette=np.reshape(self._still.getpalette("RGB") or [], (-1, 3)).astype("uint8"))
 
-    @property
+    @cached_property
     def _still(self) -> Any:
-        if (frames := getattr(self._image, "n_frames", 1)) > 1:
+        self._notes = mend_exif(self._image)
+        frames = getattr(self._image, "n_frames", 1)
+        if frames > 1 and self._image.format == "MPO":  # a camera's, with previews
+            self._notes += (f"the first of {frames} frames",)
+        elif frames > 1:
             reason = f"holds {frames} frames, not one image."
             raise FileError(str(self.path), reason, "Save the frames as separate files.")
         return self._image
@@ -61,18 +73,28 @@ class Source(ImageSource):
     def _upright(self, image: Any) -> Any:
         from PIL import ImageOps
 
-        return ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image)
+        if self.format.name == "PNG" and not self._has_last_row(image):
+            raise EOFError("its compressed data end before the last row")
+        return upright
+
+    def _has_last_row(self, image: Any) -> bool:
+        """Return whether the data of a PNG reach its last row, which Pillow leaves at 0 otherwise."""
+        width, height = image.size
+        if not image.info.get("interlace") and np.asarray(image.crop((0, height - 1, width, height))).any():
+            return True
+        self.file.seek(0)
+        return png_is_complete(self.file)
 
     def _decode(self, page: int) -> Decoded:
         file = self._still
         upright, orientation = self._upright(file), file.getexif().get(ORIENTATION, 1)
         extras = file_extras(file, upright)
-        notes = ["rotated upright according to EXIF"] if orientation != 1 else []
-        if ";16B" in self._raw_mode and file.mode != "I;16":  # Pillow gives 8 of the 16 bits
-            import imagecodecs
-
-            self.file.seek(0)
-            array = turned_upright(np.asarray(imagecodecs.png_decode(self.file.read())), orientation)
+        notes = list(self._notes)
+        if orientation != 1:
+            notes.append("rotated upright according to EXIF")
+        if (deep := self._decode_deep()) is not None:
+            array = turned_upright(deep, orientation)
         elif upright.mode == "CMYK":
             array, note = cmyk_to_rgb(np.asarray(upright), extras.pop("icc_profile", None))
             notes.append(note)
@@ -93,7 +115,22 @@ class Source(ImageSource):
         return Decoded(array, tuple(notes), extras, alpha)
 
 
-def write(file: BinaryIO, path: Path, name: str, pictures: Sequence[Picture]) -> None:
+    def _decode_deep(self) -> np.ndarray | None:
+        """Return the samples of an image of which Pillow gives 8 bits of more."""
+        import imagecodecs
+
+        self.file.seek(0)
+        if ";16B" in self._raw_mode and self._still.mode != "I;16":
+            return np.asarray(imagecodecs.png_decode(self.file.read()))
+        if self.format.name == "JPEG2000" and sample_bits(content := self.file.read()) != 8:
+            return np.asarray(imagecodecs.jpeg2k_decode(content))
+        if self.format.name == "AVIF" and (bits := sample_bits(content := self.file.read())) > 8:
+            samples = imagecodecs.avif_decode(content).astype("float64")
+            return np.rint(samples * (65535 / (2**bits - 1))).astype("uint16")
+        return None
+
+
+def write(file: BinaryIO, path: Path, name: str, pictures: Iterable[Picture]) -> None:
     """Write one image in the format of that name."""
     from PIL import Image
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from dl_techniques.atomic import staged_file
 from dl_techniques.errors import FileError
 from dl_techniques.images.colours import cmyk_to_rgb
 from dl_techniques.images.metadata import tiff_extras, turned_upright
 from dl_techniques.images.raster import TiffRaster, page_options
-from dl_techniques.images.source import Decoded, ImageSource, Picture
+from dl_techniques.images.source import Decoded, ImageSource, Picture, naming
+from dl_techniques.images.tiff_limits import check_directories, guard
 
 WIDER = {
     **dict.fromkeys(("int8", "int16", "float16"), "float32"),
@@ -37,7 +39,7 @@ class Source(ImageSource):
         status = os.fstat(self.file.fileno())
         known = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         if known not in _PLACES:
-            _check_chain(self.path, self.file)
+            check_directories(self.path, self.file)
         self.file.seek(0)
         pages: Any = tifffile.TiffFile(self.file).pages
         places = _PLACES.get(known) or tuple(page.index for page in pages if not page.is_reduced) or range(len(pages))
@@ -48,7 +50,7 @@ class Source(ImageSource):
 
     def _page(self, number: int) -> Any:
         pages = self._directories
-        return pages[self._places[number]]
+        return guard(pages[self._places[number]])
 
     def _count(self) -> int:
         return len(self._directories) and len(self._places)
@@ -89,38 +91,37 @@ class Source(ImageSource):
         return Decoded(array, (*notes, *note), extras, alpha)
 
 
-def write(file: BinaryIO, path: Path, name: str, pictures: Sequence[Picture]) -> None:
+def write(file: BinaryIO, path: Path, name: str, pictures: Iterable[Picture]) -> None:
     """Write images as pages, compressed without loss."""
     import tifffile
 
     with tifffile.TiffWriter(file) as writer:
         for picture in pictures:
-            array = picture.samples
-            options = page_options(array.shape[2], picture.pixels.shape[2], picture.extras)
-            writer.write(array[..., 0] if array.shape[2] == 1 else array, **options)
+            _write_page(writer, picture)
 
 
-def _check_chain(path: Path, file: BinaryIO) -> None:
-    """Raise `FileError` if the pages of a TIFF lead back to one of them: tifffile would follow them for ever."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(16)
-    order = "<" if head[:2] == b"II" else ">"
-    big = struct.unpack_from(order + "H", head, 2)[0] == 43
-    tag_count, tag_size, link = (order + "Q", 20, order + "Q") if big else (order + "H", 12, order + "I")
+@contextlib.contextmanager
+def page_writer(path: Path) -> Iterator[Callable[[Picture], None]]:
+    """Give a function that adds a page to a file, which appears when it is complete.
 
-    def number(form: str, place: int) -> int:
-        file.seek(min(place, size))
-        content = file.read(struct.calcsize(form))
-        return struct.unpack(form, content)[0] if len(content) == struct.calcsize(form) else 0
+    Raises:
+        FileError: It cannot be written.
+    """
+    import tifffile
 
-    seen: set[int] = set()
-    place = number(link, 8 if big else 4)
-    while place:
-        if place in seen:
-            raise FileError(str(path), "has pages that form a loop.", "Copy or export it again.")
-        seen.add(place)
-        place = number(link, place + struct.calcsize(tag_count) + tag_size * number(tag_count, place))
+    with staged_file(path) as file, tifffile.TiffWriter(file) as writer:
+
+        def add(picture: Picture) -> None:
+            with naming(path, "written", "Leave it out."):
+                _write_page(writer, picture)
+
+        yield add
+
+
+def _write_page(writer: Any, picture: Picture) -> None:
+    array = picture.samples
+    options = page_options(array.shape[2], picture.pixels.shape[2], picture.extras)
+    writer.write(array[..., 0] if array.shape[2] == 1 else array, **options)
 
 
 def _alpha(page: Any) -> int | None:
