@@ -16,7 +16,7 @@ def printable(text: str, kept: str = "") -> str:
 
     Args:
         text: Any.
-        kept: Characters that stay as they are, such as `"\\n"`; without them the result is one line.
+        kept: Characters that stay as they are, such as the newline; without them the result is one line.
     """
     if text.isascii() and text.isprintable():
         return text
