@@ -1,4 +1,4 @@
-"""JSON, TOML and CSV files: read within bounds, their types checked; tables written so that spreadsheets run nothing."""
+"""JSON, TOML and CSV files: read within bounds, types checked; tables written so that spreadsheets run nothing."""
 
 from __future__ import annotations
 
