@@ -20,7 +20,7 @@ from dl_techniques.errors import FileError
 LARGEST = 2**24  # bytes of JSON and TOML
 LARGEST_TABLE = 2**28  # bytes of CSV
 DEEPEST = 64  # objects and lists within each other
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|nan)")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # beginnings that a spreadsheet takes for one
 
 
@@ -75,8 +75,8 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(map(_harmless, header))
-    table.writerows(map(_harmless, row) for row in rows)
+    table.writerow(_harmless(header))
+    table.writerows(map(_harmless, rows))
     write_file(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
@@ -114,11 +114,11 @@ def _converted(value: Any, hint: Any) -> Any:
             return {key: _converted(item, typing.get_args(option)[1]) for key, item in value.items()}
         if kind is Path and isinstance(value, str):
             return Path(value)
-        if kind in (int, float) and type(value) in (int, float) and math.isfinite(value):
-            if kind is float or value == int(value):
-                return kind(value)
         if kind not in (int, float) and type(value) is kind:
             return value
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if number and (kind is float or (kind is int and value == int(value))):
+            return kind(value)
     raise TypeError(value)
 
 

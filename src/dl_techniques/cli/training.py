@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import sys
-import tomllib
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +16,9 @@ from cyclopts.config import Toml
 
 from dl_techniques.cli.backend import Backend, choose_backend
 from dl_techniques.cli.terminal import terminal
-from dl_techniques.errors import ConvUNextError, FileError
+from dl_techniques.errors import ArgumentError, ConvUNextError
 from dl_techniques.tasks.registry import TASKS
+from dl_techniques.training.plan import check_plan
 from dl_techniques.training.settings import DeviceSettings, TrainingConfig
 
 ONE = DeviceSettings()
@@ -100,6 +100,8 @@ def resume_training(*, resume: Path | None = None, devices: Devices = ONE, backe
         raise ConvUNextError(str(resume), f"is a run of task {task!r}, which this version does not know.", "Update.")
     if backend is None and "KERAS_BACKEND" not in os.environ and not devices.distributed:
         backend = typing.cast(Backend, stored_versions(resume).get("backend"))
+        if backend not in (known := [None, *typing.get_args(typing.get_args(Backend)[0])]):
+            raise ArgumentError("backend", f"must be one of {', '.join(known[1:])} in the run's config.json", backend)
     _train(stored_config(resume, TASKS[task].config), backend, devices, resume=True)
 
 
@@ -133,13 +135,10 @@ def planned_settings(tokens: list[str]) -> list[Toml]:
         path = parser.parse_known_args(tokens)[0].plan
     except argparse.ArgumentError:  # no file follows; the parser of the command says so
         return []
-    if path is None:
+    task = next((token for token in tokens if token in TASKS), None)
+    if path is None or task is None:
         return []
-    try:
-        if "settings" not in tomllib.loads(path.read_text(encoding="utf-8")):
-            raise ValueError("it has no table [settings]")
-    except (OSError, ValueError) as error:
-        raise FileError(str(path), f"is not a plan: {error}.", "Make one with `convunext plan`.") from error
+    check_plan(path, task, TASKS[task].config)
     return [Toml(path, root_keys=["settings"], use_commands_as_keys=False)]
 
 
