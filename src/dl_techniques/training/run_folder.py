@@ -244,7 +244,8 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 def _digest(settings: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the settings that stay as they are while a run lasts, wherever its data are."""
-    kept = {name: value for name, value in settings.items() if name not in (*PROLONGABLE, *DATA, "output")}
+    changing = (*PROLONGABLE, *DATA, "output", "versions")
+    kept = {name: value for name, value in settings.items() if name not in changing}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
