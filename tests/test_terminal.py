@@ -62,9 +62,7 @@ def test_what_others_print_log_or_warn_of_is_escaped(capsys):
         warnings.simplefilter("always")
         print("a\x1b[2J\tb\nc\udcff")
         print("d\x07", file=sys.stderr)
-        logging.getLogger("tifffile").handlers or logging.lastResort.handle(
-            logging.LogRecord("x", logging.WARNING, "x", 1, "e\x1b[2J", None, None)
-        )
+        logging.lastResort.handle(logging.LogRecord("tifffile", logging.WARNING, "x", 1, "e\x1b[2J", None, None))
         warnings.warn("f\x1b[2J", stacklevel=1)
     out, err = capsys.readouterr()
     assert out == "a\\x1b[2J\tb\nc\\udcff\n"

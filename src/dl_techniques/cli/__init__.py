@@ -277,6 +277,9 @@ def _run(tokens: list[str]) -> int:
     except PartialFailure as failure:
         print(f"convunext: {printable(str(failure))}", file=sys.stderr)
         return FAILED
+    except MemoryError as error:
+        print(f"convunext: memory: is not enough: {error}. Choose smaller images, crops or models.", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         print("convunext: interrupted.", file=sys.stderr)
         return INTERRUPTED

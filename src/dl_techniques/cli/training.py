@@ -16,7 +16,7 @@ from cyclopts.config import Toml
 
 from dl_techniques.cli.backend import Backend, choose_backend
 from dl_techniques.cli.terminal import terminal
-from dl_techniques.errors import ArgumentError, ConvUNextError
+from dl_techniques.errors import ConvUNextError, FileError
 from dl_techniques.tasks.registry import TASKS
 from dl_techniques.training.plan import check_plan
 from dl_techniques.training.settings import DeviceSettings, TrainingConfig
@@ -93,15 +93,17 @@ def resume_training(*, resume: Path | None = None, devices: Devices = ONE, backe
     if resume is None:
         train.help_print([])
         return
-    from dl_techniques.training.run_folder import stored_config, stored_versions, task_of
+    from dl_techniques.training.run_folder import CONFIG, RESTORE, stored_config, stored_versions, task_of
 
     task = task_of(resume)
     if task not in TASKS:
         raise ConvUNextError(str(resume), f"is a run of task {task!r}, which this version does not know.", "Update.")
     if backend is None and "KERAS_BACKEND" not in os.environ and not devices.distributed:
-        backend = typing.cast(Backend, stored_versions(resume).get("backend"))
-        if backend not in (known := [None, *typing.get_args(typing.get_args(Backend)[0])]):
-            raise ArgumentError("backend", f"must be one of {', '.join(known[1:])} in the run's config.json", backend)
+        stored = stored_versions(resume).get("backend")
+        if stored not in (None, *(known := typing.get_args(typing.get_args(Backend)[0]))):
+            reason = f"names the backend {stored!r}; this version knows {', '.join(known)}."
+            raise FileError(str(resume / CONFIG), reason, RESTORE)
+        backend = typing.cast(Backend, stored)
     _train(stored_config(resume, TASKS[task].config), backend, devices, resume=True)
 
 
