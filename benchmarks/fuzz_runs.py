@@ -1,4 +1,4 @@
-"""Damaged and edited folders of runs: read as `convunext train --resume` reads them, and, as `resume`, resumed.
+"""Damaged and edited folders of runs, and cards of models: read as `convunext train --resume` reads them, and, as `resume`, resumed.
 
 A run that goes on must end as it would have: the same state, log and scores. Only `steps` and `cooldown`, which may
 change, and where the data lie, which `files.csv` checks, are taken as they stand.
@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dl_techniques.card import card_path, read_card
 from dl_techniques.datasets.inspection import Inspection
 from dl_techniques.datasets.pairs import Pair
 from dl_techniques.datasets.targets import PairFacts
+from dl_techniques.tasks.registry import task_of
 from dl_techniques.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from dl_techniques.training.fingerprint import compare_fingerprints, write_fingerprints
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
@@ -44,11 +46,26 @@ from dl_techniques.training.run_folder import (
 )
 from fuzz import Wrong, damaged
 
-KINDS = ("config", "log", "files", "checkpoint", "resume")
+KINDS = ("config", "log", "files", "checkpoint", "card", "resume")
 ODD: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 3, 10**9, 10**26, 0.5, -1.5, float("nan"), float("inf"), "", "x", "4", "a\0b", "\x1b[2J",
     [], [1], ["x"], {}, {"a": 1}, [[[]]],
 )  # fmt: skip
+CARD = {
+    "schema_version": 2,
+    "task": "segment",
+    "channels": 1,
+    "normalization": "standardize",
+    "training": {"images": 8, "patch": 64},
+    "export": {"format": "onnx", "sha256": {".onnx": "ab" * 32}},
+    "classes": [
+        {"name": "cell", "mask_value": 0, "colour": "#000000"},
+        {"name": "nucleus", "mask_value": 7, "colour": "#e69f00"},
+    ],
+    "ignored_mask_values": [255],
+    "every_other_value_is_foreground": False,
+    "labels": False,
+}
 ENDED = ("model.keras", "model.keras.card.json", "metrics.json", "metrics.csv", "report.html")
 SMALL = {
     "steps": 4, "steps_per_epoch": 2, "patch": 16, "final_patch": 16, "batch_size": 1, "held_out": 2, "depth": 2,
@@ -93,7 +110,8 @@ def edited(content: bytes, rng: random.Random) -> bytes:
         text = json.dumps({**values, name: "DEEP"})
         return text.replace('"DEEP"', "[" * 50_000 + "]" * 50_000).encode()
     elif kind == "inner":
-        values["versions"] = {rng.choice(("backend", "keras", "other")): rng.choice(ODD)}
+        inner = rng.choice([value for value in values.values() if isinstance(value, dict)])
+        inner[rng.choice([*inner, "other"])] = rng.choice(ODD)
     else:
         values[name if kind == "set" else "other"] = rng.choice(ODD)
     return json.dumps(values).encode("utf-16" if rng.random() < 0.05 else "utf-8")
@@ -124,6 +142,8 @@ def attempt(kind: str, seed: int, folder: Path) -> str:
     rng = random.Random(seed)
     if kind == "resume":
         return _resume(rng, folder / "run")
+    if kind == "card":
+        return _card(rng, folder / "model.onnx")
     run = folder / "run"
     config = write_run(run)
     return ATTEMPTS[kind](run, config, rng)
@@ -167,6 +187,15 @@ def _checkpoint(run: Path, config: DenoisingConfig, rng: random.Random) -> str:
     if any(not np.array_equal(found[name], value) for name, value in state().items()):
         raise Wrong("the state changed unnoticed")
     return "an older state, and said" if torn and step == 2 else "the same"
+
+
+def _card(rng: random.Random, model: Path) -> str:
+    path = card_path(model)
+    path.write_text(json.dumps(CARD))
+    change(path, rng)
+    card = read_card(model)
+    task_of(card, str(model)).facts()
+    return "taken"
 
 
 ATTEMPTS = {"config": _config, "log": _log, "files": _files, "checkpoint": _checkpoint}
