@@ -24,7 +24,7 @@ from dl_techniques.datasets.inspection import Inspection
 from dl_techniques.datasets.pairs import Pair
 from dl_techniques.datasets.targets import PairFacts
 from dl_techniques.tasks.registry import task_of
-from dl_techniques.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from dl_techniques.training.checkpoint import list_checkpoints, load_checkpoint, logged_digest, save_checkpoint
 from dl_techniques.training.fingerprint import compare_fingerprints, write_fingerprints
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
 from dl_techniques.training.run_folder import (
@@ -91,8 +91,7 @@ def write_run(folder: Path) -> DenoisingConfig:
         write_fingerprints(folder, facts(folder.parent))
         for epoch in range(2):
             log_epoch(folder / LOG, {"epoch": epoch, "loss": 0.5 / (1 + epoch), "val_psnr_25": 20.25 + epoch})
-            saved = {**state(), LOG: np.array(log_digest(folder))}
-            save_checkpoint(checkpoints, 2 + 2 * epoch, saved)
+            save_checkpoint(checkpoints, 2 + 2 * epoch, state(), log_digest(folder))
     return config
 
 
@@ -165,8 +164,7 @@ def _log(run: Path, config: DenoisingConfig, rng: random.Random) -> str:
     change(run / LOG, rng)
     check_run(run, config, resume=True)
     best = best_so_far(run, "val_psnr_25")
-    step, state, _ = load_checkpoint(run / CHECKPOINTS)
-    trim_log(run, step // 2, str(state[LOG]))
+    trim_log(run, 2, logged_digest(list_checkpoints(run / CHECKPOINTS)[0]))
     if read_log(run) != before or best != 21.25:
         raise Wrong("the log changed unnoticed")
     return "the same"

@@ -21,7 +21,7 @@ from dl_techniques.training.distribution import (
     local_copy,
     on_single_device,
 )
-from dl_techniques.training.run_folder import LOG, log_digest, log_epoch
+from dl_techniques.training.run_folder import log_digest, log_epoch
 
 
 class StateCheckpoint(keras.callbacks.Callback):
@@ -44,8 +44,7 @@ class StateCheckpoint(keras.callbacks.Callback):
             self.model.jax_state_sync()
         state = model_state(self.model)
         if is_writer():
-            state[LOG] = np.array(log_digest(self.folder.parent))
-            save_checkpoint(self.folder, steps_done(self.model), state)
+            save_checkpoint(self.folder, steps_done(self.model), state, log_digest(self.folder.parent))
 
 
 class EpochLog(keras.callbacks.Callback):

@@ -31,19 +31,22 @@ UNREADABLE = (
 )  # fmt: skip
 
 
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray]) -> Path:
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray], logged: str = "") -> Path:
     """Write the state after a step and delete all but the newest two.
 
     Args:
         folder: Where checkpoints lie; it exists.
         step: Steps done.
         state: Arrays by name.
+        logged: Digest of the run's log.
 
     Returns:
         The file.
     """
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **state)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = logged.encode()
     content = buffer.getvalue()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.npz"
     write_file(path, content)
@@ -96,6 +99,12 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path
         names = ", ".join(path.name for path in torn)
         raise FileError(str(folder), f"holds no intact checkpoint: {names} are damaged.", "Restore one from a backup.")
     raise FileError(str(folder), "holds no checkpoint.", "Name the folder of a run that has started training.")
+
+
+def logged_digest(path: Path) -> str:
+    """Return the digest of the log that was saved with an intact checkpoint; nothing if version 0.1 saved it."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.comment.decode("ascii", "replace")
 
 
 def save_model(model, path: Path) -> None:

@@ -18,6 +18,7 @@ from dl_techniques.training.checkpoint import (
     check_space,
     list_checkpoints,
     load_checkpoint,
+    logged_digest,
     model_state,
     restore_model_state,
     step_of,
@@ -205,8 +206,8 @@ def _restore(model: keras.Model, checkpoints: Path, steps_per_epoch: int, consol
         for path in torn:
             lost = step_of(path) - step
             console.print(f"{path}: damaged, skipped; resuming from step {step}, {lost} steps are trained again")
-        logged = state.pop(LOG, None)  # checkpoints of version 0.1 have none
-        trim_log(checkpoints.parent, step // steps_per_epoch, None if logged is None else str(logged))
+        found = next(path for path in list_checkpoints(checkpoints) if path not in torn)
+        trim_log(checkpoints.parent, step // steps_per_epoch, logged_digest(found))
     step, state = broadcast_from_writer((step, state))
     restore_model_state(model, state, checkpoints)
     if steps_done(model) != step:

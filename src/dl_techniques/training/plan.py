@@ -102,6 +102,7 @@ def check_plan(path: Path, task: str, config: type) -> None:
     if planned != task:
         raise FileError(str(path), f"is a plan of task {planned!r}, not of {task}.", MAKE_ANOTHER)
     hints = typing.get_type_hints(config)
+    settings = {name.replace("-", "_"): value for name, value in settings.items()}  # flags are known by both
     checked_fields(settings, {field.name: hints[field.name] for field in fields(config)}, str(path), MAKE_ANOTHER)
 
 

@@ -131,7 +131,7 @@ def stored_config(folder: Path, kind: type[Config]) -> Config:
         raise FileError(path, f"holds a setting that cannot be: {error}", RESTORE) from error
 
 
-def trim_log(folder: Path, epochs: int, digest: str | None = None) -> None:
+def trim_log(folder: Path, epochs: int, digest: str = "") -> None:
     """Take from the log what was written after the checkpoint that a run goes on from.
 
     Args:
@@ -150,7 +150,7 @@ def trim_log(folder: Path, epochs: int, digest: str | None = None) -> None:
         write_csv(path, header, rows[:epochs])
     elif not epochs:
         path.unlink(missing_ok=True)
-    if digest not in (None, log_digest(folder)):
+    if digest and digest != log_digest(folder):
         raise FileError(str(path), "was changed since the checkpoint: its SHA-256 differs.", RESTORE)
 
 
