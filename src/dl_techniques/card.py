@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import types
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -74,9 +73,6 @@ class ModelCard:
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise FileError(source, f"has a card whose {name} is {value!r}.", REMEDY)
             known[name] = value
-        patch = known.get("training", {}).get("patch")
-        if type(patch) not in (int, types.NoneType) or (patch is not None and patch < 1):
-            raise FileError(source, f"has a card whose patch in training is {patch!r}.", REMEDY)
         if known.get("channels", 1) < 1:
             raise FileError(source, f"has a card whose channels are {known['channels']}.", REMEDY)
         own = {*TYPES, "schema_version"}
@@ -91,8 +87,9 @@ class ModelCard:
 
     @property
     def patch(self) -> int | None:
-        """Height and width of the patches of training, in pixels; `None` where that is not known."""
-        return self.training.get("patch")
+        """Height and width of the patches of training, in pixels; `None` where that is not known or not one size."""
+        patch = self.training.get("patch")
+        return patch if type(patch) is int and patch > 0 else None
 
     @property
     def exported(self) -> Mapping[str, Any]:
