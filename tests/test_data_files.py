@@ -14,6 +14,12 @@ from dl_techniques.data_files import checked_fields, parse_json, read_csv, read_
 from dl_techniques.errors import FileError
 
 DEEP = 100_000
+
+
+def short(value: object) -> str:
+    return repr(value[:20] if isinstance(value, str | bytes) else value)
+
+
 BROKEN = {
     "deep": b'{"a": ' + b"[" * DEEP + b"]" * DEEP + b"}",
     "deep within reason of the parser": b'{"a": ' + b"[" * 80 + b"]" * 80 + b"}",
@@ -37,7 +43,7 @@ def test_json_that_is_no_object_within_bounds_is_refused_by_name(kind, tmp_path)
     assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * DEEP, "[" + "a." * DEEP + "b]", "a = 1\na = 2", "a =", "\0"])
+@pytest.mark.parametrize("text", ["a = " + "[" * DEEP, "[" + "a." * DEEP + "b]", "a = 1\na = 2", "a =", "\0"], ids=short)
 def test_toml_that_is_broken_or_deep_is_refused_by_name(text, tmp_path):
     (tmp_path / "plan.toml").write_text(text)
     with pytest.raises(FileError, match=r"plan\.toml: cannot be read: .*\. Correct it"):
@@ -127,7 +133,7 @@ def test_names_that_are_no_utf8_are_read_as_they_were_written(tmp_path):
     assert read_csv(tmp_path / "t.csv", "") == (["image"], [[name]])
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"a,b\n1\n", b"a,b\n1,2,3\n", b'a,b\n"1,2\n', b"a\n" + b"x" * 200_000])
+@pytest.mark.parametrize("content", [b"", b"\n", b"a,b\n1\n", b"a,b\n1,2,3\n", b'a,b\n"1,2\n', b"a\n" + b"x" * 200_000], ids=short)
 def test_tables_that_are_none_are_refused_by_name(content, tmp_path):
     (tmp_path / "log.csv").write_bytes(content)
     with pytest.raises(FileError, match=r"log\.csv: cannot be read: .*\. Restore it"):
@@ -156,7 +162,7 @@ def test_tables_are_bounded(tmp_path, monkeypatch):
         (b'{"schema_version": true}', "schema version True"),
         (b'{"a": "' + b" " * 2**24 + b'"}', "more than 16 MB"),
     ],
-    ids=str,
+    ids=short,
 )
 def test_cards_are_bounded_and_their_types_checked(card, reason, tmp_path):
     (tmp_path / "m.onnx.card.json").write_bytes(card)

@@ -61,6 +61,7 @@ def edit(run: Path, before: str, after: str, name: str = "config.json") -> None:
         ('"keras": "3.15.1"', '"keras": 3', r"holds versions = \{.*; it must be a table"),
         ('"steps": 4', '"steps": ' + 10**4 * "[" + 10**4 * "]", "its values lie more than 64 deep"),
     ],
+    ids=lambda text: text[:30],
 )
 def test_edited_settings_are_refused_by_file_and_field(before, after, reason, run):
     edit(run, before, after)

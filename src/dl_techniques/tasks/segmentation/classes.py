@@ -78,7 +78,8 @@ class Classes:
                 bool(card.get("labels", False)),
                 tuple(int(entry["colour"].removeprefix("#"), 16) for entry in card["classes"] if "colour" in entry),
             )
-            if not 1 <= classes.count <= MOST_CLASSES or any(not 0 <= colour < 2**24 for colour in classes.painted):
+            known = all(abs(value) < 2**32 for value in (*classes.values, *classes.ignored))
+            if not (known and 1 <= classes.count <= MOST_CLASSES and all(0 <= c < 2**24 for c in classes.painted)):
                 raise ValueError
             return classes
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
