@@ -16,6 +16,7 @@ FLOORS = {
     "__init__": 0,
     "errors": 0,
     "atomic": 0.1,
+    "data_files": 0.15,
     "card": 0.2,
     "report": 0.1,
     "images": 1,

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dl_techniques.atomic import write_file
+from dl_techniques.data_files import parse_json, read_json
 from dl_techniques.errors import FileError
 
 MEMBER = "card.json"
 ARCHIVE = ".keras"  # suffix of the files that hold their card
-LARGEST = 2**20
+LARGEST = 2**20  # bytes
+REMEDY = "Get the model again."
 SCHEMA_VERSION = 2  # 1, which says no number, is that of version 0.1
 NORMALIZATIONS = ("none", "standardize")
 
@@ -60,16 +63,18 @@ class ModelCard:
             FileError: A value is of another type, or a newer version of convunext wrote it.
         """
         version = values.get("schema_version", 1)
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
+        if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
             reason = f"has a card of schema version {version!r}; this version of convunext reads {SCHEMA_VERSION}."
             raise FileError(source, reason, "Update convunext.")
         known: dict[str, Any] = {}
-        for name, types in TYPES.items():
+        for name, kind in TYPES.items():
             if (value := values.get(name)) is None:
                 continue
-            if not isinstance(value, types):
-                raise FileError(source, f"has a card whose {name} is {value!r}.", "Get the model again.")
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise FileError(source, f"has a card whose {name} is {value!r}.", REMEDY)
             known[name] = value
+        if known.get("channels", 1) < 1:
+            raise FileError(source, f"has a card whose channels are {known['channels']}.", REMEDY)
         own = {*TYPES, "schema_version"}
         return cls(**known, details={name: value for name, value in values.items() if name not in own})
 
@@ -82,8 +87,9 @@ class ModelCard:
 
     @property
     def patch(self) -> int | None:
-        """Height and width of the patches of training, in pixels; `None` where that is not known."""
-        return self.training.get("patch")
+        """Height and width of the patches of training, in pixels; `None` where that is not known or not one size."""
+        patch = self.training.get("patch")
+        return patch if type(patch) is int and patch > 0 else None
 
     @property
     def exported(self) -> Mapping[str, Any]:
@@ -127,13 +133,16 @@ def read_card(model: Path) -> ModelCard:
         if model.suffix == ARCHIVE and zipfile.is_zipfile(model):
             with zipfile.ZipFile(model) as file:
                 names = {item.filename: item.file_size for item in file.infolist()}
-                if names.get(MEMBER, LARGEST + 1) > LARGEST:
+                if MEMBER not in names:
                     return ModelCard()
-                return _parse(model, file.read(MEMBER))
-        path = card_path(model)
-        return _parse(path, path.read_bytes()) if path.is_file() else ModelCard()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise FileError(str(model), f"holds a card that cannot be read: {error}.", "Get the model again.") from error
+                if names[MEMBER] > LARGEST:
+                    raise FileError(str(model), f"holds a card of {names[MEMBER]} bytes.", REMEDY)
+                source = f"{model}/{MEMBER}"
+                return ModelCard.from_dict(parse_json(file.read(MEMBER), source, REMEDY), source)
+    except (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise FileError(str(model), f"holds a card that cannot be read: {error}.", REMEDY) from error
+    path = card_path(model)
+    return ModelCard.from_dict(read_json(path, REMEDY), str(path)) if path.exists() else ModelCard()
 
 
 def write_card(model: Path, card: ModelCard | Mapping[str, Any]) -> None:
@@ -188,11 +197,3 @@ def _with_member(model: Path, content: bytes) -> bytes:
                 new.writestr(item, old.read(item))
         new.writestr(MEMBER, content)
     return buffer.getvalue()
-
-
-def _parse(path: Path, content: bytes) -> ModelCard:
-    try:
-        card = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise FileError(str(path), f"holds a card that cannot be read: {error}.", "Get the model again.") from error
-    return ModelCard.from_dict(card, str(path)) if isinstance(card, dict) else ModelCard()

@@ -6,12 +6,22 @@ import unicodedata
 from collections.abc import Sequence
 
 SHOWN = 10  # of what is wrong
+LARGEST = 10**9 - 1  # of counts: steps have nine digits in the names of checkpoints
+SEPARATOR = "\n  "  # between the items of a list, one a line
+ODD = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction of writing, no UTF-8, ends of lines and paragraphs
 
 
-def printable(text: str) -> str:
-    """Return text on one line that does nothing to a terminal; names of files may hold anything."""
-    odd = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction of writing, no UTF-8, ends of lines and paragraphs
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in text)
+def printable(text: str, kept: str = "") -> str:
+    """Return text that does nothing to a terminal; files, and names in them, may hold anything.
+
+    Args:
+        text: Any.
+        kept: Characters that stay as they are, such as the newline; without them the result is one line.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    odd = (c if c in kept or unicodedata.category(c) not in ODD else c.encode("unicode_escape").decode() for c in text)
+    return "".join(odd)
 
 
 def pip_install(extra: str) -> str:
@@ -20,8 +30,8 @@ def pip_install(extra: str) -> str:
 
 
 def first_of(items: Sequence[str], separator: str = ", ") -> str:
-    """Return the first ten of what is wrong, and how many more there are."""
-    shown = separator.join(items[:SHOWN])
+    """Return the first ten of what is wrong, each on one line, and how many more there are."""
+    shown = separator.join(map(printable, items[:SHOWN]))
     more = len(items) - SHOWN
     return shown if more <= 0 else f"{shown}{separator if separator.isspace() else ' '}and {more} more"
 
@@ -29,7 +39,8 @@ def first_of(items: Sequence[str], separator: str = ", ") -> str:
 class ConvUNextError(Exception):
     """Refuse an input: what it was, why it cannot be used, what to do.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with status 2. The message does nothing to a terminal and
+    has line breaks only before the items of a list (`SEPARATOR`); the attributes are as they were given.
 
     Args:
         subject: The file or argument that is refused.
@@ -41,7 +52,7 @@ class ConvUNextError(Exception):
         self.subject = subject
         self.reason = reason
         self.remedy = remedy
-        super().__init__(f"{printable(subject)}: {reason}" + (f" {remedy}" if remedy else ""))
+        super().__init__(_message(f"{printable(subject)}: {reason}", remedy))
 
 
 class ArgumentError(ConvUNextError, ValueError):
@@ -56,14 +67,16 @@ class ArgumentError(ConvUNextError, ValueError):
 
     def __init__(self, name: str, rule: str, value: object, remedy: str = "") -> None:
         super().__init__(name, f"{rule}. Received: {name}={value!r}.", remedy)
-        self.args = (f"`{name}` {rule}. Received: {name}={value!r}." + (f" {remedy}" if remedy else ""),)
+        self.args = (_message(f"`{name}` {self.reason}", remedy),)
 
 
-def check_counts(settings: object, *names: str) -> None:
-    """Raise `ArgumentError` for the first of the named attributes that is below 1."""
+def check_counts(settings: object, *names: str, largest: int = LARGEST) -> None:
+    """Raise `ArgumentError` for the first of the named attributes that is below 1 or above the largest."""
     for name in names:
         if getattr(settings, name) < 1:
             raise ArgumentError(name, "must be at least 1", getattr(settings, name))
+        if getattr(settings, name) > largest:
+            raise ArgumentError(name, f"must be at most {largest}", getattr(settings, name))
 
 
 class FileError(ConvUNextError):
@@ -76,3 +89,8 @@ class WeightsError(ConvUNextError, ValueError):
 
 class ExportError(ConvUNextError):
     """The artifact does not reproduce its model; partial output is removed. The command's exit status is 1."""
+
+
+def _message(statement: str, remedy: str) -> str:
+    lines = (f"{statement} {remedy}" if remedy else statement).split(SEPARATOR)
+    return SEPARATOR.join(map(printable, lines))

@@ -7,7 +7,6 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -68,12 +67,8 @@ class Report:
     key: Sequence[tuple[str, str]] = ()
     rows: Sequence[Sequence[tuple[str, np.ndarray]]] = ()
 
-    def write(self, path: Path) -> None:
-        """Write the page to `path`, pictures inside."""
-        path.write_text(self.to_html(), encoding="utf-8")
-
     def to_html(self) -> str:
-        """Return the page."""
+        """Return the page, pictures inside."""
         escape = html.escape
         numbers = "".join(
             f'<div class="big">{escape(v)}<small>{escape(k)}</small></div>' for k, v in self.numbers.items()

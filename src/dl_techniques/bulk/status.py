@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dl_techniques.bulk.storage import Folder
+from dl_techniques.errors import FileError
 
 DONE, REFUSED, FAILED = "done", "refused", "failed"
 TABLE, PARTS = "status.parquet", "status"
@@ -31,6 +32,7 @@ SCHEMA = pa.schema(
         "settings": pa.string(),  # digest of the model and all that a result depends on
     }
 )
+LARGEST = 2**32  # bytes of a table
 ROWS, SECONDS = 4096, 30.0  # written after so many rows, or so long
 
 
@@ -84,7 +86,21 @@ class Status:
 
     @staticmethod
     def _load(folder: Folder, name: str) -> pa.Table:
-        return pq.read_table(io.BytesIO(folder.read(name)), schema=SCHEMA)
+        try:
+            if folder.look(name).size > LARGEST:
+                raise ValueError(f"it has more than {LARGEST // 2**20} MB")
+            file = pq.ParquetFile(io.BytesIO(folder.read(name)))
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+            if not file.schema_arrow.equals(SCHEMA):
+                raise ValueError("its columns are others")
+            if sum(group.total_byte_size for group in groups) > LARGEST:
+                raise ValueError(f"its rows take more than {LARGEST // 2**20} MB")
+            table = file.read()
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = f"is no table of the states of images: {error}."
+            raise FileError(folder / name, reason, "Remove it: the images are then looked at again.") from error
+        return table
 
 
 def rows(values: Iterable[dict[str, Any]]) -> pa.Table:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from dl_techniques.atomic import temporary_name
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.formats import suffixes
 from dl_techniques.inference.pipeline import find_inputs
@@ -129,7 +130,7 @@ class Folder:
 
         path = f"{self.path}/{name}"
         put = self.files.type_name in WHOLE_PUTS
-        temporary = path if put else f"{self.path}/.{name}.{os.getpid()}.tmp"
+        temporary = path if put else f"{self.path}/{temporary_name(Path(name)).name}"
         try:
             whole = pa.memory_map(str(content)).read_buffer() if isinstance(content, Path) else content
             file = self.files.open_output_stream(temporary)

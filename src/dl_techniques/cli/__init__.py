@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, CycloptsPanel, Parameter
 
 from dl_techniques import __version__
 from dl_techniques.cli.backend import Backend, choose_backend, prepare_engine
-from dl_techniques.cli.terminal import terminal
+from dl_techniques.cli.terminal import escaping_streams, terminal
 from dl_techniques.cli.training import plan, planned_settings, printing_resume_command, train
 from dl_techniques.engines.formats import EngineName
-from dl_techniques.errors import ConvUNextError, ExportError
+from dl_techniques.errors import ConvUNextError, ExportError, printable
 from dl_techniques.export.settings import ExportOptions
 from dl_techniques.inference.settings import DenoisingOptions, PredictionOptions
 from dl_techniques.page.settings import PageOptions
@@ -260,17 +260,26 @@ def _terminate(*_: object) -> None:
 def main(tokens: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0 done, 1 partly, 2 refused, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, _terminate)
+    with escaping_streams():
+        return _run(sys.argv[1:] if tokens is None else tokens)
+
+
+def _run(tokens: list[str]) -> int:
     try:
-        app.config = planned_settings(sys.argv[1:] if tokens is None else tokens)
-        app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
-    except CycloptsError:
+        app.config = planned_settings(tokens)
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        terminal(stderr=True).print(CycloptsPanel(error))
         return USAGE
     except ConvUNextError as error:
         print(f"convunext: {error}", file=sys.stderr)
         return USAGE
     except PartialFailure as failure:
-        print(f"convunext: {failure}", file=sys.stderr)
+        print(f"convunext: {printable(str(failure))}", file=sys.stderr)
         return FAILED
+    except MemoryError as error:
+        print(f"convunext: memory: is not enough: {error}. Choose smaller images, crops or models.", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         print("convunext: interrupted.", file=sys.stderr)
         return INTERRUPTED

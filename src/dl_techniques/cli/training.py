@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import sys
-import tomllib
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from dl_techniques.cli.backend import Backend, choose_backend
 from dl_techniques.cli.terminal import terminal
 from dl_techniques.errors import ConvUNextError, FileError
 from dl_techniques.tasks.registry import TASKS
+from dl_techniques.training.plan import check_plan
 from dl_techniques.training.settings import DeviceSettings, TrainingConfig
 
 ONE = DeviceSettings()
@@ -93,13 +93,17 @@ def resume_training(*, resume: Path | None = None, devices: Devices = ONE, backe
     if resume is None:
         train.help_print([])
         return
-    from dl_techniques.training.run_folder import stored_config, stored_versions, task_of
+    from dl_techniques.training.run_folder import CONFIG, RESTORE, stored_config, stored_versions, task_of
 
     task = task_of(resume)
     if task not in TASKS:
         raise ConvUNextError(str(resume), f"is a run of task {task!r}, which this version does not know.", "Update.")
     if backend is None and "KERAS_BACKEND" not in os.environ and not devices.distributed:
-        backend = typing.cast(Backend, stored_versions(resume).get("backend"))
+        stored = stored_versions(resume).get("backend")
+        if stored not in (None, *(known := typing.get_args(typing.get_args(Backend)[0]))):
+            reason = f"names the backend {stored!r}; this version knows {', '.join(known)}."
+            raise FileError(str(resume / CONFIG), reason, RESTORE)
+        backend = typing.cast(Backend, stored)
     _train(stored_config(resume, TASKS[task].config), backend, devices, resume=True)
 
 
@@ -133,13 +137,10 @@ def planned_settings(tokens: list[str]) -> list[Toml]:
         path = parser.parse_known_args(tokens)[0].plan
     except argparse.ArgumentError:  # no file follows; the parser of the command says so
         return []
-    if path is None:
+    task = next((token for token in tokens if token in TASKS), None)
+    if path is None or task is None:
         return []
-    try:
-        if "settings" not in tomllib.loads(path.read_text(encoding="utf-8")):
-            raise ValueError("it has no table [settings]")
-    except (OSError, ValueError) as error:
-        raise FileError(str(path), f"is not a plan: {error}.", "Make one with `convunext plan`.") from error
+    check_plan(path, task, TASKS[task].config)
     return [Toml(path, root_keys=["settings"], use_commands_as_keys=False)]
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from dl_techniques.errors import FileError, first_of
-
-SEPARATOR = "\n  "
+from dl_techniques.errors import SEPARATOR, FileError, first_of
 
 
 def refuse(findings: Sequence[str], total: int, folder: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import dl_techniques
 from dl_techniques.atomic import publish, staged_folder
 from dl_techniques.card import file_digest
+from dl_techniques.data_files import read_json
 from dl_techniques.engines.formats import CONVERTED
 from dl_techniques.engines.subprocess import ConversionError, run_in_subprocess
 from dl_techniques.errors import FileError
@@ -95,10 +96,10 @@ def _find(key: str) -> Conversion | None:
     """Return a conversion; `None` if it does not exist, is incomplete or damaged."""
     folder = Path(_temporary[key].name) if key in _temporary else cache_folder() / key
     try:
-        facts = json.loads((folder / FACTS).read_bytes())
+        facts = read_json(folder / FACTS, "Remove it.")
         if any(file_digest(folder / name) != digest for name, digest in facts["sha256"].items()):
             return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     with contextlib.suppress(OSError):  # of a cache that others share and may not write to
         os.utime(folder)  # it was used

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dl_techniques.atomic import check_writable, write_file
 from dl_techniques.card import ModelCard
+from dl_techniques.data_files import write_csv
 from dl_techniques.datasets.inspection import describe_images, inspect_pairs
 from dl_techniques.datasets.lazy import LazyDataset, MemoryBudget
 from dl_techniques.datasets.pairs import Pair, find_pairs
@@ -106,11 +105,7 @@ def write_evaluation(
     """
     write_file(folder / "metrics.json", json.dumps(evaluation.figures(), indent=2).encode())
     if rows := evaluation.rows():
-        text = io.StringIO()
-        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        write_file(folder / "metrics.csv", text.getvalue().encode())
+        write_csv(folder / "metrics.csv", list(rows[0]), [list(row.values()) for row in rows])
     shown = []
     for word, number in worst_and_best(evaluation.scores):
         (name, picture), *rest = pictures(number)

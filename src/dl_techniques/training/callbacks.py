@@ -10,7 +10,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from dl_techniques.atomic import write_file
 from dl_techniques.errors import ConvUNextError
 from dl_techniques.models.convunext.function import Function, keras_function
 from dl_techniques.models.convunext.model import create_inference_model_from_training_model
@@ -22,6 +21,7 @@ from dl_techniques.training.distribution import (
     local_copy,
     on_single_device,
 )
+from dl_techniques.training.run_folder import log_digest, log_epoch
 
 
 class StateCheckpoint(keras.callbacks.Callback):
@@ -44,7 +44,7 @@ class StateCheckpoint(keras.callbacks.Callback):
             self.model.jax_state_sync()
         state = model_state(self.model)
         if is_writer():
-            save_checkpoint(self.folder, steps_done(self.model), state)
+            save_checkpoint(self.folder, steps_done(self.model), state, log_digest(self.folder.parent))
 
 
 class EpochLog(keras.callbacks.Callback):
@@ -57,9 +57,7 @@ class EpochLog(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None) -> None:
         if not is_writer():
             return
-        row = {"epoch": epoch, **{name: float(value) for name, value in (logs or {}).items()}}
-        known = self.path.read_text(encoding="utf-8") if self.path.exists() else ",".join(row) + "\n"
-        write_file(self.path, (known + ",".join(map(str, row.values())) + "\n").encode())
+        log_epoch(self.path, {"epoch": epoch, **{name: float(value) for name, value in (logs or {}).items()}})
 
 
 class FiniteLoss(keras.callbacks.Callback):

@@ -26,21 +26,27 @@ from dl_techniques.training.distribution import gathered_value
 
 NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.npz")
 KEPT = 2
+UNREADABLE = (
+    OSError, ValueError, RuntimeError, TypeError, EOFError, KeyError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray]) -> Path:
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, np.ndarray], logged: str = "") -> Path:
     """Write the state after a step and delete all but the newest two.
 
     Args:
         folder: Where checkpoints lie; it exists.
         step: Steps done.
         state: Arrays by name.
+        logged: Digest of the run's log.
 
     Returns:
         The file.
     """
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **state)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = logged.encode()
     content = buffer.getvalue()
     path = folder / f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:16]}.npz"
     write_file(path, content)
@@ -80,17 +86,24 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path
     """
     torn: list[Path] = []
     for path in list_checkpoints(folder):
-        match = NAME.fullmatch(path.name)
-        content = path.read_bytes()
-        if match is None or hashlib.sha256(content).hexdigest()[:16] != match[2]:
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest()[:16] != path.stem.split("-")[2]:
+                raise ValueError("the digest differs")
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                return step_of(path), dict(arrays), torn
+        except UNREADABLE:
             torn.append(path)
-            continue
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return step_of(path), dict(arrays), torn
     if torn:
         names = ", ".join(path.name for path in torn)
         raise FileError(str(folder), f"holds no intact checkpoint: {names} are damaged.", "Restore one from a backup.")
     raise FileError(str(folder), "holds no checkpoint.", "Name the folder of a run that has started training.")
+
+
+def logged_digest(path: Path) -> str:
+    """Return the digest of the log that was saved with an intact checkpoint; nothing if version 0.1 saved it."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.comment.decode("ascii", "replace")
 
 
 def save_model(model, path: Path) -> None:
@@ -113,7 +126,7 @@ def is_intact(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
-    except (OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error, zipfile.BadZipFile):
+    except UNREADABLE:
         return False
 
 
@@ -126,11 +139,11 @@ def restore_model_state(model, state: Mapping[str, np.ndarray], source: Path) ->
     """Assign the result of `model_state` to a model of the same architecture and optimizer.
 
     Raises:
-        FileError: A name or shape differs; nothing is assigned then.
+        FileError: A name or shape differs, or there are no numbers; nothing is assigned then.
     """
     variables = _variables(model)
     shapes = {name: tuple(value.shape) for name, value in variables}
-    stored = {name: value.shape for name, value in state.items()}
+    stored = {name: value.shape if value.dtype.kind not in "OSUM" else value.dtype for name, value in state.items()}
     if shapes != stored:
         first = min(name for name in shapes.keys() | stored.keys() if shapes.get(name) != stored.get(name))
         raise FileError(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
-import io
 import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 
 from dl_techniques import __version__
-from dl_techniques.atomic import write_file
+from dl_techniques.data_files import read_csv, write_csv
 from dl_techniques.datasets.inspection import Inspection
 from dl_techniques.datasets.pairs import Pair
 from dl_techniques.errors import FileError, first_of
+from dl_techniques.training.run_folder import RESTORE
 
 FILES = "files.csv"
 COLUMNS = ("image", "target", "image_sha256", "target_sha256")
@@ -22,13 +21,9 @@ COLUMNS = ("image", "target", "image_sha256", "target_sha256")
 
 def write_fingerprints(folder: Path, inspection: Inspection) -> None:
     """Write the digest of each image and of its target into the folder of a run."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
-    for facts in inspection.facts:
-        pair = facts.pair
-        rows.writerow([_place(pair, pair.image), _place(pair, pair.target), facts.digest, facts.target_digest])
-    write_file(folder / FILES, text.getvalue().encode("utf-8", "surrogateescape"))
+    pairs = ((facts.pair, facts.digest, facts.target_digest) for facts in inspection.facts)
+    rows = [(_place(pair, pair.image), _place(pair, pair.target), *digests) for pair, *digests in pairs]
+    write_csv(folder / FILES, COLUMNS, rows)
 
 
 def compare_fingerprints(folder: Path, inspection: Inspection) -> None:
@@ -36,8 +31,9 @@ def compare_fingerprints(folder: Path, inspection: Inspection) -> None:
     path = folder / FILES
     if not path.exists():
         return
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        stored = [tuple(row.get(name) or "" for name in COLUMNS) for row in csv.DictReader(file)]
+    header, stored = read_csv(path, RESTORE)
+    if tuple(header) != COLUMNS:
+        raise FileError(str(path), f"has the columns {', '.join(header)}, not {', '.join(COLUMNS)}.", RESTORE)
     before: dict[str, str] = {}
     for image, target, *digests in stored:
         before |= dict(zip((image, target), digests, strict=True))

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from dl_techniques.errors import ConvUNextError
-from dl_techniques.training.callbacks import EarlyStop, EpochLog, FiniteLoss, StateCheckpoint
+from dl_techniques.errors import ConvUNextError, FileError
+from dl_techniques.training.callbacks import EarlyStop, EpochLog, FiniteLoss, StateCheckpoint, steps_done
 from dl_techniques.training.checkpoint import (
     check_space,
     list_checkpoints,
     load_checkpoint,
+    logged_digest,
     model_state,
     restore_model_state,
     step_of,
@@ -131,12 +132,13 @@ def fit_stages(
     def begin(resume: bool) -> tuple[keras.Model, int]:
         with model_scope():
             model = build()
-        return _restore(model, checkpoints, console) if resume else (model, 0)
+        return _restore(model, checkpoints, steps_per_epoch, console) if resume else (model, 0)
 
     model, step = begin(resume)
     if is_writer():
         check_space(checkpoints, model)
-        trim_log(run, step // steps_per_epoch)
+        if not resume:
+            trim_log(run, 0)
     console.print(
         f"{model.count_params():,} parameters · Keras {keras.__version__} on {keras.backend.backend()} · "
         f"step {step} of {last}"
@@ -198,13 +200,18 @@ def _original_errors(make_batches: Callable[[], Iterator]) -> Iterator[Callable[
         raise
 
 
-def _restore(model: keras.Model, checkpoints: Path, console: Console) -> tuple[keras.Model, int]:
+def _restore(model: keras.Model, checkpoints: Path, steps_per_epoch: int, console: Console) -> tuple[keras.Model, int]:
     step, state = 0, model_state(model)
     if is_writer():
         step, state, torn = load_checkpoint(checkpoints)
         for path in torn:
             lost = step_of(path) - step
             console.print(f"{path}: damaged, skipped; resuming from step {step}, {lost} steps are trained again")
+        found = next(path for path in list_checkpoints(checkpoints) if path not in torn)
+        trim_log(checkpoints.parent, step // steps_per_epoch, logged_digest(found))
     step, state = broadcast_from_writer((step, state))
     restore_model_state(model, state, checkpoints)
+    if steps_done(model) != step:
+        reason = f"holds a state after step {steps_done(model)} under the name of step {step}."
+        raise FileError(str(checkpoints), reason, "Restore the checkpoint from a backup.")
     return model, int(step)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dl_techniques.atomic import write_file
+from dl_techniques.data_files import checked_fields, read_toml
+from dl_techniques.errors import FileError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from dl_techniques.training.recipe import Recipe
+
+MAKE_ANOTHER = "Correct it, or make another with `convunext plan`."
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,29 @@ def write_plan(path: Path, recipe: Recipe, measured: Estimate | None = None) -> 
     if measured is not None:
         content["measured"] = _plain(asdict(measured))
     write_file(path, tomli_w.dumps(content).encode())
+
+
+def check_plan(path: Path, task: str, config: type) -> None:
+    """Refuse a file whose settings `--plan` cannot take.
+
+    Args:
+        path: The file.
+        task: Name of the task that is planned or trained.
+        config: Class of its settings.
+
+    Raises:
+        FileError: It is no TOML file, has no table `[settings]`, is of another task, or a setting has another name or
+            type than the task's.
+    """
+    plan = read_toml(path, MAKE_ANOTHER)
+    settings, planned = plan.get("settings"), plan.get("task", task)
+    if not isinstance(settings, dict):
+        raise FileError(str(path), "is not a plan: it has no table [settings].", MAKE_ANOTHER)
+    if planned != task:
+        raise FileError(str(path), f"is a plan of task {planned!r}, not of {task}.", MAKE_ANOTHER)
+    hints = typing.get_type_hints(config)
+    settings = {name.replace("-", "_"): value for name, value in settings.items()}  # flags are known by both
+    checked_fields(settings, {field.name: hints[field.name] for field in fields(config)}, str(path), MAKE_ANOTHER)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

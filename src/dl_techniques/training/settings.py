@@ -11,6 +11,16 @@ from cyclopts import Parameter
 from dl_techniques.errors import ArgumentError, check_counts
 from dl_techniques.inference.memory import parse_memory
 
+LARGEST_STEP = 2**30  # pixels of the crops of a step
+LARGEST_DEPTH = 30  # sizes are multiples of 2**depth; the model itself refuses less
+
+
+def check_crops(patch: int | None, batch_size: int | None) -> None:
+    """Raise `ArgumentError` for crops whose pixels no memory holds."""
+    pixels = (patch or 1) ** 2 * (batch_size or 1)
+    if pixels > LARGEST_STEP:
+        raise ArgumentError("patch", f"must leave batch_size x patch^2 at {LARGEST_STEP} pixels or less", patch)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -66,10 +76,12 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "steps_per_epoch", "accumulate")
+        check_counts(self, "steps", "steps_per_epoch", "accumulate", "initial_filters", "blocks_per_level")
+        check_counts(self, "depth", largest=LARGEST_DEPTH)
         for name in ("patch", "batch_size", "channels"):
             if getattr(self, name) is not None:
                 check_counts(self, name)
+        check_crops(self.patch, self.batch_size)
         if self.steps % self.steps_per_epoch:
             rule = f"must be a multiple of steps_per_epoch={self.steps_per_epoch}"
             raise ArgumentError("steps", rule, self.steps)
@@ -77,8 +89,12 @@ class TrainingConfig:
             raise ArgumentError("steps", f"must be a multiple of accumulate={self.accumulate}", self.steps)
         parse_memory(self.max_memory)
         for name in ("preview_every", "cache_gb", "patience"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ArgumentError(name, "must be at least 0", getattr(self, name))
+        if not self.learning_rate > 0:
+            raise ArgumentError("learning_rate", "must be above 0", self.learning_rate)
+        if not 0 <= self.seed < 2**32:
+            raise ArgumentError("seed", "must be at least 0 and below 2**32", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

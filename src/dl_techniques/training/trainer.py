@@ -38,9 +38,9 @@ from dl_techniques.training.run_folder import (
     best_so_far,
     check_run,
     epochs_since_best,
+    logged_values,
     naming_resume_command,
     open_run,
-    read_log,
     stored_versions,
     write_split,
 )
@@ -189,8 +189,10 @@ def _finish(recipe: Recipe, model: keras.Model, console: Console) -> TrainingRes
         lead=recipe.lead,
         facts=_facts(recipe, wanted),
         curves={
-            "Loss in training": _curve(folder, "loss"),
-            **{f"{name} on the validation images": _curve(folder, f"val_{name}") for name in evaluation.logged()},
+            "Loss in training": logged_values(folder, "loss"),
+            **{
+                f"{name} on the validation images": logged_values(folder, f"val_{name}") for name in evaluation.logged()
+            },
         },
     )
     return TrainingResult(wanted, evaluation, folder.resolve())
@@ -243,7 +245,7 @@ def _repair_best(recipe: Recipe, console: Console) -> None:
 
 def _best_step(recipe: Recipe) -> str:
     """Return in words when the best weights were, by the log."""
-    values = [row[f"val_{recipe.score}"] for row in read_log(recipe.config.output)]
+    values = logged_values(recipe.config.output, f"val_{recipe.score}")
     if not values:
         return "an unknown step"
     best = max(values)
@@ -262,11 +264,6 @@ def _facts(recipe: Recipe, model: keras.Model) -> dict[str, str]:
         "files": f"{MODEL} (the inference model, with its card), log.csv, "
         f"metrics.json, split.csv, {PLAN}, config.json, {PREVIEWS}/, tensorboard/, checkpoints/",
     }
-
-
-def _curve(folder: Path, name: str) -> list[float]:
-    """Return a figure of each epoch."""
-    return [row[name] for row in read_log(folder)]
 
 
 def _preview(recipe: Recipe, function: Function, epoch: int) -> None:

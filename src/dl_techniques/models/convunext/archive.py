@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dl_techniques.data_files import parse_json
 from dl_techniques.errors import FileError
 
 CONFIG = "config.json"
@@ -40,8 +40,7 @@ def check_archive(path: Path) -> dict[str, Any]:
                 raise FileError(str(path), reason, REMEDY)
         if CONFIG not in names:
             raise FileError(str(path), f"holds no {CONFIG}.", REMEDY)
-        config = json.loads(file.read(CONFIG))
-    root = config if isinstance(config, dict) else {}
+        root = parse_json(file.read(CONFIG), f"{path}/{CONFIG}", REMEDY)
     if (root.get("module"), root.get("class_name")) != MODEL:
         raise FileError(str(path), f"holds a {_name(root)}, not a ConvUNextModel.", REMEDY)
     for part in _parts(root.get("config")):

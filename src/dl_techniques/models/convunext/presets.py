@@ -19,6 +19,7 @@ import numpy as np
 from dl_techniques import __version__
 from dl_techniques.atomic import write_file
 from dl_techniques.card import ModelCard, read_card, write_card
+from dl_techniques.data_files import read_json
 from dl_techniques.errors import ArgumentError, FileError
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -94,7 +95,7 @@ def read_preset(preset: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np
     from safetensors.numpy import load
 
     folder = preset_folder(preset)
-    metadata, config = (_read_json(folder / name) for name in (METADATA, CONFIG))
+    metadata, config = (read_json(folder / name, "Get the preset again.") for name in (METADATA, CONFIG))
     if metadata.get("format") != FORMAT:
         reason = f"is of format {metadata.get('format')!r}; this version reads {FORMAT}."
         raise FileError(str(folder / METADATA), reason, "Update convunext.")
@@ -118,13 +119,3 @@ def read_preset(preset: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np
 def preset_card(preset: str | os.PathLike) -> ModelCard:
     """Return the card of a preset: what it is for, how it was trained and measured."""
     return read_card(preset_folder(preset))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(str(path), f"cannot be read: {error}.", "Get the preset again.") from error
-    if not isinstance(content, dict):
-        raise FileError(str(path), "does not hold a JSON object.", "Get the preset again.")
-    return content

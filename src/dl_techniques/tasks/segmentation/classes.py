@@ -66,7 +66,7 @@ class Classes:
             FileError: The card, of `source`, states none.
         """
         try:
-            return cls(
+            classes = cls(
                 tuple(int(entry["mask_value"]) for entry in card["classes"]),
                 tuple(str(entry["name"]) for entry in card["classes"]),
                 tuple(map(int, card["ignored_mask_values"])),
@@ -74,7 +74,11 @@ class Classes:
                 bool(card.get("labels", False)),
                 tuple(int(entry["colour"].removeprefix("#"), 16) for entry in card["classes"] if "colour" in entry),
             )
-        except (KeyError, TypeError, ValueError) as error:
+            known = all(abs(value) < 2**32 for value in (*classes.values, *classes.ignored))
+            if not (known and 1 <= classes.count <= MOST_CLASSES and all(0 <= c < 2**24 for c in classes.painted)):
+                raise ValueError
+            return classes
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = "has no card with classes."
             raise FileError(source, reason, "Name the model.keras of a run of `convunext train segment`.") from error
 
@@ -113,7 +117,13 @@ class Classes:
 
         Args:
             output: Probabilities, `(height, width, outputs)`.
+
+        Raises:
+            ArgumentError: The model has another number of outputs.
         """
+        if output.shape[-1] != self.outputs:
+            rule = f"must have {self.outputs} outputs for the {self.count} classes of its card"
+            raise ArgumentError("model", rule, output.shape[-1])
         if self.labels:
             return (output > 0.5).astype("uint8"), np.maximum(output, 1 - output)
         if self.outputs == 1:

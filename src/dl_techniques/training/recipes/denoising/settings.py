@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dl_techniques.errors import ArgumentError, check_counts
-from dl_techniques.training.settings import TrainingConfig
+from dl_techniques.training.settings import TrainingConfig, check_crops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,8 @@ class DenoisingConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, "final_patch", "held_out")
+        check_counts(self, "final_patch", "held_out", "filter_multiplier", "block_kernel_size")
+        check_crops(self.final_patch, None)
         if not self.sigma > 0:
             raise ArgumentError("sigma", "must be above 0", self.sigma)
         if not self.gain >= 0:
