@@ -308,7 +308,7 @@ def test_weights_that_lie_elsewhere_or_nowhere_are_refused(damage, good, tmp_pat
     contents = members(good)
     contents["model.weights.h5"] = damaged(contents["model.weights.h5"], damage)
     said = refusal(write_model(tmp_path / "bad.keras", contents), tmp_path, monkeypatch, capfd)
-    assert DAMAGES[damage] in said
+    assert ("is not stored in full" if damage is bomb else DAMAGES[damage]) in said
 
     model = small_model(input_shape=(None, None, 1), **DENOISER)
     before = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
