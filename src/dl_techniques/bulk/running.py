@@ -208,7 +208,7 @@ def _as_row(image: Found) -> dict[str, Any]:
 
 def _digest(selection: EngineSelection, options: PredictionOptions) -> str:
     """Return what a refusal depends on, beside the image."""
-    kept = {key: value for key, value in asdict(options).items() if key not in ("output", "overwrite")}
+    kept = {key: value for key, value in asdict(options).items() if key not in ("output", "overwrite", "trust")}
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in model_files(selection.path)]
     told = json.dumps([__version__, selection.runtime, selection.precision, kept, files], default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]

@@ -102,7 +102,8 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
             sums = options.tiles and pools_image(network)
             graph = GraphOptions(standardizes, options.activation, options.size, sums)
             write_artifact(network, engine.path, graph, form, path)
-        write_card(path, ModelCard(export={"tiling": asdict(_tiling(card, network, options))}))
+        export = {"tiling": asdict(_tiling(card, network, options)), "sha256": artifact_digests(path, form.companions)}
+        write_card(path, ModelCard(export=export))
         with _named(options.output, "does not run"), _full_precision():
             exported = load_engine(path)
             comparison = _compare(exported, network, standardizes, options.activation)

@@ -51,7 +51,7 @@ def serve_page(models: Sequence[Model], options: PageOptions) -> None:
         raise ConvUNextError(
             "page", "needs the module 'gradio', which is not installed.", f"Install it: {pip_install('page')}"
         )
-    predictors = [Predictor(model, max_memory=options.max_memory, engine=options.engine) for model in models]
+    predictors = [Predictor(model, max_memory=options.max_memory, engine=options.engine, trust=options.trust) for model in models]
     with running_page(predictors, options) as url:
         print(f"{url} shows {', '.join(p.engine.source for p in predictors)}; Ctrl-C stops it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
