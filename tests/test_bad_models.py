@@ -17,11 +17,12 @@ from rich.console import Console
 from bad_images import samples
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
+from dl_techniques.engines.formats import artifact_files
 from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ConvUNextError, FileError
 from dl_techniques.export.export import export_model
 from dl_techniques.export.settings import ExportOptions
-from models import DENOISER, image, saved, small_model
+from models import DENOISER, image, saved, small_model, vouch
 from test_bad_files import (
     HOSTILE_PARTS,
     around,
@@ -102,19 +103,21 @@ def flipped_preset(good: Path) -> Path:
 
 
 def elsewhere(good: Path) -> Path:
-    return write_onnx(
-        Path("bad.onnx"), [helper.make_node("Mul", ["image", "w"], ["y"])], (weight_in("../../etc/passwd"),)
-    )
+    nodes = [helper.make_node("Mul", ["image", "w"], ["y"])]
+    return vouch(write_onnx(Path("bad.onnx"), nodes, (weight_in("../../etc/passwd"),)))
 
 
 def custom(good: Path) -> Path:
-    return write_onnx(Path("bad.onnx"), [helper.make_node("Evil", ["image"], ["y"], domain="com.evil")], (), "com.evil")
+    nodes = [helper.make_node("Evil", ["image"], ["y"], domain="com.evil")]
+    return vouch(write_onnx(Path("bad.onnx"), nodes, (), "com.evil"))
 
 
 def empty(suffix: str) -> Callable[[Path], Path]:
     def make(good: Path) -> Path:
-        Path(f"bad{suffix}").write_bytes(b"")
-        return Path(f"bad{suffix}")
+        path = Path(f"bad{suffix}")
+        for part in artifact_files(path):
+            part.write_bytes(b"")
+        return path if suffix == ".keras" else vouch(path)
 
     return make
 
