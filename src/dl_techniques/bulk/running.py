@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from dl_techniques import __version__
 from dl_techniques.bulk.cluster import Workers, connected, resources, share_out, silence_data
+from dl_techniques.bulk.credentials import CREDENTIALS
 from dl_techniques.bulk.shipping import Shipment, model_files
 from dl_techniques.bulk.status import DONE, FAILED, REFUSED, Status, refused_before, rows
 from dl_techniques.bulk.storage import Folder, Found, find_sources, folder_of, is_address
@@ -225,7 +226,9 @@ def _job(
 
         backend = keras.backend.backend()
     shipment = ray.put(Shipment.of(selection)) if workers.nodes > 1 else None
-    return Job(selection, options, str(output), settings, backend, workers.cpus, workers.threads, shipment)
+    options = replace(options, output=Path(str(output)))  # as it is shown
+    told = (selection, options, str(output), settings, backend, workers.cpus, workers.threads)
+    return Job(*told, shipment, CREDENTIALS)
 
 
 def _run(missing: list[Found], job: Job, workers: Workers) -> Iterator[pa.Table]:
