@@ -54,6 +54,7 @@ def serve_page(models: Sequence[Model], options: PageOptions) -> None:
     predictors = [Predictor(model, max_memory=options.max_memory, engine=options.engine, trust=options.trust) for model in models]
     with running_page(predictors, options) as url:
         print(f"{url} shows {', '.join(p.engine.source for p in predictors)}; Ctrl-C stops it", flush=True)
+        print(options.reach, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
 
@@ -137,10 +138,16 @@ def _page(predictors: Sequence[Predictor], options: PageOptions, folder: Path) -
             return False, nothing(describe_refusal(f"{path.name}: {error.reason} {error.remedy}"))
         except MemoryError:
             return False, nothing(describe_refusal(f"{path.name}: needs more memory than there is."))
+        except Exception as error:  # of a decoder or a runtime: the page goes on
+            reason = f"{path.name}: cannot be processed: {type(error).__name__}."
+            return False, nothing(describe_refusal(reason))
         download = gradio.update(value=shown.download, interactive=True)
         return True, [(shown.before, shown.after), describe_result(shown), download]
 
     def open_image(file: dict, model: int, progress=gradio.Progress()) -> list[Any]:  # noqa: B008 - Gradio's way
+        if not isinstance(file, dict) or not isinstance(file.get("path"), str) or model not in range(len(predictors)):
+            rule = f"a file that was uploaded, and the number of a model from 0 to {len(predictors) - 1}"
+            raise gradio.Error(f"A call must name {rule}.", print_exception=False)
         source = file["path"]
         done, results = apply(source, model, progress)
         if not done:

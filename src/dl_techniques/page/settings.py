@@ -35,6 +35,13 @@ class PageOptions:
     queue: int = 8
     trust: bool = False
 
+    @property
+    def reach(self) -> str:
+        """Who can open the page, in words."""
+        if self.host in LOOPBACK:
+            return "Only this machine can open it."
+        return f"Every machine that reaches {self.host} can open it and use the models: there is no password."
+
     def __post_init__(self) -> None:
         check_counts(self, "max_megabytes", "max_pixels", "queue")
         if self.port is not None and not 1 <= self.port <= 65535:
