@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from dl_techniques.card import artifact_digests, write_card
+from dl_techniques.card import ModelCard, seal_card, write_card
 from dl_techniques.engines.engine import Engine
 from dl_techniques.engines.formats import find_format
 from dl_techniques.inference import files
@@ -84,11 +84,10 @@ def relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def vouch(artifact: Path, **card) -> Path:
+def vouch(artifact: Path) -> Path:
     """Write the card of an export with the digests of its files, as `convunext export` does."""
     form = find_format(artifact)
-    companions = form.companions if form else ()
-    write_card(artifact, {"task": "denoise", "export": {"sha256": artifact_digests(artifact, companions)}, **card})
+    seal_card(artifact, ModelCard(task="denoise"), form.companions if form else ())
     return artifact
 
 

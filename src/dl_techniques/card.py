@@ -153,6 +153,11 @@ def write_card(model: Path, card: ModelCard | Mapping[str, Any]) -> None:
         write_file(card_path(model), content)
 
 
+def seal_card(artifact: Path, card: ModelCard, companions: Iterable[str] = ()) -> None:
+    """Write the card of an exported model with the digests of its files, and its own."""
+    write_card(artifact, replace(card, export={**card.exported, "sha256": artifact_digests(artifact, companions)}))
+
+
 def artifact_digests(artifact: Path, companions: Iterable[str] = ()) -> dict[str, str]:
     """Return the SHA-256 of an artifact's files without its card, by suffix, or by path in a folder."""
     if artifact.is_dir():
