@@ -361,7 +361,7 @@ def test_addresses_are_told_from_paths(text, address):
 def test_passwords_of_addresses_are_hidden_and_found_again(given, shown):
     credentials = Credentials()
     assert credentials.hide(given) == shown and credentials.reveal(shown) == given
-    assert "word" not in str(FileError(given, f"cannot be read: {given} is away.")) + str(ArgumentError("a", "b", given))
+    assert "word" not in str(FileError(given, f"is not {given}.")) + str(ArgumentError("a", "b", given))
     assert "word" not in credentials.censor(f"When reading {given.partition('?')[0]}: no") + repr(credentials)
 
 

@@ -252,7 +252,9 @@ def test_forms_of_many_parts_and_bodies_that_are_no_calls_are_refused(url):
 
 
 FILE = {"path": "", "meta": {"_type": "gradio.FileData"}}
-NO_CALLS = [[], 7, {"data": 7}, {"data": {"0": 1}}, {"data": [], "fn_index": "x"}, {"data": [], "fn_index": 99}, {"fn_index": 0}]
+NO_DATA = [{"data": 7}, {"data": {"0": 1}}, {"fn_index": 0}]
+NO_CALLS = [[], 7, *NO_DATA, {"data": [], "fn_index": "x"}, {"data": [], "fn_index": 99}]
+ODD = [[None, 0], [7, 0], [{"path": 7}, 0], [FILE, "x"], [FILE, 99], [FILE, None], [], [FILE] * 9]
 
 
 @pytest.mark.parametrize("body", NO_CALLS, ids=json.dumps)
@@ -264,7 +266,7 @@ def test_malformed_calls_are_answered_in_words(body, url):
     assert 400 <= status < 500 and len(reason.split()) > 3 and "Traceback" not in reason, (status, reason)
 
 
-@pytest.mark.parametrize("data", [[None, 0], [7, 0], [{"path": 7}, 0], [FILE, "x"], [FILE, 99], [FILE, None], [], [FILE] * 9])
+@pytest.mark.parametrize("data", ODD, ids=json.dumps)
 def test_calls_of_odd_data_are_answered_in_words(data, url):
     status, event = request(
         url, "POST", "/gradio_api/call/apply", json.dumps({"data": data}).encode(), content_type="application/json"

@@ -64,9 +64,8 @@ def too_much_memory(path: Path) -> Path:
 
 def endless(path: Path) -> Path:
     """Write a loop of 2**62 rounds."""
-    flag, number = (
-        helper.make_tensor_value_info(name, kind, []) for name, kind in (("c", TensorProto.BOOL), ("i", TensorProto.INT64))
-    )
+    flag = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
+    number = helper.make_tensor_value_info("i", TensorProto.INT64, [])
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("v", "w")]
     kept = helper.make_tensor_value_info("k", TensorProto.BOOL, [])
     nodes = [helper.make_node("Identity", ["c"], ["k"]), helper.make_node("Sin", ["v"], ["w"])]

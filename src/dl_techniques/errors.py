@@ -11,7 +11,7 @@ HIDDEN = "<hidden>"
 # Of an address: who asks, with a password that may hold slashes, and settings, but for those that are no secret.
 ADDRESS = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]+:/[^\s'\"]+")
 USER = re.compile(r"^([^:]+:/{1,2})(?:[^\s/?@:]*:(?!\d+(?:[/?\s]|$))[^\s?@]*|[^\s/?@]+)@")
-PLAIN = "allow_[a-z_]*|anonymous|check_[a-z_]*|connect_timeout|endpoint_override|region|request_timeout|scheme|tls_[a-z_]*"
+PLAIN = "allow_[a-z_]*|anonymous|check_[a-z_]*|[a-z]*_timeout|endpoint_override|region|scheme|tls_[a-z_]*"
 SETTING = re.compile(rf"((?<=[?&])(?!(?:{PLAIN})=)[A-Za-z0-9_.-]+=)[^&]+")
 
 

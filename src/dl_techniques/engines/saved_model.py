@@ -9,16 +9,17 @@ from typing import Any
 # Operations that compute arrays from arrays and do nothing else. Loops are not among them: they may never end.
 ALLOWED = frozenset(
     """
-    Abs Add AddN AddV2 All Any ArgMax ArgMin AvgPool BatchMatMul BatchMatMulV2 BatchMatMulV3 BatchToSpaceND BiasAdd Bitcast
-    BitwiseAnd BroadcastArgs BroadcastTo Cast Ceil ClipByValue ConcatV2 Const Conv2D Conv2DBackpropInput Cos Cumsum DepthToSpace
-    DepthwiseConv2dNative Div DivNoNan Einsum Elu EnsureShape Equal Erf Erfc Exp ExpandDims Expm1 Fill Floor FloorDiv FloorMod
-    FusedBatchNormV3 GatherNd GatherV2 Greater GreaterEqual Identity IdentityN Inv IsFinite IsInf IsNan LeakyRelu Less LessEqual
-    Log Log1p LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool Maximum Mean Min Minimum MirrorPad Mod Mul MulNoNan
-    Neg NoOp NotEqual OnesLike Pack Pad PadV2 PartitionedCall Placeholder Pow Prod Range Rank ReadVariableOp RealDiv Reciprocal
-    Relu Relu6 Reshape ResizeBilinear ResizeNearestNeighbor ReverseV2 RightShift Rint Round Rsqrt Select SelectV2 Selu Shape
-    ShapeN Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToBatchND SpaceToDepth Split SplitV Sqrt Square
-    SquaredDifference Squeeze StatefulPartitionedCall StopGradient StridedSlice Sub Sum Tan Tanh Tile TopKV2 Transpose Unpack
-    Where ZerosLike
+    Abs Add AddN AddV2 All Any ArgMax ArgMin AvgPool BatchMatMul BatchMatMulV2 BatchMatMulV3 BatchToSpaceND BiasAdd
+    Bitcast BitwiseAnd BroadcastArgs BroadcastTo Cast Ceil ClipByValue ConcatV2 Const Conv2D Conv2DBackpropInput Cos
+    Cumsum DepthToSpace DepthwiseConv2dNative Div DivNoNan Einsum Elu EnsureShape Equal Erf Erfc Exp ExpandDims
+    Expm1 Fill Floor FloorDiv FloorMod FusedBatchNormV3 GatherNd GatherV2 Greater GreaterEqual Identity IdentityN
+    Inv IsFinite IsInf IsNan LeakyRelu Less LessEqual Log Log1p LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul
+    Max MaxPool Maximum Mean Min Minimum MirrorPad Mod Mul MulNoNan Neg NoOp NotEqual OnesLike Pack Pad PadV2
+    PartitionedCall Placeholder Pow Prod Range Rank ReadVariableOp RealDiv Reciprocal Relu Relu6 Reshape
+    ResizeBilinear ResizeNearestNeighbor ReverseV2 RightShift Rint Round Rsqrt Select SelectV2 Selu Shape ShapeN
+    Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToBatchND SpaceToDepth Split SplitV Sqrt Square
+    SquaredDifference Squeeze StatefulPartitionedCall StopGradient StridedSlice Sub Sum Tan Tanh Tile TopKV2
+    Transpose Unpack Where ZerosLike
     """.split()
 )
 

@@ -1,8 +1,8 @@
 """Presets: trained models in folders.
 
 A preset is a folder in the layout of keras-hub, without code: `config.json` (constructor
-arguments, plain values only), `model.weights.safetensors`, `metadata.json` (versions, and the digests of the other files)
-and `card.json` (what the model is for, how it was trained and measured).
+arguments, plain values only), `model.weights.safetensors`, `metadata.json` (versions, digests of the other files) and
+`card.json` (what the model is for, how it was trained and measured).
 """
 
 from __future__ import annotations
