@@ -27,10 +27,10 @@ from pyarrow.fs import S3FileSystem
 
 from bad_images import samples
 from dl_techniques.bulk.cluster import connected, share_out
+from dl_techniques.bulk.credentials import Credentials
 from dl_techniques.bulk.running import predict_bulk
 from dl_techniques.bulk.shipping import Shipment
 from dl_techniques.bulk.status import SCHEMA
-from dl_techniques.bulk.credentials import Credentials
 from dl_techniques.bulk.storage import Folder, find_sources, folder_of, is_address
 from dl_techniques.bulk.work import DEATHS, Job, Journal, SharedPredictor, Worker
 from dl_techniques.cli import main
