@@ -8,13 +8,14 @@ PYTEST = TF_CPP_MIN_LOG_LEVEL=3 OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN
 # Holds for what builds the package, too.
 export PIP_CONSTRAINT = constraints.txt
 
-.PHONY: help demo test check quick lint bench lock clean
+.PHONY: help demo test check quick lint audit bench lock clean
 
 help:
 	@echo "make demo   set up, train on the images that ship with the package, write a report (minutes)"
 	@echo "make test   set up, run the tests on TensorFlow, JAX and PyTorch (BACKENDS=tensorflow for one)"
 	@echo "make check  set up, run lint and the quick tests on TensorFlow (a minute and a half)"
 	@echo "make lint   set up, run ruff and pyright"
+	@echo "make audit  set up, ask the package index for known vulnerabilities of the pinned versions"
 	@echo "make bench  set up, time and memory beside other implementations, into docs/performance.md (20 minutes)"
 	@echo "make lock   resolve all dependencies anew into constraints.txt"
 	@echo "make clean  remove .venv"
@@ -39,6 +40,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Asks an index, so it stands apart from the tests, which need none. Where none answers, it says so and passes.
+audit: PIP_CONSTRAINT =
+audit: $(VENV)/.installed-dev
+	@rm -rf $(VENV)-audit && $(PYTHON) -m venv $(VENV)-audit
+	@if $(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; then \
+		$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt; \
+	else echo "no package index answers: nothing was audited"; fi; \
+	status=$$?; rm -rf $(VENV)-audit; exit $$status
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/speed.py --minutes 14 --out docs/img --markdown docs/performance.md

@@ -20,12 +20,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from rich.console import Console
 
-from dl_techniques.card import read_card, write_card
+from dl_techniques.card import read_card
 from dl_techniques.engines.loading import load_engine
 from dl_techniques.export.certify import certify, save_certificate
 from dl_techniques.images.files import find_images, read_pixels, unit_range
 from dl_techniques.metrics import denoising_psnr
-from dl_techniques.models.convunext.presets import SHIPPED
+from dl_techniques.models.convunext.presets import SHIPPED, write_preset_card
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
 from dl_techniques.training.trainer import MODEL, train
 
@@ -67,7 +67,7 @@ def main() -> None:
     scores = {str(s): round(denoising_psnr(lambda x: engine.function(x[None])[0], clean, s), 2) for s in SIGMAS}
     print(f"{arguments.test.name}: PSNR {scores}")
     metrics = {"psnr_db": {arguments.test.name: scores}, "protocol": "noise not clipped, output clipped"}
-    write_card(staging, replace(card, metrics=metrics))
+    write_preset_card(staging, replace(card, metrics=metrics))
     certificate = certify(engine)
     if not certificate.holds:
         raise SystemExit(f"not scale-equivariant: largest error {certificate.errors.max():.1e}")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from dl_techniques.card import write_card
+from dl_techniques.card import ModelCard, seal_card, write_card
 from dl_techniques.engines.engine import Engine
+from dl_techniques.engines.formats import find_format
 from dl_techniques.inference import files
 from dl_techniques.inference.denoising_presets import DenoisingPredictors
 from dl_techniques.inference.network import ignore
@@ -81,6 +82,13 @@ def relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
     """Return ‖actual − expected‖ / ‖expected‖."""
     expected = np.asarray(expected, dtype="float64")
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def vouch(artifact: Path) -> Path:
+    """Write the card of an export with the digests of its files, as `convunext export` does."""
+    form = find_format(artifact)
+    seal_card(artifact, ModelCard(task="denoise"), form.companions if form else ())
+    return artifact
 
 
 def smoothing_engine() -> Engine:

@@ -27,6 +27,7 @@ from pyarrow.fs import S3FileSystem
 
 from bad_images import samples
 from dl_techniques.bulk.cluster import connected, share_out
+from dl_techniques.bulk.credentials import Credentials
 from dl_techniques.bulk.running import predict_bulk
 from dl_techniques.bulk.shipping import Shipment
 from dl_techniques.bulk.status import SCHEMA
@@ -297,12 +298,12 @@ def bucket():
     server.stop()
 
 
-def test_a_bucket_is_as_a_folder(bucket, model, images, expected, tmp_path):
+def test_a_bucket_is_as_a_folder_and_its_password_is_told_nowhere(bucket, model, images, expected, tmp_path, capfd):
     for path in images.iterdir():
         with bucket.open_output_stream(f"bucket/scans/{path.name}") as file:
             file.write(path.read_bytes())
-    arguments = ["predict", str(model), "s3://bucket/scans/", "-o", "s3://bucket/masks/", "--engine", "openvino"]
-    arguments += ["--probabilities", "--ray"]
+    scans, masks = (f"s3://test:hush%2Fhush@bucket/{name}/" for name in ("scans", "masks"))
+    arguments = ["predict", str(model), scans, "-o", masks, "--engine", "openvino", "--probabilities", "--ray"]
     if ray.is_initialized():
         ray.shutdown()  # workers of a cluster begun before do not know the server
     assert main(arguments) == 1
@@ -310,11 +311,13 @@ def test_a_bucket_is_as_a_folder(bucket, model, images, expected, tmp_path):
     stored = {info.base_name: folder.read(info.base_name) for info in folder.list()}
     (tmp_path / "status.parquet").write_bytes(stored.pop("status.parquet"))
     assert stored == expected
-    rows = table_of(tmp_path)
-    assert len(rows) == COUNT and rows["007.png"]["error"].startswith("s3://bucket/scans/007.png: ")
-    assert rows["000.png"]["output"] == "s3://bucket/masks/000.png" and rows["000.png"]["height"] == 28
+    rows, shown = table_of(tmp_path), "s3://<hidden>@bucket"
+    assert len(rows) == COUNT and rows["007.png"]["error"].startswith(f"{shown}/scans/007.png: ")
+    assert not any("hush" in str(row) for row in rows.values())
+    assert rows["000.png"]["output"] == f"{shown}/masks/000.png" and rows["000.png"]["height"] == 28
     times = {info.base_name: info.mtime for info in folder.list()}
     assert main(arguments) == 1
+    assert "hush" not in "".join(capfd.readouterr())
     del times["status.parquet"]
     assert {name: folder.look(name).mtime for name in times} == times
 
@@ -342,6 +345,32 @@ def test_addresses_are_found_by_folder_pattern_and_name(bucket):
 @pytest.mark.parametrize("text, address", [("s3://b/c", True), ("s3:/b/c", True), ("C:/b", False), ("a/b:/c", False)])
 def test_addresses_are_distinguished_from_paths(text, address):
     assert is_address(text) == address == is_address(Path(text))
+
+
+@pytest.mark.parametrize(
+    "given, shown",
+    [
+        ("s3://KEY:pass%2Fword@bucket/in/a@b.png", "s3://<hidden>@bucket/in/a@b.png"),
+        ("s3:/KEY:pass/word@bucket/in/a.png", "s3:/<hidden>@bucket/in/a.png"),
+        ("s3://bucket/a.png?region=x&session_token=word", "s3://bucket/a.png?region=x&session_token=<hidden>"),
+        ("https://host/a.png?X-Amz-Signature=word", "https://host/a.png?X-Amz-Signature=<hidden>"),
+        ("s3://host:9000/a@b.png?scheme=http", "s3://host:9000/a@b.png?scheme=http"),
+        ("C:/data/a@b.png", "C:/data/a@b.png"),
+    ],
+)
+def test_passwords_of_addresses_are_hidden_and_found_again(given, shown):
+    credentials = Credentials()
+    assert credentials.hide(given) == shown and credentials.reveal(shown) == given
+    assert "word" not in str(FileError(given, f"is not {given}.")) + str(ArgumentError("a", "b", given))
+    assert "word" not in credentials.censor(f"When reading {given.partition('?')[0]}: no") + repr(credentials)
+
+
+def test_two_passwords_for_one_bucket_are_refused():
+    credentials = Credentials()
+    credentials.hide("s3://a:b@bucket/in")
+    assert credentials.reveal("s3://<hidden>@bucket/other/x.png") == "s3://a:b@bucket/other/x.png"
+    with pytest.raises(ArgumentError, match="must have one password. Received: address='s3://<hidden>@bucket/out'"):
+        credentials.hide("s3://a:c@bucket/out")
 
 
 def test_settings_of_a_file_system_stay_with_its_addresses():

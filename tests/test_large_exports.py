@@ -132,9 +132,9 @@ def test_memory_that_the_card_does_not_state_is_noted(exported, tmp_path, capfd)
         path.with_suffix(suffix).write_bytes(whole.with_suffix(suffix).read_bytes())
     write_card(path, {**read_card(whole).as_dict(), "export": {}})
     write_image(tmp_path / "a.png", Picture(PIXELS))
-    assert main(["predict", str(path), str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]) == 0
+    assert main(["predict", str(path), str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "--trust"]) == 0
     assert "the card does not state the network's memory" in capfd.readouterr().out
-    assert Network(load_engine(path)).whole_images_only
+    assert Network(load_engine(path, trust=True)).whole_images_only
 
 
 @pytest.mark.parametrize(

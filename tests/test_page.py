@@ -251,6 +251,37 @@ def test_forms_of_many_parts_and_bodies_that_are_no_calls_are_refused(url):
         assert status == 400 and "Not JSON" in reason
 
 
+FILE = {"path": "", "meta": {"_type": "gradio.FileData"}}
+NO_DATA = [{"data": 7}, {"data": {"0": 1}}, {"fn_index": 0}]
+NO_CALLS = [[], 7, *NO_DATA, {"data": [], "fn_index": "x"}, {"data": [], "fn_index": 99}]
+ODD = [[None, 0], [7, 0], [{"path": 7}, 0], [FILE, "x"], [FILE, 99], [FILE, None], [], [FILE] * 9]
+
+
+@pytest.mark.parametrize("body", NO_CALLS, ids=json.dumps)
+def test_malformed_calls_are_answered_in_words(body, url):
+    call = {**body, "session_hash": "odd"} if isinstance(body, dict) else body
+    status, reason = request(
+        url, "POST", "/gradio_api/queue/join", json.dumps(call).encode(), content_type="application/json"
+    )
+    assert 400 <= status < 500 and len(reason.split()) > 3 and "Traceback" not in reason, (status, reason)
+
+
+@pytest.mark.parametrize("data", ODD, ids=json.dumps)
+def test_calls_of_odd_data_are_answered_in_words(data, url):
+    status, event = request(
+        url, "POST", "/gradio_api/call/apply", json.dumps({"data": data}).encode(), content_type="application/json"
+    )
+    if status == 200:
+        _, event = request(url, "GET", f"/gradio_api/call/apply/{json.loads(event)['event_id']}")
+        assert "event: error" in event
+    assert len(event.split()) > 5 and "Traceback" not in event, event
+
+
+def test_the_page_says_who_can_reach_it():
+    assert PageOptions().reach == "Only this machine can open it."
+    assert "Every machine that reaches 0.0.0.0 can open it and use the models" in PageOptions(host="0.0.0.0").reach
+
+
 def test_slow_upload_is_ended(url):
     body, kind = form(("a.png", png(np.zeros((8, 8), "uint8"))))
     head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"

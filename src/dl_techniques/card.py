@@ -7,7 +7,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dl_techniques.data_files import parse_json, read_json
 from dl_techniques.errors import FileError
 
 MEMBER = "card.json"
+CARD_DIGEST = "card_sha256"  # of the card of an exported model, beside the digests of its files
 ARCHIVE = ".keras"  # suffix of the files that hold their card
 LARGEST = 2**20  # bytes
 REMEDY = "Get the model again."
@@ -152,11 +153,18 @@ def write_card(model: Path, card: ModelCard | Mapping[str, Any]) -> None:
         FileError: It cannot be written; the model is as it was.
     """
     card = card if isinstance(card, ModelCard) else ModelCard.from_dict(card)
+    if card.exported.get("sha256"):
+        card = replace(card, export={**card.exported, CARD_DIGEST: card_digest(card)})
     content = json.dumps(card.as_dict(), indent=2, ensure_ascii=False).encode()
     if model.suffix == ARCHIVE and zipfile.is_zipfile(model):
         write_file(model, _with_member(model, content))
     else:
         write_file(card_path(model), content)
+
+
+def seal_card(artifact: Path, card: ModelCard, companions: Iterable[str] = ()) -> None:
+    """Write the card of an exported model with the digests of its files, and its own."""
+    write_card(artifact, replace(card, export={**card.exported, "sha256": artifact_digests(artifact, companions)}))
 
 
 def artifact_digests(artifact: Path, companions: Iterable[str] = ()) -> dict[str, str]:
@@ -167,18 +175,30 @@ def artifact_digests(artifact: Path, companions: Iterable[str] = ()) -> dict[str
     return {suffix: file_digest(artifact.with_suffix(suffix)) for suffix in (artifact.suffix, *companions)}
 
 
-def check_artifact(artifact: Path, card: ModelCard, companions: Iterable[str] = ()) -> None:
-    """Raise `FileError` if an exported model is not what its card says; a card without digests says nothing."""
-    stated = card.exported.get("sha256")
+def check_artifact(artifact: Path, card: ModelCard, companions: Iterable[str] = ()) -> bool:
+    """Return whether a card states the digests of an exported model.
+
+    Raises:
+        FileError: The model, or its card, is not what they say.
+    """
+    stated, own = card.exported.get("sha256"), card.exported.get(CARD_DIGEST)
     if stated is None:
-        return
+        return False
     try:
         found = artifact_digests(artifact, companions)
     except OSError as error:
         raise FileError(str(artifact), f"cannot be read: {error}.", "Get it again, all of its files.") from error
-    if found != stated:
+    if found != stated or own not in (None, card_digest(card)):
         reason = "is damaged or does not belong to its card: the SHA-256 differs."
         raise FileError(str(artifact), reason, "Get it again, with its card.")
+    return True
+
+
+def card_digest(card: ModelCard) -> str:
+    """Return the SHA-256 of what a card of an exported model states, but for this digest."""
+    export = {name: value for name, value in card.exported.items() if name != CARD_DIGEST}
+    stated = json.loads(json.dumps(replace(card, export=export).as_dict()))  # as it is read again
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -9,6 +10,12 @@ SHOWN = 10  # of what is wrong
 LARGEST = 10**9 - 1  # of counts: steps have nine digits in the names of checkpoints
 SEPARATOR = "\n  "  # between the items of a list, one a line
 ODD = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction of writing, no UTF-8, ends of lines and paragraphs
+HIDDEN = "<hidden>"
+# Of an address: who asks, with a password that may hold slashes, and settings, but for those that are no secret.
+ADDRESS = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]+:/[^\s'\"]+")
+USER = re.compile(r"^([^:]+:/{1,2})(?:[^\s/?@:]*:(?!\d+(?:[/?\s]|$))[^\s?@]*|[^\s/?@]+)@")
+PLAIN = "allow_[a-z_]*|anonymous|check_[a-z_]*|[a-z]*_timeout|endpoint_override|region|scheme|tls_[a-z_]*"
+SETTING = re.compile(rf"((?<=[?&])(?!(?:{PLAIN})=)[A-Za-z0-9_.-]+=)[^&]+")
 
 
 def printable(text: str, kept: str = "") -> str:
@@ -22,6 +29,11 @@ def printable(text: str, kept: str = "") -> str:
         return text
     odd = (c if c in kept or unicodedata.category(c) not in ODD else c.encode("unicode_escape").decode() for c in text)
     return "".join(odd)
+
+
+def hide_secrets(text: str) -> str:
+    """Return text in which the passwords of addresses, before an `@` or in settings after a `?`, are hidden."""
+    return ADDRESS.sub(lambda found: SETTING.sub(rf"\1{HIDDEN}", USER.sub(rf"\1{HIDDEN}@", found[0])), text)
 
 
 def pip_install(extra: str) -> str:
@@ -92,5 +104,5 @@ class ExportError(ConvUNextError):
 
 
 def _message(statement: str, remedy: str) -> str:
-    lines = (f"{statement} {remedy}" if remedy else statement).split(SEPARATOR)
+    lines = hide_secrets(f"{statement} {remedy}" if remedy else statement).split(SEPARATOR)
     return SEPARATOR.join(map(printable, lines))

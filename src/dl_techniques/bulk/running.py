@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from dl_techniques import __version__
 from dl_techniques.bulk.cluster import Workers, connected, resources, share_out, silence_data
+from dl_techniques.bulk.credentials import CREDENTIALS
 from dl_techniques.bulk.shipping import Shipment, model_files
 from dl_techniques.bulk.status import DONE, FAILED, REFUSED, Status, refused_before, rows
 from dl_techniques.bulk.storage import Folder, InputFile, find_sources, folder_of, is_address
@@ -209,7 +210,7 @@ def _as_row(image: InputFile) -> dict[str, Any]:
 
 def _digest(selection: EngineSelection, options: PredictionOptions) -> str:
     """Return a digest of what a refusal depends on, besides the image."""
-    settings = {key: value for key, value in asdict(options).items() if key not in ("output", "overwrite")}
+    settings = {key: value for key, value in asdict(options).items() if key not in ("output", "overwrite", "trust")}
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in model_files(selection.path)]
     content = json.dumps([__version__, selection.runtime, selection.precision, settings, files], default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -226,7 +227,9 @@ def _job(
 
         backend = keras.backend.backend()
     shipment = ray.put(Shipment.of(selection)) if workers.nodes > 1 else None
-    return Job(selection, options, str(output), settings, backend, workers.cpus, workers.threads, shipment)
+    options = replace(options, output=Path(str(output)))  # as it is shown
+    told = (selection, options, str(output), settings, backend, workers.cpus, workers.threads)
+    return Job(*told, shipment, CREDENTIALS)
 
 
 def _run(missing: list[InputFile], job: Job, workers: Workers) -> Iterator[pa.Table]:

@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dl_techniques.atomic import temporary_name
+from dl_techniques.bulk.credentials import CREDENTIALS
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.formats import suffixes
 from dl_techniques.inference.pipeline import find_inputs
@@ -65,7 +66,7 @@ class Folder:
     def __init__(self, text: str | os.PathLike) -> None:
         self.remote = is_address(text)
         if self.remote:
-            address = ADDRESS.sub(r"\1://", str(text), count=1)
+            address = CREDENTIALS.hide(ADDRESS.sub(r"\1://", str(text), count=1))
             self.files, self.path = _open(address)
             self._address, question, settings = address.partition("?")
             self._settings = question + settings
@@ -224,7 +225,8 @@ def _local_file(path: Path) -> InputFile:
 
 def _find_remote(source: str) -> list[InputFile]:
     """Find the image files of an address: a folder, one file, or a pattern in the last part."""
-    address, question, settings = ADDRESS.sub(r"\1://", source, count=1).partition("?")
+    source = CREDENTIALS.hide(ADDRESS.sub(r"\1://", source, count=1))
+    address, question, settings = source.partition("?")
     parent, _, last = address.rstrip("/").rpartition("/")
     # "?" begins the settings, so a pattern cannot contain it.
     if MAGIC.search(parent):
@@ -244,28 +246,29 @@ def _find_remote(source: str) -> list[InputFile]:
     return [InputFile(folder / info.base_name, info.size or 0, info.mtime_ns or 0) for info in wanted]
 
 
-def _open(address: str) -> tuple[FileSystem, str]:
+def _open(shown: str) -> tuple[FileSystem, str]:
     """Return the file system of an address and the path on it: Arrow's own, else one of fsspec."""
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
+    address = CREDENTIALS.reveal(shown)
     scheme = address.partition("://")[0]
     try:
         return FileSystem.from_uri(address)
     except (ValueError, NotImplementedError, TypeError) as error:  # Arrow does not know it
-        why: Any = error
+        why = CREDENTIALS.censor(str(error))
     except OSError as error:
-        raise _refusal(address, "reached", error) from error
+        raise _refusal(shown, "reached", error) from error
     import fsspec
 
     if scheme not in fsspec.available_protocols():
-        raise ArgumentError("address", f"must be of a file system that Arrow or fsspec knows ({why})", address) from why
+        raise ArgumentError("address", f"must be of a file system that Arrow or fsspec knows ({why})", shown)
     try:
         files, path = fsspec.core.url_to_fs(address)
     except ImportError as error:
-        raise ArgumentError("address", f"needs a module: {error}", address, "Install it with pip.") from error
+        raise ArgumentError("address", f"needs a module: {error}", shown, "Install it with pip.") from error
     return PyFileSystem(FSSpecHandler(files)), path
 
 
 def _refusal(subject: str, verb: str, error: OSError) -> StorageError:
-    words = str(error).strip().rstrip(".") or type(error).__name__
+    words = CREDENTIALS.censor(str(error)).strip().rstrip(".") or type(error).__name__
     return StorageError(subject, f"cannot be {verb}: {words}.", "Check address, permissions and connection.")

@@ -11,12 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from dl_techniques.bulk.credentials import CREDENTIALS, Credentials
 from dl_techniques.bulk.shipping import Shipment
 from dl_techniques.bulk.status import DONE, FAILED, REFUSED, rows
 from dl_techniques.bulk.storage import Folder, StorageError, folder_of, is_address
@@ -50,7 +51,7 @@ class Job:
 
     `settings` is a digest of all that a result depends on, `backend` that of Keras where it matters; a worker has
     `cores` threads that compute and `threads` images in hand; `shipment` is the model's files where workers may not
-    have them.
+    have them; `credentials` are what addresses hide.
     """
 
     selection: EngineSelection
@@ -61,6 +62,7 @@ class Job:
     cores: int
     threads: int
     shipment: Any = None
+    credentials: Credentials = field(default_factory=Credentials)
 
 
 class Journal:
@@ -139,6 +141,7 @@ class Worker:
         selection = job.selection if shipment is None else shipment.unpack(job.selection)
         self._job, self._journal, self._get = job, journal, ray.get
         self._predictor = SharedPredictor(selection, **predictor_settings(job.options))
+        CREDENTIALS.given.update(job.credentials.given)
         self._output = Folder(job.output)
         self._pool = ThreadPoolExecutor(job.threads)
         self._name = f"{socket.gethostname()}:{os.getpid()}"
@@ -185,7 +188,7 @@ class Worker:
                 message = self._message(error, image["path"], scratch)
                 known |= {"state": FAILED if transient else REFUSED, "error": message}
             except Exception as error:  # of a library: it becomes a row, and the other images are computed
-                reason = FileError(image["path"], f"{type(error).__name__}: {error}")
+                reason = FileError(image["path"], CREDENTIALS.censor(f"{type(error).__name__}: {error}"))
                 known |= {"state": FAILED, "error": str(reason)}
         return self._row(image, seconds=time.perf_counter() - start, **known)
 

@@ -83,7 +83,7 @@ def denoise(
     from dl_techniques.inference.denoising_presets import DenoisingPredictors, presets_for
 
     names = [options.model] if options.model else presets_for(inputs)
-    models = {name: prepare_engine(name, backend, options.engine, options.precision) for name in names}
+    models = {name: prepare_engine(name, backend, options.engine, options.precision, options.trust) for name in names}
     from dl_techniques.inference.files import predict_files
 
     _report(predict_files(DenoisingPredictors(options, models), inputs, options, terminal()))
@@ -116,7 +116,7 @@ def predict(
     if ray is not None:
         _predict_bulk(model, inputs, options, backend, *ray)
         return
-    selection = prepare_engine(model, backend, options.engine, options.precision)
+    selection = prepare_engine(model, backend, options.engine, options.precision, options.trust)
     from dl_techniques.inference.files import create_predictor, predict_files
 
     predictor = create_predictor(selection, options)
@@ -129,7 +129,7 @@ def _predict_bulk(
     from dl_techniques.bulk.cluster import require_ray
 
     require_ray()  # before the model is looked at
-    selection = prepare_engine(model, backend, options.engine, options.precision)
+    selection = prepare_engine(model, backend, options.engine, options.precision, options.trust)
     from dl_techniques.bulk.running import predict_bulk
 
     outcome = predict_bulk(selection, inputs, options, terminal(), address)
@@ -144,7 +144,7 @@ def _report(results: Sequence) -> None:
 
 
 @app.command(name="certify")
-def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) -> None:
+def certify_model(model: str, /, *, save: bool = True, trust: bool = False, backend: Backend = None) -> None:
     """Measure the error of f(a·x) = a·f(x), a from 0.001 to 1000, at several sizes; write it into the model's card.
 
     The exit status is 1 if the error exceeds the limit.
@@ -152,9 +152,10 @@ def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) 
     Args:
         model: A `.keras` file, a preset's name or folder, or an export.
         save: Write the certificate into the model's card (never for presets that ship with the package).
+        trust: Load an export without a digest, or with foreign operations, and run it in a process of its own.
         backend: Backend of Keras (default: KERAS_BACKEND, otherwise TensorFlow).
     """
-    selection = prepare_engine(model, backend)
+    selection = prepare_engine(model, backend, trust=trust)
     from dl_techniques.engines.loading import load_engine
     from dl_techniques.export.certify import certify, print_certificate, save_certificate
     from dl_techniques.models.convunext.presets import SHIPPED
@@ -178,6 +179,7 @@ def evaluate_model(
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     max_memory: str = "2GB",
     engine: EngineName = "auto",
+    trust: bool = False,
     backend: Backend = None,
 ) -> None:
     """Measure a model on images with known truth: scores, tables, the best and the worst images.
@@ -192,9 +194,10 @@ def evaluate_model(
         output: Folder to write to; it must not exist.
         max_memory: Memory limit of the network; larger images are computed in tiles.
         engine: Engine: `keras`, `openvino`, `onnxruntime`, or `auto`, the fastest that is installed.
+        trust: Load an export without a digest, or with foreign operations, and run it in a process of its own.
         backend: Backend of Keras (default: KERAS_BACKEND, otherwise TensorFlow).
     """
-    selection = prepare_engine(model, backend, engine)
+    selection = prepare_engine(model, backend, engine, trust=trust)
     from dl_techniques.card import read_card
     from dl_techniques.engines.loading import load_engine
     from dl_techniques.inference.evaluation import evaluate_files
@@ -243,7 +246,7 @@ def page(
         options: Settings.
         backend: Backend of Keras (default: KERAS_BACKEND, otherwise TensorFlow).
     """
-    selections = [prepare_engine(model, backend, options.engine) for model in models]
+    selections = [prepare_engine(model, backend, options.engine, trust=options.trust) for model in models]
     from dl_techniques.page.serving import serve_page
 
     serve_page(selections, options)

@@ -18,7 +18,11 @@ Backend = Literal["tensorflow", "jax", "torch"] | None
 
 
 def prepare_engine(
-    model: str, backend: Backend, engine: EngineName | None = None, precision: Precision = "float32"
+    model: str,
+    backend: Backend,
+    engine: EngineName | None = None,
+    precision: Precision = "float32",
+    trust: bool = False,
 ) -> EngineSelection:
     """Select what runs a model, print it in a line, and import Keras only if that is it.
 
@@ -27,6 +31,7 @@ def prepare_engine(
         backend: What Keras runs on. One that is named means Keras.
         engine: What the user asked for; Keras, without a line, if not given.
         precision: What OpenVINO shall compute in.
+        trust: Whether exports are loaded that nobody vouches for.
 
     Returns:
         What `load_engine` takes in the place of the model, so that nothing is selected or read twice.
@@ -39,7 +44,7 @@ def prepare_engine(
 
     if engine == "auto" and backend is not None and precision == "float32" and find_model(model)[1] is None:
         engine = "keras"
-    selection = select_engine(model, engine, precision)
+    selection = select_engine(model, engine, precision, trust)
     message = selection.message
     if precision != "float32":
         share = precision_deviation(selection)

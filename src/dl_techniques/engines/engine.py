@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dl_techniques.models.convunext.tiles import TileFunction
 
 Size = tuple[int | None, int | None]
+LONGEST = 300  # characters of what a library says
 
 
 class Graph(NamedTuple):
@@ -25,6 +26,33 @@ class Graph(NamedTuple):
 
     shape: list[int | None]
     function: Callable[..., list[np.ndarray]]
+
+
+def check_image(outputs: Sequence[np.ndarray], image: np.ndarray, channels: int | None = None) -> None:
+    """Raise `ValueError` unless the first output of a graph is an image of the size of its first input.
+
+    Args:
+        outputs: Of the graph.
+        image: The input, `(batch, height, width, channels)`.
+        channels: Of the output, `None` for any.
+    """
+    first = np.asarray(outputs[0] if outputs else 0.0)
+    fits = first.ndim == 4 and first.shape[:3] == image.shape[:3] and first.shape[3] > 0 and first.dtype.kind in "fi"
+    if not fits or channels not in (None, first.shape[3]):
+        wanted = "" if channels is None else f" and of {channels} channels"
+        given = f"{first.dtype} of shape {first.shape} for {image.shape}"
+        raise ValueError(f"it does not return an image of the size of its input{wanted}: {given}")
+
+
+def first_words(error: BaseException) -> str:
+    """Return what an error says, up to its first line that announces no other."""
+    words: list[str] = []
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        if not line.startswith("Exception from "):  # where in OpenVINO's code
+            words.append(line)
+            if not line.endswith(":"):
+                break
+    return " ".join(words)[:LONGEST].rstrip(".") or type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ class ArtifactFormat:
         runtime: What runs it.
         loader: Maps `(path, precision)` to an `engines.engine.Graph`.
         writer: Maps `(model, path)`, a functional Keras model, to nothing.
+        checker: Maps a path to the name of an operation that no artifact of this package has and that may read or write
+            files or never end, `""` if there is none; empty where operations can do neither.
         backend: Of Keras, which the writer needs; empty for any.
         modules: What the writer needs beside the runtime.
         max_bytes: Weights must be smaller; `None` for any size.
@@ -84,6 +86,7 @@ class ArtifactFormat:
     runtime: str
     loader: str
     writer: str
+    checker: str = ""
     backend: str = ""
     modules: tuple[str, ...] = ()
     max_bytes: int | None = None
@@ -93,6 +96,10 @@ class ArtifactFormat:
     def load(self, path: Path, precision: Precision = "float32") -> Any:
         """Return the graph of an artifact, an `engines.engine.Graph`."""
         return _function(self.loader)(path, precision)
+
+    def foreign_operation(self, path: Path) -> str:
+        """Return the name of an operation in an artifact that none of this package has, `""` if there is none."""
+        return _function(self.checker)(path) if self.checker else ""
 
     def write(self, model: Any, path: Path) -> None:
         """Write a functional Keras model."""
@@ -107,12 +114,14 @@ _MESSAGE = 2**31  # bytes of one message of a serializer that counts to there
 # fmt: off
 FORMATS = {row.name: row for row in (
     ArtifactFormat(name="onnx", title="ONNX", suffix=".onnx", runtime="onnxruntime", loader="onnx:load_onnx",
-                   writer="tensorflow:write_onnx", backend="tensorflow", modules=("onnx", "tf2onnx", "tensorflow"),
-                   max_bytes=_MESSAGE, tiles=True, int8=True),
+                   writer="tensorflow:write_onnx", checker="onnx:foreign_onnx", backend="tensorflow",
+                   modules=("onnx", "tf2onnx", "tensorflow"), max_bytes=_MESSAGE, tiles=True, int8=True),
     ArtifactFormat(name="openvino", title="OpenVINO", suffix=".xml", companions=(".bin",), runtime="openvino",
-                   loader="openvino:load_openvino", writer="openvino:write_openvino", backend="openvino", tiles=True),
+                   loader="openvino:load_openvino", writer="openvino:write_openvino",
+                   checker="openvino:foreign_openvino", backend="openvino", tiles=True),
     ArtifactFormat(name="saved_model", title="SavedModel", marker="saved_model.pb", runtime="tensorflow",
-                   loader="tensorflow:load_saved_model", writer="tensorflow:write_saved_model", backend="tensorflow"),
+                   loader="tensorflow:load_saved_model", writer="tensorflow:write_saved_model",
+                   checker="saved_model:foreign_saved_model", backend="tensorflow"),
     ArtifactFormat(name="litert", title="LiteRT", suffix=".tflite", runtime="litert", max_bytes=_MESSAGE,
                    loader="tensorflow:load_litert", writer="tensorflow:write_litert", backend="tensorflow"),
 )}

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from dl_techniques.engines.engine import Engine
-from dl_techniques.errors import ArgumentError, FileError
 
 
 def load_keras(path: Path) -> Engine:
@@ -28,12 +27,11 @@ def _read_archive(path: Path) -> Any:
     import keras
 
     from dl_techniques.models.convunext.archive import check_archive
+    from dl_techniques.models.convunext.model import ConvUNextModel
+    from dl_techniques.models.convunext.weights import stored_shapes
 
     config = check_archive(path)
-    try:
-        model: Any = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
-    except ArgumentError as error:
-        reason = f"cannot be built: `{error.subject}` {error.reason}"
-        raise FileError(str(path), reason, error.remedy or "Get it again.") from error
+    ConvUNextModel.check_stored(config["config"], stored_shapes(path), path)
+    model: Any = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
     model.load_weights(path)  # looks at them first: Keras leaves what it does not find as it was drawn
     return model

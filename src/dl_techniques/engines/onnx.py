@@ -14,6 +14,9 @@ from dl_techniques.engines.formats import Precision
 # A string `location` in the first field of a message, in any encoding: where a tensor of an ONNX file lies elsewhere.
 ELSEWHERE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 
+# The type of a node, field 4 of its message: what may repeat without end.
+LOOPS = re.compile(rb"(?:\x22|\xa2\x80*\x00)(?:\x04|\x84\x80*\x00)(Loop|Scan)")
+
 
 def load_onnx(path: Path, precision: Precision = "float32") -> Graph:
     """Return the graph of an ONNX file.
@@ -23,7 +26,7 @@ def load_onnx(path: Path, precision: Precision = "float32") -> Graph:
     """
     import onnxruntime
 
-    if _reads_others(path):
+    if _found(ELSEWHERE, path):
         raise ValueError("it keeps weights in other files, which are not read")
     try:
         settings = onnxruntime.SessionOptions()
@@ -41,10 +44,16 @@ def load_onnx(path: Path, precision: Precision = "float32") -> Graph:
     return Graph([size if isinstance(size, int) else None for size in inputs[0].shape], call)
 
 
-def _reads_others(path: Path) -> bool:
-    """Return whether an ONNX file names others that hold its weights."""
+def foreign_onnx(path: Path) -> str:
+    """Return the name of a loop in an ONNX file, `""` if there is none."""
+    found = _found(LOOPS, path)
+    return found[1].decode() if found else ""
+
+
+def _found(pattern: re.Pattern[bytes], path: Path) -> re.Match[bytes] | None:
     with open(path, "rb") as file:
         if not file.seek(0, 2):
-            return False
+            return None
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return ELSEWHERE.search(content) is not None
+            found = pattern.search(content)
+            return found and pattern.match(found[0])  # of bytes that last

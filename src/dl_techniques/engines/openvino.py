@@ -18,6 +18,7 @@ from dl_techniques.engines.formats import Precision
 from dl_techniques.errors import ArgumentError
 
 COMPILED, COMPILED_BYTES = 8, 2**28  # sizes compiled for, at most, and the weights of all of them
+LOOPS = ("Loop", "TensorIterator")
 # Kernels that the graph of any size keeps: those of one or two sizes. By default thousands, some MB for each new size.
 KERNELS = 128
 ALONE = 2**14  # pixels of an image from which on OpenVINO computes those of a batch one by one
@@ -27,6 +28,12 @@ def load_openvino(path: Path, precision: Precision = "float32") -> Graph:
     """Return the graph of an OpenVINO file."""
     function = OpenVINOFunction(path, precision)
     return Graph(function.shape, function)
+
+
+def foreign_openvino(path: Path) -> str:
+    """Return the name of a loop in an OpenVINO file, `""` if there is none."""
+    names = (operation.get_type_name() for operation in openvino_core().read_model(str(path)).get_ops())
+    return next((name for name in names if name in LOOPS), "")
 
 
 def write_openvino(model: Any, path: Path) -> None:

@@ -29,7 +29,7 @@ RUN_MODEL, RUN_CHECKPOINTS = "model.keras", "checkpoints"  # in the folder of a 
 class EngineSelection:
     """What a model runs on: runtime, precision, its conversion if it needs one.
 
-    `message` is what the user reads of it, one line; nothing of exports.
+    `message` is what the user reads of it, one line; nothing of exports. `trust` is what `load_engine` calls so.
     """
 
     path: Path
@@ -38,6 +38,7 @@ class EngineSelection:
     conversion: Conversion | None = None
     message: str = ""
     precision: Precision = "float32"
+    trust: bool = False
 
     @property
     def starts_keras(self) -> bool:
@@ -49,7 +50,10 @@ Model = str | os.PathLike | EngineSelection  # what `load_engine` takes
 
 
 def select_engine(
-    source: str | os.PathLike, engine: EngineName | None = None, precision: Precision = "float32"
+    source: str | os.PathLike,
+    engine: EngineName | None = None,
+    precision: Precision = "float32",
+    trust: bool = False,
 ) -> EngineSelection:
     """Return what runs a model, converted for it where it must be; Keras is not imported.
 
@@ -57,6 +61,7 @@ def select_engine(
         source: As `load_engine` takes it.
         engine: As `load_engine` takes it.
         precision: As `load_engine` takes it.
+        trust: As `load_engine` takes it.
 
     Raises:
         FileError: There is no such file, or the model cannot be converted for the engine that is named.
@@ -78,7 +83,7 @@ def select_engine(
         raise ArgumentError("precision", f"must be float32: only {able} has another", precision, "Add --engine auto.")
     if runtime not in CONVERTED or form is not None:
         message = "engine: keras" if engine is not None and form is None else ""
-        return EngineSelection(path, runtime, form, None, message, precision)
+        return EngineSelection(path, runtime, form, None, message, precision, trust)
     if missing := missing_modules(RUNTIMES[runtime].modules):
         remedy = f"{pip_install(RUNTIMES[runtime].extra)}, or add --engine keras."
         raise ArgumentError("engine", f"needs the module {missing[0]!r}, which is not installed", engine, remedy)

@@ -22,18 +22,23 @@ def run_in_subprocess(module: str, arguments: Sequence[str], backend: str, subje
 
     Raises `ConversionError`, of `subject`, if it ends with an error; the last line that it wrote is the reason.
     """
-    package = str(Path(dl_techniques.__file__).parents[1])
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": backend,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
-    }
-    command = [sys.executable, "-m", module, *arguments]
+    command, environment = module_command(module, *arguments), module_environment(KERAS_BACKEND=backend)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise ConversionError(subject, lines[-1] if lines else f"the conversion ended with {done.returncode}.")
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module of this package, and looks for no module in the current folder."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def module_environment(**changes: str) -> dict[str, str]:
+    """Return the environment of `module_command`, in which it finds this package and TensorFlow is quiet."""
+    package = str(Path(dl_techniques.__file__).parents[1])
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path, **changes}
 
 
 def exit_status_of(work: Callable[[], None]) -> int:

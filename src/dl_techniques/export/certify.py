@@ -10,6 +10,8 @@ import numpy as np
 
 from dl_techniques.card import card_path, read_card, write_card
 from dl_techniques.engines.engine import Engine
+from dl_techniques.engines.formats import find_format
+from dl_techniques.models.convunext.presets import write_preset_card
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,5 +98,7 @@ def save_certificate(certificate: Certificate, engine: Engine) -> Path:
     Raises:
         FileError: The card cannot be written.
     """
-    write_card(engine.path, replace(read_card(engine.path), certificate=certificate.as_dict()))
+    preset = engine.path.is_dir() and find_format(engine.path) is None
+    write = write_preset_card if preset else write_card
+    write(engine.path, replace(read_card(engine.path), certificate=certificate.as_dict()))
     return engine.path if engine.path.suffix == ".keras" else card_path(engine.path)

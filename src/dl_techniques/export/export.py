@@ -8,18 +8,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dl_techniques import __version__
 from dl_techniques.atomic import publish, staged_folder
-from dl_techniques.card import ModelCard, artifact_digests, card_path, read_card, write_card
+from dl_techniques.card import ModelCard, card_path, read_card, seal_card
 from dl_techniques.datasets.normalization import standardize
 from dl_techniques.engines.conversion import float32_network, tiling_of
 from dl_techniques.engines.engine import Engine, Tiling
 from dl_techniques.engines.formats import FORMATS, RUNTIMES, ArtifactFormat, missing_modules
 from dl_techniques.engines.loading import load_engine
+from dl_techniques.engines.selection import find_model
 from dl_techniques.errors import ArgumentError, ConvUNextError, ExportError, FileError, pip_install
 from dl_techniques.export.certify import Certificate, certify, print_certificate
 from dl_techniques.export.graph import GraphOptions, write_artifact
@@ -88,6 +89,9 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     form = options.artifact_format
     _check_installed(form)
     _check_free(options)
+    given, artifact_format = find_model(source)
+    if artifact_format is not None:
+        raise FileError(str(given), "is an export already.", "Name the .keras file or preset that was exported.")
     engine = load_engine(source)
     card = read_card(engine.path)
     standardizes = card.standardizes(str(engine.path)) and not options.tiles  # inside the artifact
@@ -102,7 +106,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
             sums = options.tiles and pools_image(network)
             graph = GraphOptions(standardizes, options.activation, options.size, sums)
             write_artifact(network, engine.path, graph, form, path)
-        write_card(path, ModelCard(export={"tiling": asdict(_tiling(card, network, options))}))
+        seal_card(path, ModelCard(export={"tiling": asdict(_tiling(card, network, options))}), form.companions)
         with _export_errors(options.output, "does not run"), _full_precision():
             exported = load_engine(path)
             comparison = _compare(exported, network, standardizes, options.activation)
@@ -117,7 +121,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
             if not loss.holds:
                 remedy = f"Nothing was written. Add --max-loss {math.ceil(1000 * loss.value) / 1000:g} to accept it."
                 raise ExportError(str(options.output), f"loses too much: {loss}.", remedy)
-        write_card(path, _card(card, artifact, network, options, path))
+        seal_card(path, _card(card, artifact, network, options), form.companions)
         _check_free(options)  # again: minutes have passed
         publish(staging, _parts(options))
     return artifact
@@ -135,9 +139,8 @@ def _check_installed(form: ArtifactFormat) -> None:
 
 def _exportable(engine: Engine, options: ExportOptions) -> ConvUNextModel:
     """Return the float32 network of one output, any size, without what only training needs."""
-    model, activation, form = engine.model, options.activation, options.artifact_format
-    if model is None:
-        raise FileError(str(engine.path), "is an export already.", "Name the .keras file or preset that was exported.")
+    model: Any = engine.model
+    activation, form = options.activation, options.artifact_format
     ending = getattr(model.final_activation, "__name__", "a function")
     if activation in ("sigmoid", "softmax") and ending != "linear":
         remedy = "Leave --activation out, or choose argmax."
@@ -202,9 +205,7 @@ def _check_limits(artifact: Artifact, engine: Engine, console: Console) -> None:
         raise ExportError(str(artifact.path), "is not scale-equivariant, as its model is: f(a*x) = a*f(x).", remedy)
 
 
-def _card(
-    card: ModelCard, artifact: Artifact, network: ConvUNextModel, options: ExportOptions, written: Path
-) -> ModelCard:
+def _card(card: ModelCard, artifact: Artifact, network: ConvUNextModel, options: ExportOptions) -> ModelCard:
     """Return the model's card with what holds for the artifact instead of what held for the model."""
     export = {
         "format": options.artifact_format.name,
@@ -215,7 +216,6 @@ def _card(
         "against_keras": asdict(artifact.comparison),
         **({} if artifact.loss is None else {"int8": asdict(artifact.loss)}),
         "convunext_version": __version__,
-        "sha256": artifact_digests(written, options.artifact_format.companions),
     }
     certificate = None if artifact.certificate is None else artifact.certificate.as_dict()
     outside = card.normalization if options.tiles else "none"

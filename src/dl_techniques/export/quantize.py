@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dl_techniques.card import read_card, seal_card
 from dl_techniques.engines.loading import load_engine
 from dl_techniques.errors import ArgumentError, ExportError, FileError
 from dl_techniques.images.files import find_images, read_image
@@ -94,6 +95,7 @@ def quantize(path: Path, centres: list[np.ndarray], task: Task, limit: float | N
         _quantize(path, calibration)
     except Exception as error:  # the quantizer's errors have no class in common
         raise ExportError(path.name, f"cannot be quantized to 8-bit integers: {error}".split("\n")[0]) from error
+    seal_card(path, read_card(path))
     actual, after = _run(path, measured)
     value = task.quantization_loss(expected, actual, centres[1::2])
     largest = max(float(np.abs(x).max()) for x in centres[::2])

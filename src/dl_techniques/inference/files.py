@@ -51,7 +51,7 @@ def create_predictor(model: Model, options: PredictionOptions, task: str | None 
 
 def predictor_settings(options: PredictionOptions) -> dict[str, Any]:
     """Return the arguments of `Predictor` that options state."""
-    names = ("tta", "global_stats", "max_memory", "tile", "engine", "precision")
+    names = ("tta", "global_stats", "max_memory", "tile", "engine", "precision", "trust")
     return {name: getattr(options, name) for name in names}
 
 

@@ -37,6 +37,7 @@ class Predictor:
         tile: Largest height and width that are computed at once, in pixels; by the memory if `None`.
         engine: What computes, as `load_engine` takes it.
         precision: What OpenVINO computes in.
+        trust: Whether exports are loaded that nobody vouches for, as `load_engine` takes it.
         task: Name of the task where the model's card names none; that of bias-free models is `"restore"`.
 
     Raises:
@@ -57,8 +58,9 @@ class Predictor:
         engine: EngineName | None = None,
         precision: Precision = "float32",
         task: str | None = None,
+        trust: bool = False,
     ) -> None:
-        self.engine = model if isinstance(model, Engine) else load_engine(model, engine, precision)
+        self.engine = model if isinstance(model, Engine) else load_engine(model, engine, precision, trust)
         self.card = read_card(self.engine.path)
         bias_free = self.engine.use_bias is False
         self.task = task_of(self.card, str(self.engine.path), task or ("restore" if bias_free else None))

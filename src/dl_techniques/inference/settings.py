@@ -38,6 +38,7 @@ class PredictionOptions:
         engine: Engine: `keras`, or `openvino` or `onnxruntime`, for which a Keras model is converted once, or `auto`,
             the fastest that is installed. Exports run in their own runtime.
         precision: Computation precision on OpenVINO; `bfloat16` is faster on processors that support it, less exact.
+        trust: Load an export without a digest, or with foreign operations, and run it in a process of its own.
     """
 
     output: Annotated[Path, Parameter(name=("--output", "-o"))]
@@ -54,6 +55,7 @@ class PredictionOptions:
     max_pixels: int = MAX_PIXELS
     engine: EngineName = "auto"
     precision: Precision = "float32"
+    trust: bool = False
 
     resumes: ClassVar[bool] = True  # results that exist are those of an earlier run
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LARGEST_CALL = 2**20  # bytes of a request that uploads nothing
 SLACK = 2**16  # what a form adds to its file, bytes
 MOST_PARTS = 16
+NO_CALL = "Not a call of this page: it must be a JSON object whose data is a list of what the page sends."
 # The page asks nobody else for anything: no fonts, no scripts, no counters.
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -47,7 +48,11 @@ class Gate:
             await self.app(scope, receive, send)
             return
 
+        answered = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal answered
+            answered = True
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
@@ -58,11 +63,15 @@ class Gate:
                 uploads = Headers(scope=scope).get("content-type", "").startswith("multipart/")
                 receive = self._counted(scope, receive, uploads)
                 receive = receive if uploads else await self._read_call(receive)
+            await self.app(scope, receive, send_with_headers)
         except HTTPException as refusal:
             refused = PlainTextResponse(refusal.detail, refusal.status_code, {"connection": "close"})
             await refused(scope, receive, send_with_headers)
-            return
-        await self.app(scope, receive, send_with_headers)
+        except Exception:  # of Gradio, for a call that it cannot read
+            if answered:
+                raise
+            refused = PlainTextResponse(NO_CALL, 400, {"connection": "close"})
+            await refused(scope, receive, send_with_headers)
 
     def _check_target(self, target: str) -> None:
         _, named, path = target.partition("/file=")
@@ -122,9 +131,12 @@ class Gate:
                 raise HTTPException(400, "Broken off.")
             body, more = body + message.get("body", b""), message.get("more_body", False)
         try:
-            paths = list(_paths(json.loads(body or b"null")))
+            call = json.loads(body or b"{}")
+            paths = list(_paths(call))
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, "Not JSON.") from error
+        if not isinstance(call, dict) or not isinstance(call.get("data", []), list):
+            raise HTTPException(400, NO_CALL)
         for path in paths:
             if not self._owns(path):
                 raise HTTPException(403, f"{path}: was not uploaded to this page.")

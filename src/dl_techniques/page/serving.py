@@ -51,9 +51,11 @@ def serve_page(models: Sequence[Model], options: PageOptions) -> None:
         raise ConvUNextError(
             "page", "needs the module 'gradio', which is not installed.", f"Install it: {pip_install('page')}"
         )
-    predictors = [Predictor(model, max_memory=options.max_memory, engine=options.engine) for model in models]
+    settings: dict[str, Any] = {"max_memory": options.max_memory, "engine": options.engine, "trust": options.trust}
+    predictors = [Predictor(model, **settings) for model in models]
     with running_page(predictors, options) as url:
         print(f"{url} shows {', '.join(p.engine.source for p in predictors)}; Ctrl-C stops it", flush=True)
+        print(options.reach, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
 
@@ -139,6 +141,10 @@ def _page(predictors: Sequence[Predictor], options: PageOptions, folder: Path) -
         return True, [(shown.before, shown.after), describe_result(shown), download]
 
     def open_image(file: dict, model: int, progress=gradio.Progress()) -> list[Any]:  # noqa: B008 - Gradio's way
+        named = isinstance(file, dict) and isinstance(file.get("path"), str)
+        if not named or model not in range(len(predictors)):
+            rule = f"A call must name an uploaded file and the number of a model, 0 to {len(predictors) - 1}."
+            raise gradio.Error(rule, print_exception=False)
         source = file["path"]
         done, results = apply(source, model, progress)
         if not done:

@@ -23,6 +23,7 @@ class PageOptions:
         engine: Engine: `keras`, or `openvino` or `onnxruntime`, for which Keras models are converted once, or `auto`,
             the fastest that is installed. Exports run in their own runtime.
         queue: Most images that may wait; one is computed at a time.
+        trust: Load exports without a digest, or with foreign operations, and run them in processes of their own.
     """
 
     host: str = "127.0.0.1"
@@ -32,6 +33,14 @@ class PageOptions:
     max_memory: str = "2GB"
     engine: EngineName = "auto"
     queue: int = 8
+    trust: bool = False
+
+    @property
+    def reach(self) -> str:
+        """Who can open the page, in words."""
+        if self.host in LOOPBACK:
+            return "Only this machine can open it."
+        return f"Every machine that reaches {self.host} can open it and use the models: there is no password."
 
     def __post_init__(self) -> None:
         check_counts(self, "max_megabytes", "max_pixels", "queue")

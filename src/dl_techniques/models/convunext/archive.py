@@ -43,6 +43,8 @@ def check_archive(path: Path) -> dict[str, Any]:
         root = parse_json(file.read(CONFIG), f"{path}/{CONFIG}", REMEDY)
     if (root.get("module"), root.get("class_name")) != MODEL:
         raise FileError(str(path), f"holds a {_name(root)}, not a ConvUNextModel.", REMEDY)
+    if not isinstance(root.get("config"), dict):
+        raise FileError(str(path), f"holds no arguments of a ConvUNextModel in its {CONFIG}.", REMEDY)
     for part in _parts(root.get("config")):
         if not _is_known(part):
             raise FileError(str(path), f"names {_name(part)} in its {CONFIG}, which is not allowed.", REMEDY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any, TypeGuard
 
@@ -24,6 +24,7 @@ LARGEST = {
     "output_channels": 2**16,
 }
 LARGEST_PARAMETERS = 2**33  # xlarge has 2**30
+KERNELS_PER_BLOCK = 3
 CHOICES = {
     "convnext_version": ("v1", "v2"),
     "downsample": Downsampling2x.METHODS,
@@ -82,15 +83,45 @@ def filter_sizes(arguments: Mapping[str, Any]) -> list[int]:
     ]
 
 
+def check_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raise `ArgumentError` for an argument that `ConvUNextModel` does not know; Keras would ignore it."""
+    others = ("dtype", "name", "trainable")
+    if unknown := sorted(given.keys() - {*known, *others}):
+        names = ", ".join((*sorted({*known} - {*others}), *others))
+        remedy = "Check the spelling, or update convunext."
+        raise ArgumentError(unknown[0], f"must be one of {names}", given[unknown[0]], remedy)
+
+
+def check_stored(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `ArgumentError` for a config of a larger network than the weights stored with it, before it is built.
+
+    Args:
+        config: Constructor arguments of `ConvUNextModel`, checked or not, defaults included.
+        stored: Shape of each weight that is stored, by name.
+    """
+    check_arguments(config)
+    parameters, values = count_kernel_parameters(config), sum(math.prod(shape) for shape in stored.values())
+    weights = KERNELS_PER_BLOCK * (2 * config["depth"] + 1) * config["blocks_per_level"]
+    if parameters > values or weights > len(stored):
+        rule = (
+            f"with depth={config['depth']} and blocks_per_level={config['blocks_per_level']} makes a network of at "
+            f"least {parameters} parameters in {weights} weights, and {values} in {len(stored)} are stored"
+        )
+        raise ArgumentError("initial_filters", rule, config["initial_filters"])
+
+
 def count_kernel_parameters(arguments: Mapping[str, Any]) -> int:
     """Return the number of kernel parameters; biases and norms add about one percent."""
     sizes = filter_sizes(arguments)
+    channels = arguments["input_shape"][2]
     blocks = [
         arguments["blocks_per_level"] * (8 * size**2 + arguments["block_kernel_size"] ** 2 * size) for size in sizes
     ]
-    stem = arguments["stem_kernel_size"] ** 2 * arguments["input_shape"][2] * sizes[0]
+    stem = arguments["stem_kernel_size"] ** 2 * channels * sizes[0]
     joints = sum(fine * coarse + (fine + coarse) * fine for fine, coarse in zip(sizes, sizes[1:], strict=False))
-    return stem + 2 * sum(blocks[:-1]) + blocks[-1] + joints
+    heads = arguments["depth"] if arguments["enable_deep_supervision"] else 1
+    outputs = (arguments["output_channels"] or channels) if arguments["include_top"] else 0
+    return stem + 2 * sum(blocks[:-1]) + blocks[-1] + joints + outputs * sum(sizes[:heads])
 
 
 def _check_input_shape(shape: Any) -> None:

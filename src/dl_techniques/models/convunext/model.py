@@ -6,6 +6,7 @@ Reference: Ronneberger et al. 2015 (U-Net), Liu et al. 2022 (ConvNeXt), Woo et a
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any
 import keras
 
 from dl_techniques.card import ModelCard
-from dl_techniques.errors import ArgumentError
+from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.layers.convnext import ConvUNextStem
 from dl_techniques.layers.pointwise import REGISTRY
-from dl_techniques.models.convunext.arguments import check_arguments, filter_sizes
+from dl_techniques.models.convunext.arguments import check_arguments, check_names, check_stored, filter_sizes
 from dl_techniques.models.convunext.graph import build_graph, head_name
-from dl_techniques.models.convunext.presets import read_preset, save_preset
+from dl_techniques.models.convunext.presets import CONFIG, preset_folder, read_preset, save_preset
 from dl_techniques.models.convunext.variants import MODEL_VARIANTS
 from dl_techniques.models.convunext.weights import assign_weights, check_weights_file, transfer_weights
 
@@ -150,10 +151,7 @@ class ConvUNextModel(keras.Model):
             "seed": seed,
         }
         check_arguments(arguments)
-        if unknown := sorted(kwargs.keys() - {"name", "trainable"}):  # Keras would ignore them
-            rule = f"must be one of {', '.join(sorted(arguments))}, dtype, name, trainable"
-            remedy = "Check the spelling, or update convunext."
-            raise ArgumentError(unknown[0], rule, kwargs[unknown[0]], remedy)
+        check_names(kwargs, arguments)
         policy = keras.dtype_policies.get(dtype if dtype is not None else keras.config.dtype_policy())
 
         stem, inputs, outputs = build_graph(arguments, policy)
@@ -218,15 +216,39 @@ class ConvUNextModel(keras.Model):
 
         Raises:
             ValueError: There is no such preset, or its weights do not fit.
-            ConvUNextError: A file of it is damaged; loading checks the SHA-256 of the weights.
+            ConvUNextError: A file of it is damaged; loading checks the SHA-256 of what states one.
 
         Example:
             >>> model = ConvUNextModel.from_preset("denoise-gray")
         """
         arguments, arrays = read_preset(preset)
+        cls.check_stored(arguments, {name: a.shape for name, a in arrays.items()}, preset_folder(preset) / CONFIG)
         model = cls(**{"kernel_initializer": "zeros", **arguments, **kwargs})
         assign_weights(model, arrays, source=str(preset))
         return model
+
+    @classmethod
+    def check_stored(cls, config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]], path: Path) -> None:
+        """Raise `FileError` unless a config can be built, of a network no larger than the weights stored for it.
+
+        Args:
+            config: Constructor arguments, from a file.
+            stored: Shape of each weight of the file by its name.
+            path: The file.
+        """
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        defaults = {
+            parameter.name: parameter.default for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD
+        }
+        arguments = {**defaults, **config}
+        try:
+            check_names(arguments, defaults)
+            check_stored({**arguments, "input_shape": tuple(arguments["input_shape"])}, stored)
+        except ArgumentError as error:
+            reason = f"cannot be built: `{error.subject}` {error.reason}"
+            raise FileError(str(path), reason, error.remedy or "Get it again.") from error
+        except (ValueError, TypeError) as error:  # of Keras
+            raise FileError(str(path), f"cannot be built: {error}.", "Get it again.") from error
 
     def save_to_preset(
         self, folder: str | os.PathLike, card: ModelCard | Mapping[str, Any] | None = None, dtype: str = "float32"

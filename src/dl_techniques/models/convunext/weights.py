@@ -29,12 +29,7 @@ def check_weights_file(model: keras.Model, path: str | os.PathLike) -> None:
     """
     if not os.path.exists(path):
         raise WeightsError(str(path), "does not exist.", "Check the path.")
-    try:
-        stored = _stored_shapes(path)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise WeightsError(
-            str(path), f"is not a complete file of weights: {error}.", "Save the weights again, or take another copy."
-        ) from error
+    stored = stored_shapes(path)
     remedy = "Build the model with the arguments that the weights were saved with."
     counts = Counter(stored.values())
     for weight in model.weights:
@@ -88,17 +83,35 @@ def assign_weights(model: keras.Model, arrays: Mapping[str, np.ndarray], source:
         weight.assign(arrays[weight.path].astype("float32"))
 
 
-def _stored_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every weight in the file by its name, without optimizer and random generators."""
-    shapes = {}
+def stored_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every weight in the file by its name, without optimizer and random generators.
+
+    Args:
+        path: A `.weights.h5` or `.keras` file; in the latter each weight is stored in full.
+
+    Raises:
+        WeightsError: The file is broken, or weights of it lie elsewhere.
+    """
+    try:
+        return _read_shapes(path)
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise WeightsError(
+            str(path), f"is not a complete file of weights: {error}.", "Save the weights again, or take another copy."
+        ) from error
+
+
+def _read_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+    shapes, archived = {}, str(path).endswith(".keras")
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset) and name.startswith("layers/") and "/seed_generator" not in name:
             if item.is_virtual or item.external:
                 raise OSError(f"{name!r} lies in another file")
+            if archived and item.id.get_storage_size() < item.nbytes:  # of what is missing HDF5 makes zeros
+                raise OSError(f"{name!r} of shape {item.shape} is not stored in full")
             shapes[name] = tuple(item.shape)
 
-    if str(path).endswith(".keras"):
+    if archived:
         with zipfile.ZipFile(path) as archive:
             content: Any = io.BytesIO(archive.read(MEMBER))
     else:
