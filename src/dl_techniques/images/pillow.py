@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,6 +16,7 @@ from dl_techniques.images.colours import cmyk_to_rgb
 from dl_techniques.images.metadata import ORIENTATION, file_extras, save_options, turned_upright, with_extras
 from dl_techniques.images.source import Decoded, ImageSource, Picture
 
+SPREAD = {"L;2": 85, "L;4": 17}  # Pillow spreads samples of few bits over 0 to 255
 OPTIONS: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}
 
 
@@ -43,13 +45,31 @@ class Source(ImageSource):
         image = self._image
         return image.size[1], image.size[0], 3 if image.mode == "P" else len(image.getbands())
 
-    def _indices(self) -> Picture | None:
-        if self._still.mode not in ("P", "1"):
+    def _indices(self, page: int) -> Picture | None:
+        mode, spread = self._still.mode, SPREAD.get(self._raw_mode)
+        if mode not in ("P", "1") and spread is None:
             return None
-        indices = np.asarray(self._upright(self._still)).astype("uint8")[..., None]
-        if self._still.mode == "1":
-            return Picture(indices)
-        return Picture(indices, palette=np.reshape(self._still.getpalette("RGB") or [], (-1, 3)).astype("uint8"))
+        values = np.asarray(self._upright(self._still)).astype("uint8")[..., None] // (spread or 1)
+        colours = self._still.getpalette("RGB") if mode == "P" else None
+        palette = None if colours is None else np.reshape(colours, (-1, 3)).astype("uint8")
+        return Picture(values, palette=palette, orientation=self._orientation)
+
+    def _lossy(self, page: int) -> str:
+        if self.format.name != "WEBP":
+            return super()._lossy(page)
+        place = 12
+        while True:  # chunks, of which one holds the image
+            self.file.seek(place)
+            name, size = struct.unpack("<4sI", self.file.read(8))
+            if name in (b"VP8 ", b"VP8L", b"ANMF"):
+                return "lossy WEBP" if name == b"VP8 " else ""
+            place += 8 + size + size % 2
+
+    @property
+    def _orientation(self) -> int:
+        """EXIF orientation, 1 to 8; all else is none."""
+        found = self._still.getexif().get(ORIENTATION, 1)
+        return found if found in range(1, 9) else 1
 
     @property
     def _still(self) -> Any:
@@ -65,7 +85,7 @@ class Source(ImageSource):
 
     def _decode(self, page: int) -> Decoded:
         file = self._still
-        upright, orientation = self._upright(file), file.getexif().get(ORIENTATION, 1)
+        upright, orientation = self._upright(file), self._orientation
         extras = file_extras(file, upright)
         notes = ["turned upright as its EXIF says"] if orientation != 1 else []
         if ";16B" in self._raw_mode and file.mode != "I;16":  # Pillow gives 8 of the 16 bits
@@ -90,7 +110,7 @@ class Source(ImageSource):
             if array.dtype == np.int32 and array.min() >= 0 and array.max() < 2**16:
                 array = array.astype(np.uint16)  # Pillow's mode "I"
         alpha = array.shape[2] - 1 if array.ndim == 3 and array.shape[2] % 2 == 0 else None
-        return Decoded(array, tuple(notes), extras, alpha)
+        return Decoded(array, tuple(notes), extras, alpha, orientation)
 
 
 def write(file: BinaryIO, path: Path, name: str, pictures: Sequence[Picture]) -> None:
