@@ -181,8 +181,8 @@ def find_and_inspect(
     def split(pages: list[Pair]) -> tuple[list[Pair], list[Pair]]:
         return split_pairs(pages, config.val_fraction, config.seed, config.group_regex)
 
-    pairs = find_pairs(config.images, targets)
-    validation = split if config.val_images is None else find_pairs(config.val_images, val_targets)
+    pairs = find_pairs(config.images, targets, reader.alpha)
+    validation = split if config.val_images is None else find_pairs(config.val_images, val_targets, reader.alpha)
     budget = MemoryBudget(round(config.cache_gb * 1e9))
     inspection = inspect_pairs(pairs, console, reader, config.channels or "declared", budget, validation)
     describe_images(inspection, console)

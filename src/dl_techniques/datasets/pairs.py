@@ -66,7 +66,7 @@ def find_singles(images: str) -> list[Pair]:
     return _named([(path, path) for path in find_files(images)])
 
 
-def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
+def find_pairs(images: str, targets: str | None = None, own: bool = False) -> list[Pair]:
     """Match images with their targets.
 
     A target has the name of its image, or that name and an ending that all targets share (`a.png` and `a_mask.png`).
@@ -76,6 +76,7 @@ def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
     Args:
         images: Folder or pattern; or a CSV file with columns `image` and `target`, paths relative to it.
         targets: Folder or pattern; `None` with a CSV file.
+        own: Whether the target is a part of the image's file where `targets` is `None`.
 
     Raises:
         FileError: Something has no counterpart, or two; the first ten are named.
@@ -85,6 +86,8 @@ def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
         if targets is not None:
             raise ArgumentError("targets", "must not be given with a CSV file, which names them", targets)
         return _named(read_pair_list(Path(images), ("image", "target")))
+    if targets is None and own:
+        return find_singles(images)
     if targets is None:
         raise ArgumentError("targets", "must name the folder of targets, unless `images` is a CSV file", targets)
     by_name, targets_by_name = _by_name(find_files(images)), _by_name(find_files(targets))

@@ -59,7 +59,8 @@ def evaluate_files(
         raise FileError(str(output), "exists already.", "Name a new folder.")
     check_writable(output)
     budget = MemoryBudget(CACHED_BYTES)
-    inspection = inspect_pairs(find_pairs(images, targets), console, task.reader, engine.channels, budget)
+    pairs = find_pairs(images, targets, task.reader.alpha)
+    inspection = inspect_pairs(pairs, console, task.reader, engine.channels, budget)
     if inspection.channels != engine.channels:
         reason = f"have {inspection.channels} channels; {engine.source} takes {engine.channels}."
         raise FileError(images, reason, "Convert the images, or name another model.")
