@@ -199,8 +199,8 @@ def test_configs_that_name_other_classes_are_refused_before_they_are_built(
         config["config"]["final_activation"] = hostile
     said = refusal(write_model(tmp_path / "bad.keras", contents, config), tmp_path, monkeypatch, capfd)
     assert (name if where != "layer" else "keras.Sequential") in said
-    assert ("which is not built" in said) == (where in ("inside", "deeper", "activation"))
-    assert "Take only model files that you trust" in said
+    assert ("which is not allowed" in said) == (where in ("inside", "deeper", "activation"))
+    assert "Load only model files that you trust" in said
 
 
 @pytest.mark.parametrize("kind", ["weights", "config", "card", "escape", "absolute", "asset", "twice", "no config"])

@@ -229,7 +229,7 @@ if TENSORFLOW:  # exports are made there
             bad = bytearray(content)
             bad[len(bad) // 2] ^= 1
             part.write_bytes(bad)
-            with pytest.raises(FileError, match="is damaged, or another than that of its card: the SHA-256 differs"):
+            with pytest.raises(FileError, match="is damaged or does not belong to its card: the SHA-256 differs"):
                 load_engine(name)
             capfd.readouterr()
             assert main(["denoise", "a.png", "-o", "out.png", "--model", name]) == 2

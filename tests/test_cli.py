@@ -115,7 +115,7 @@ def test_interrupted_demo_can_be_resumed(tmp_path):
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert "go on with: convunext train --resume convunext-demo" in errors
+    assert "resume with: convunext train --resume convunext-demo" in errors
     assert list((tmp_path / "convunext-demo" / "checkpoints").iterdir())
 
 

@@ -108,7 +108,7 @@ def test_validation_images_may_be_named(photos, tmp_path):
     train(config, Console(quiet=True))
     assert (config.output / "split.csv").read_text().splitlines()[-1] == 'validation,"2"'
     both = DenoisingConfig(images=str(photos), val_images=validation, output=tmp_path / "other", **settings)
-    with pytest.raises(FileError, match="2.png: is the same image as .*2.png, which is trained on"):
+    with pytest.raises(FileError, match="2.png: is the same image as .*2.png, which is in the training set"):
         train(both, Console(quiet=True))
 
 
@@ -200,7 +200,7 @@ def test_damaged_checkpoint_is_passed_over(damage, tmp_path):
     assert step == 1 and np.array_equal(state["a"], np.arange(3)) and torn == [newest]
     for path in checkpoint.list_checkpoints(tmp_path):
         path.write_bytes(b"")
-    with pytest.raises(FileError, match="holds no whole checkpoint: step-000000002-.*backup"):
+    with pytest.raises(FileError, match="holds no intact checkpoint: step-000000002-.*backup"):
         checkpoint.load_checkpoint(tmp_path)
 
 

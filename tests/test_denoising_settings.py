@@ -50,7 +50,7 @@ def test_images_may_be_listed_in_a_file(films, tmp_path):
     task = DenoisingRecipe(settings(tmp_path / "list.csv", tmp_path), QUIET)
     assert (task.training.names, task.validation.names) == (["c_0"], ["a_0", "b_0"])
     (tmp_path / "list.csv").write_text("\n".join([*listed, "nowhere.png"]) + "\n")
-    with pytest.raises(FileError, match="list.csv: names files that are not there: nowhere.png. Correct"):
+    with pytest.raises(FileError, match="list.csv: names files that do not exist: nowhere.png. Correct"):
         DenoisingRecipe(settings(tmp_path / "list.csv", tmp_path), QUIET)
     (tmp_path / "list.csv").write_text("image,target\na.png,\n")
     with pytest.raises(FileError, match="names no file in the rows 2"):

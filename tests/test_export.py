@@ -162,13 +162,13 @@ def test_artifact_that_differs_is_not_left(sources, tmp_path, monkeypatch, capfd
     monkeypatch.setattr(export, "LIMIT", 0.0)
     command = ["export", str(sources["v1", True]), "-o", str(tmp_path / "model.onnx"), "--overwrite"]
     assert main(command) == 1
-    assert "model.onnx: is not what Keras computes: largest difference" in capfd.readouterr().err
+    assert "model.onnx: does not match Keras: largest difference" in capfd.readouterr().err
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
 def test_artifact_that_breaks_the_promise_is_not_left(sources, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ALPHAS", (1e25,))  # whose square is beyond float32
-    with pytest.raises(ExportError, match=r"model: does not keep the promise f\(a\*x\) = a\*f\(x\)"):
+    with pytest.raises(ExportError, match=r"model: is not scale-equivariant, as its model is: f\(a\*x\) = a\*f\(x\)"):
         export_model(sources["v1", False], ExportOptions(output=tmp_path / "model"), QUIET)
     assert not list(tmp_path.iterdir())
 

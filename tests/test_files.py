@@ -177,7 +177,7 @@ def test_rare_types_of_tiff_keep_every_value(dtype, tmp_path):
     picture = read_image(tmp_path / "a.tif")
     wider = "float32" if kind.itemsize < 4 else "float64"
     assert picture.pixels.dtype == wider and np.array_equal(picture.pixels[..., 0].astype(dtype), values)
-    assert picture.notes == (f"{dtype} read as {wider}, value for value",)
+    assert picture.notes == (f"{dtype} read as {wider} without loss",)
 
 
 def test_integers_that_no_float_holds_are_refused(tmp_path):

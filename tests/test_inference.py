@@ -156,7 +156,7 @@ def test_samples_that_are_no_numbers_stay_and_spoil_nothing(engine):
     pixels[3, 4], pixels[5, 6] = np.nan, np.inf
     result = denoise_pixels(pixels, engine)
     assert np.isnan(result[3, 4]) and np.isinf(result[5, 6]) and np.isfinite(result).sum() == result.size - 2
-    with pytest.raises(ArgumentError, match="must have a finite sample"):
+    with pytest.raises(ArgumentError, match="must have at least one finite sample"):
         denoise_pixels(np.full((2, 2, 1), np.nan), engine)
 
 

@@ -139,7 +139,7 @@ def test_masks_that_are_no_labels_are_refused(tmp_path):
             read_labels(tmp_path / name)
     with pytest.raises(FileError, match="two.tif: holds 2 labels, not 3"):
         LABELS.encode(read_labels(tmp_path / "two.tif"), tmp_path / "two.tif")
-    with pytest.raises(FileError, match="two.tif: holds 2 channels, .* say --mask-kind labels"):
+    with pytest.raises(FileError, match="two.tif: holds 2 channels, .* use --mask-kind labels"):
         read_mask(tmp_path / "two.tif")
     (tmp_path / "data").mkdir()
     folder = paint_cells(tmp_path / "cells")

@@ -114,14 +114,14 @@ def test_exports_that_take_images_whole_never_exceed_the_memory(
         arguments = ["predict", str(path), str(tmp_path / name), "-o", str(tmp_path / f"out-{name}")]
         assert main([*arguments, "--max-memory", f"{needed}"]) == 1  # arrays come on top
         said = capfd.readouterr().out
-        assert f"{name}: `max_memory` must" in said and f"{path.name} takes images whole" in said
+        assert f"{name}: `max_memory` must" in said and f"{path.name} takes images in one piece" in said
         assert "Raise --max-memory, or export the model again with --tiles." in said
         assert not (tmp_path / f"out-{name}").exists()
         assert main([*arguments, "--max-memory", f"{2 * needed}"]) == 0
         capfd.readouterr()
     batch = PIXELS[None].astype("float32")
     assert tiled_function(engine, needed, 190)(batch).shape == (1, 190, 170, 3)
-    with pytest.raises(ArgumentError, match="takes images whole"):
+    with pytest.raises(ArgumentError, match="takes images in one piece"):
         tiled_function(engine, needed - 1, 190)(batch)
 
 

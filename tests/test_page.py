@@ -208,7 +208,7 @@ def test_body_over_the_limit_is_refused_with_and_without_its_length(url):
     status, reason = request(url, "POST", "/gradio_api/upload", content_type="multipart/form-data", **many)
     assert status == 413 and "Larger than the 1 MB allowed" in reason
     status, reason = request(url, "POST", "/gradio_api/queue/join", content_type="application/json", **many)
-    assert status == 413 and "Too large a request" in reason
+    assert status == 413 and "Request too large" in reason
     body, kind = form(("large.png", bytes(1_066_000)))
     chunked = f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
     status, reason = request(url, "POST", "/gradio_api/upload", chunked, content_type=kind, transfer_encoding="chunked")
@@ -227,7 +227,7 @@ def test_names_with_paths_stay_in_the_folder_and_no_other_file_is_read(url):
         assert status == 403 and "is not a file of this page" in reason
     for other in outside:
         status, reason = call(url, other)
-        assert status == 403 and "is no image that was uploaded here" in reason
+        assert status == 403 and "was not uploaded to this page" in reason
     (folder / "link").symlink_to("/etc/passwd")
     assert request(url, "GET", f"/gradio_api/file={folder}/link")[0] == 403
 

@@ -37,7 +37,7 @@ def test_csv_names_pairs_relative_to_itself(tmp_path):
     (tmp_path / "list.csv").write_text("target,image\nx/two.png,x/one.png\n")
     assert find_pairs(str(tmp_path / "list.csv")) == [Pair(tmp_path / "x/one.png", tmp_path / "x/two.png")]
     (tmp_path / "list.csv").write_text("target,image\nx/two.png,x/three.png\n")
-    with pytest.raises(FileError, match="list.csv: names files that are not there: three.png"):
+    with pytest.raises(FileError, match="list.csv: names files that do not exist: three.png"):
         find_pairs(str(tmp_path / "list.csv"))
     (tmp_path / "list.csv").write_text("mask,image\n")
     with pytest.raises(FileError, match="no rows with columns 'image' and 'target'"):
@@ -139,7 +139,7 @@ def test_classes_keep_the_order_of_values_and_ignored_pixels_apart(tmp_path):
     classes = choose_classes({4: 1, 0: 1, 9: 1, 11: 1}, ignored=(11,), names=("sky", "road", "car"))
     assert classes.outputs == 3 and classes.activation == "softmax" and classes.values == (0, 4, 9)
     assert classes.encode(np.array([[0, 4], [9, 11]]), tmp_path).tolist() == [[0, 1], [2, IGNORED]]
-    with pytest.raises(FileError, match="mask.png: holds the values 3, which are no class: 0, 4, 9"):
+    with pytest.raises(FileError, match="mask.png: holds the values 3, but the classes are 0, 4, 9"):
         classes.encode(np.array([[0, 3]]), tmp_path / "mask.png")
 
 

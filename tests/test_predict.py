@@ -327,7 +327,7 @@ def test_sources_are_never_replaced(segmenter, tmp_path):
     [
         (["nowhere.png", "-o", "out"], "nowhere.png: does not exist"),
         (["*.tiff", "-o", "out"], "matches no file"),
-        (["a.png", "-o", "mask.jpg"], "mask.jpg: is no format for masks. Choose .png or .tif"),
+        (["a.png", "-o", "mask.jpg"], "mask.jpg: is not a format for masks. Choose .png or .tif"),
         (["a.png", "-o", "out", "--max-memory", "1kB"], "Raise --max-memory"),
         (["a.png", "-o", "out", "--tile", "20"], "`tile` must be at least"),
     ],

@@ -82,7 +82,7 @@ def test_integers_are_refused_without_what_they_need(pictures, tmp_path, capfd):
         assert not list(tmp_path.glob("out*"))
         return capfd.readouterr().err
 
-    assert "has no card that names its task" in refusal(saved(tmp_path, {}), "--int8", str(pictures))
+    assert "has no card with a task" in refusal(saved(tmp_path, {}), "--int8", str(pictures))
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "0.png").write_bytes((pictures / "0.png").read_bytes())
     assert "one: holds fewer than two images" in refusal(

@@ -92,7 +92,7 @@ def test_each_image_on_both_sides_is_named(tmp_path):
     folder = paint(tmp_path)
     sources = {"val_images": str(folder / "images" / "0*.png"), "val_masks": str(folder / "masks" / "0*.png")}
     message = refused(settings(folder, **sources))
-    assert "10 of 24 pairs" in message and message.count("which is trained on. Take one of them away") == 10
+    assert "10 of 24 pairs" in message and message.count("which is in the training set. Remove one of them") == 10
 
 
 def test_values_that_are_no_class_are_named_with_their_files(tmp_path, capfd):
@@ -112,7 +112,7 @@ def test_values_that_are_no_class_are_named_with_their_files(tmp_path, capfd):
     flags = [f"--images={folder / 'images'}", f"--masks={folder / 'masks'}", f"--output={folder / 'out'}"]
     assert main(["evaluate", str(tmp_path / "preset"), *flags]) == 2
     told = capfd.readouterr().err
-    assert "12 of 14 masks" in told and "00.png: holds the values 2, which are no class: 0, 1" in told
+    assert "12 of 14 masks" in told and "00.png: holds the values 2, but the classes are 0, 1" in told
     assert "and 2 more" in told and not (folder / "out").exists()
 
 

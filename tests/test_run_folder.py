@@ -158,7 +158,9 @@ def test_run_that_the_disk_stops_is_named_and_goes_on_to_the_same_end(
         monkeypatch.setattr(SegmentationEvaluation, "logged", logged)
     with (
         ending_disk(monkeypatch, kind, method, room=8),
-        pytest.raises(FileError, match=f"{named}cannot be .*Then go on with: convunext train --resume {config.output}"),
+        pytest.raises(
+            FileError, match=f"{named}cannot be .*Then resume with: convunext train --resume {config.output}"
+        ),
     ):
         train(config, QUIET)
     assert not list(config.output.rglob("*.tmp"))
@@ -205,7 +207,7 @@ def test_resuming_on_other_files_names_them(own):
     kept = (masks / "1.png").read_bytes()
     Image.fromarray(1 - np.array(Image.open(masks / "1.png"))).save(masks / "1.png")
     status, told = resumed(own)
-    assert status == 2 and f"since then 1 replaced: {masks / '1.png'}. Restore the files, or begin a new run" in told
+    assert status == 2 and f"since then 1 replaced: {masks / '1.png'}. Restore the files, or start a new run" in told
     (masks / "1.png").write_bytes(kept)
     for name in ("0", "1"):
         (images / f"{name}.png").rename(images / f"{name}x.png")
@@ -239,7 +241,7 @@ def test_run_knows_what_it_was_computed_with_and_keeps_to_its_backend(own, monke
     monkeypatch.setenv("KERAS_BACKEND", here)
     assert main(["train", "--resume", str(own.output)]) == 2
     told = capfd.readouterr().err
-    assert f"was begun on {other}; on {here} it would end elsewhere. Set KERAS_BACKEND={other}, or say" in told
+    assert f"was started on {other}; on {here} its result would differ. Set KERAS_BACKEND={other}, or add" in told
     chosen = []
     monkeypatch.delenv("KERAS_BACKEND")
     monkeypatch.setattr(training, "choose_backend", chosen.append)
@@ -259,8 +261,8 @@ def test_damaged_best_weights_of_a_finished_run_are_taken_from_its_model(own, fi
     before = (own.output / "metrics.json").read_text()
     damage(own.output / "best.keras")
     status, told = resumed(own)
-    assert status == 0 and "best.keras: damaged, put aside; it held the weights of step" in told
-    assert "Taken from model.keras" in told and (own.output / "metrics.json").read_text() == before
+    assert status == 0 and "best.keras: damaged, renamed; it held the weights of step" in told
+    assert "Restored from model.keras" in told and (own.output / "metrics.json").read_text() == before
     assert (own.output / "best.keras.damaged").exists()
 
 
@@ -268,8 +270,8 @@ def test_lost_best_weights_are_told_and_those_that_are_whole_are_taken(own):
     (own.output / "best.keras").write_bytes((own.output / "best.keras").read_bytes()[:1000])
     damage(own.output / "model.keras")
     status, told = resumed(own)
-    assert status == 0 and "which are lost. The best of the steps to come take its place" in told
-    assert "best.keras: not there; the weights of step" in told and "those of the last step are taken" in told
+    assert status == 0 and "which are lost. The best of the remaining steps replace them" in told
+    assert "best.keras: missing; the weights of step" in told and "those of the last step are used" in told
     assert keras.saving.load_model(own.output / "model.keras", compile=False, safe_mode=True).output_channels == 1
 
 
@@ -308,7 +310,7 @@ def test_signal_to_a_training_saves_tells_how_to_go_on_and_what_it_was(sent, sta
     process.send_signal(sent)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == status and "Traceback" not in errors
-    assert "convunext: stopped; go on with: convunext train --resume run" in errors
+    assert "convunext: stopped; resume with: convunext train --resume run" in errors
     (saved,) = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert 0 < step_of(saved) < 20_000 and not (tmp_path / "run" / "log.csv").exists()
 
@@ -341,7 +343,7 @@ def test_masks_without_anything_are_refused_and_those_that_do_not_count_cost_not
     assert not (tmp_path / "run").exists()
     shutil.copy(data / "masks" / "0.png", folder / "masks" / "0.png")
     config = settings(folder, tmp_path / "run", ignore=(9,), preview_every=0)
-    with pytest.raises(FileError, match=r"masks: hold ignored pixels alone in all masks to validate on: \d.png"):
+    with pytest.raises(FileError, match=r"masks: contain only ignored pixels in all images to validate on: \d.png"):
         train(config, QUIET)
     held_out = SegmentationRecipe(settings(data, tmp_path), QUIET).validation.names[0]
     shutil.copy(data / "masks" / f"{held_out}.png", folder / "masks" / f"{held_out}.png")

@@ -137,7 +137,7 @@ def test_evaluate_measures_any_labelled_folder(finished, data, tmp_path, capfd):
     bare = tmp_path / "bare.keras"
     keras.saving.load_model(model).save(bare)
     assert main(["evaluate", str(bare), *flags, str(tmp_path / "two"), "--engine", "keras"]) == 2
-    assert "bare.keras: has no card that names its task" in capfd.readouterr().err
+    assert "bare.keras: has no card with a task" in capfd.readouterr().err
     spoil_kind(paint(tmp_path / "rgb", count=2))
     (tmp_path / "rgb" / "images" / "0.png").unlink()
     (tmp_path / "rgb" / "masks" / "0_mask.png").unlink()
@@ -175,7 +175,7 @@ def test_a_plan_is_chosen_measured_and_followed(data, tmp_path, capfd):
     assert "pateince" in capfd.readouterr().err
     path.write_text("steps = 4")
     assert main(["train", "segment", f"--plan={path}", f"--output={tmp_path / 'other'}"]) == 2
-    assert "plan.toml: is no plan: it has no table [settings]" in capfd.readouterr().err
+    assert "plan.toml: is not a plan: it has no table [settings]" in capfd.readouterr().err
 
 
 def test_samples_stay_in_memory_while_there_is_room(tmp_path):

@@ -113,7 +113,7 @@ def test_pages_stay_on_one_side(tmp_path):
         assert len(validation) == 3 and len({pair.image for pair in validation}) == 1
         assert not {pair.image for pair in training} & {pair.image for pair in validation}
     task = SegmentationRecipe(SegmentationConfig(**sources(tmp_path), output=tmp_path / "run", **SMALL), QUIET)
-    assert task.inspection.notes == ("5 stacks: all pages of each are on one side, trained on or validated on",)
+    assert task.inspection.notes == ("5 stacks: all pages of a stack are in training or all in validation",)
 
 
 def test_blocks_of_one_stack_move_with_the_seed_and_are_never_all(tmp_path):

@@ -183,17 +183,19 @@ def test_a_new_task_is_a_folder_a_recipe_and_a_line(house):
     assert "val_accuracy" in (folder / "run" / "log.csv").read_text() and (folder / "run" / "report.html").is_file()
 
     (folder / "run" / "model.keras").unlink()  # as if it had been stopped before its end
-    unknown, *done = run_commands(
+    stopped, resumed, unknown, *done = run_commands(
         house,
         folder,
-        ["predict", "run", "images", "-o", "out2", "--overlay", "--engine", "keras"],
+        ["predict", "run", "images", "-o", "out2", "--engine", "keras"],
         ["train", "--resume", "run"],
+        ["predict", "run", "images", "-o", "out2", "--overlay", "--engine", "keras"],
         ["predict", "run", "images", "-o", "out", "--engine", "keras"],
         ["evaluate", "run", *sources, "-o", "scores", "--engine", "keras"],
         ["export", "run", "-o", "model.onnx"],
         ["predict", "model.onnx", "images/3.png", "-o", "3.png"],
     )
-    assert [result.status for result in done] == [0] * 5, done
+    assert stopped.status == 2 and "has not ended" in stopped.errors
+    assert [result.status for result in (resumed, *done)] == [0] * 5, done
     result = read_image(folder / "out" / "3.png").pixels
     assert result.shape == (40, 48, 1) and result.min() == result.max()
     assert json.loads((folder / "scores" / "metrics.json").read_text())["images"] == 6

@@ -168,7 +168,7 @@ def check_artifact(artifact: Path, card: ModelCard, companions: Iterable[str] = 
     except OSError as error:
         raise FileError(str(artifact), f"cannot be read: {error}.", "Get it again, all of its files.") from error
     if found != stated:
-        reason = "is damaged, or another than that of its card: the SHA-256 differs."
+        reason = "is damaged or does not belong to its card: the SHA-256 differs."
         raise FileError(str(artifact), reason, "Get it again, with its card.")
 
 

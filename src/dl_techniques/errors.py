@@ -75,4 +75,4 @@ class WeightsError(ConvUNextError, ValueError):
 
 
 class ExportError(ConvUNextError):
-    """Refuse an artifact that is not what its model is; nothing is left of it. The command's exit status is 1."""
+    """The artifact does not reproduce its model; partial output is removed. The command's exit status is 1."""

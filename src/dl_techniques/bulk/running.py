@@ -62,13 +62,13 @@ class Outcome:
         if done:
             parts[0] += f" in {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):.3g} images/s"
         if self.there:
-            parts.append(f"{self.there} were there already (--overwrite does them again)")
+            parts.append(f"{self.there} existed already (--overwrite computes them again)")
         if self.states[REFUSED]:
             parts.append(f"{self.states[REFUSED]} refused")
         if self.before:
-            parts.append(f"{self.before} refused before and not changed since")
+            parts.append(f"{self.before} refused earlier and unchanged since")
         if self.states[FAILED]:
-            parts.append(f"{self.states[FAILED]} failed, which the next run tries again")
+            parts.append(f"{self.states[FAILED]} failed (the next run tries them again)")
         if self.lost:
             parts.append(f"{len(self.lost)} inputs not found")
         return "; ".join(parts)
@@ -131,7 +131,7 @@ def predict_bulk(
     finally:
         status.finish()
     console.print(str(outcome))
-    console.print(printable(f"what became of each image: {status}"))
+    console.print(printable(f"state of each image: {status}"))
     return outcome
 
 
@@ -257,8 +257,8 @@ def _run(missing: list[Found], job: Job, workers: Workers) -> Iterator[pa.Table]
         yield from done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except RayError as error:
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
-        remedy = "The same version of convunext and of what runs the model must be on all machines."
-        raise ConvUNextError("--ray", f"the workers cannot work: {lines[-1].strip()}.", remedy) from error
+        remedy = "Install the same versions of convunext and of the engine on all machines."
+        raise ConvUNextError("--ray", f"the workers cannot start: {lines[-1].strip()}.", remedy) from error
 
 
 def _told(tables: Iterable[pa.Table], total: int, outcome: Outcome, console: Console) -> Iterator[pa.Table]:
@@ -284,7 +284,7 @@ def _told(tables: Iterable[pa.Table], total: int, outcome: Outcome, console: Con
                 if shown <= SHOWN:
                     console.print(f"refused  {printable(error)}")
                 elif shown == SHOWN + 1:
-                    console.print("refused  more, which the table below names")
+                    console.print("refused  more, listed in the table below")
             first, begin = (done == 0), begin or now
             done += len(table)
             rate = 0.0 if first else done / (now - begin)

@@ -164,7 +164,7 @@ class Worker:
                     return self._row(image, DONE, output=self._output / result)
         deaths: Any = self._ask(self._journal.begin.remote(path))
         if deaths >= DEATHS:
-            error = FileError(path, f"ended {deaths} processes that computed it.", "Look at it, or leave it out.")
+            error = FileError(path, f"{deaths} processes crashed while computing it.", "Inspect it, or leave it out.")
             return self._row(image, REFUSED, error=str(error))
         row = self._predict(image)
         self._journal.end.remote(path)

@@ -25,7 +25,7 @@ FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 class PartialFailure(Exception):
-    """Something was done and something was not; what, has been told."""
+    """Part of the work failed; the messages are printed already."""
 
 
 app = App(
@@ -44,14 +44,14 @@ def demo(
     *,
     backend: Backend = None,
 ) -> None:
-    """Train a small model on real microscopy images and show what it found.
+    """Train a small model on real microscopy images and show its predictions.
 
     Takes a few minutes on two cores and needs no network. Writes an inference model, a log and an HTML report with
     image, truth, prediction and error side by side; the report's path is the last line printed.
 
     Args:
         config: Settings of the run.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+        backend: Backend of Keras (default: KERAS_BACKEND, otherwise TensorFlow).
     """
     choose_backend(backend)
     from dl_techniques.training.demo import run_demo
@@ -72,13 +72,13 @@ def denoise(
     """Remove white Gaussian noise of unknown level from images: grey or colour, 8 or 16 bits or floats, any size.
 
     No settings are needed: the model is blind to the level of the noise and to the unit of the intensities. Type,
-    depth, alpha and colour profile stay. An image that cannot be read is named and the others go on; the exit status
-    is then 1.
+    depth, alpha and colour profile are preserved. Unreadable images are listed and the others processed; the exit
+    status is then 1.
 
     Args:
         inputs: Image files, folders of them and quoted patterns.
         options: Settings.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+        backend: Backend of Keras (default: KERAS_BACKEND, otherwise TensorFlow).
     """
     from dl_techniques.inference.denoising_presets import DenoisingPredictors, presets_for
 
@@ -101,17 +101,17 @@ def predict(
 ) -> None:
     """Apply a trained model to images: masks from a segmenter, restored images from a denoiser or restorer.
 
-    Any size, 8 or 16 bits or floats, the pages of a TIFF one by one; large images in tiles, within --max-memory, with
-    the result of the whole. What was done by an earlier run is left as it is, so a run that was stopped goes on. An
-    image that cannot be read is named and the others go on; the exit status is then 1.
+    Takes images of any size, 8 or 16 bits or floats, and TIFF stacks page by page. Images too large for --max-memory
+    are computed in tiles, with the same result. Existing results are skipped, so an interrupted command resumes.
+    Unreadable images are listed and the others processed; the exit status is then 1.
 
     Args:
         model: A `.keras` file, a run's folder, a preset's name or folder, or an export.
         inputs: Image files, folders of them and quoted patterns; with --ray also addresses such as s3://bucket/folder/.
         options: Settings.
-        ray: Give the images to all cores or GPUs of this machine, or of the Ray cluster at this address (HOST:PORT, or
-            auto), and write what became of each to status.parquet beside the results.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+        ray: Distribute the images over all cores or GPUs of this machine, or of the Ray cluster at this address
+            (HOST:PORT, or auto), and write the state of each image to status.parquet beside the results.
+        backend: Backend of Keras (default: KERAS_BACKEND, otherwise TensorFlow).
     """
     if ray is not None:
         _predict_bulk(model, inputs, options, backend, *ray)
@@ -145,14 +145,14 @@ def _report(results: Sequence) -> None:
 
 @app.command(name="certify")
 def certify_model(model: str, /, *, save: bool = True, backend: Backend = None) -> None:
-    """Measure that f(a·x) = a·f(x), for a from 0.001 to 1000 and several sizes, and write it into the model's card.
+    """Measure the error of f(a·x) = a·f(x), a from 0.001 to 1000, at several sizes; write it into the model's card.
 
-    The exit status is 1 if the promise is broken.
+    The exit status is 1 if the error exceeds the limit.
 
     Args:
         model: A `.keras` file, a preset's name or folder, or an export.
-        save: Write the certificate into the model's card; never into those that ship with the package.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+        save: Write the certificate into the model's card (never for presets that ship with the package).
+        backend: Backend of Keras (default: KERAS_BACKEND, otherwise TensorFlow).
     """
     selection = prepare_engine(model, backend)
     from dl_techniques.engines.loading import load_engine
@@ -180,19 +180,19 @@ def evaluate_model(
     engine: EngineName = "auto",
     backend: Backend = None,
 ) -> None:
-    """Measure a model on images whose truth is known: scores, tables, the best and the worst images.
+    """Measure a model on images with known truth: scores, tables, the best and the worst images.
 
-    Of a segmenter: Dice and IoU of each class, confusion matrix, calibration. Of a denoiser or restorer: PSNR and SSIM
-    before and after. Writes report.html, whose path is the last line printed, metrics.json and metrics.csv.
+    For a segmenter: Dice and IoU of each class, confusion matrix, calibration. For a denoiser or restorer: PSNR and
+    SSIM before and after. Writes metrics.json, metrics.csv and report.html, whose path is the last line printed.
 
     Args:
         model: A `.keras` file, a run's folder, a preset's name or folder, or an export.
         images: Folder of images or a quoted pattern; or a CSV file with columns image and target.
-        targets: Folder or pattern of their masks, or of the images that they should become.
+        targets: Folder or pattern of the masks, or of the target images.
         output: Folder to write to; it must not exist.
-        max_memory: What the network may take at once; larger images are computed in tiles.
-        engine: What computes: `keras`, `openvino`, `onnxruntime`, or the fastest that is installed.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+        max_memory: Memory limit of the network; larger images are computed in tiles.
+        engine: Engine: `keras`, `openvino`, `onnxruntime`, or `auto`, the fastest that is installed.
+        backend: Backend of Keras (default: KERAS_BACKEND, otherwise TensorFlow).
     """
     selection = prepare_engine(model, backend, engine)
     from dl_techniques.card import read_card
@@ -207,10 +207,10 @@ def evaluate_model(
 
 @app.command
 def export(model: str, /, *, options: Annotated[ExportOptions, Parameter(name="*")]) -> None:
-    """Write a model as ONNX, OpenVINO, SavedModel or LiteRT, run it there and compare it with Keras.
+    """Export a model to ONNX, OpenVINO, SavedModel or LiteRT and compare its outputs with Keras.
 
-    Works on TensorFlow, whatever backend the model was trained on. What differs from Keras is not written; the exit
-    status is then 1. The artifact's path is the last line printed.
+    Runs on TensorFlow, whatever backend the model was trained on. If the outputs differ from Keras, nothing is written
+    and the exit status is 1. The artifact's path is the last line printed.
 
     Args:
         model: A `.keras` file, a preset's name or folder.
@@ -234,14 +234,14 @@ def page(
     options: Annotated[PageOptions, Parameter(name="*")] = PageOptions(),  # noqa: B008 - frozen
     backend: Backend = None,
 ) -> None:
-    """Show a web page on this machine: drop an image, see what a model makes of it, download the result.
+    """Serve a web page on this machine: drop an image, look at the model's result, download it.
 
-    Nothing leaves the machine and nobody else reaches the page, unless --host says so. Ctrl-C stops it.
+    No data leaves the machine, and no other machine can open the page unless --host allows it. Ctrl-C stops it.
 
     Args:
         models: `.keras` files, folders of runs, presets' names or folders, or exports.
         options: Settings.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+        backend: Backend of Keras (default: KERAS_BACKEND, otherwise TensorFlow).
     """
     selections = [prepare_engine(model, backend, options.engine) for model in models]
     from dl_techniques.page.serving import serve_page

@@ -28,23 +28,22 @@ PlanFile = Path | None  # read by `planned_settings`, before the settings are ma
 SETTINGS = """
     Args:
         config: Settings of the run.
-        devices: What to train on.
-        plan: TOML file with settings, from `convunext plan`; those of the command line go before them.
-        backend: What Keras runs on; KERAS_BACKEND, or TensorFlow, if not given.
+        devices: Devices to train on.
+        plan: TOML file with settings, from `convunext plan`; flags of the command line take precedence.
+        backend: Backend of Keras (default: KERAS_BACKEND, otherwise TensorFlow).
 """
 TRAIN = """{summary}
 
-    Inspects every file first and names what is wrong. A run that was stopped, by whatever, goes on with
-    `convunext train --resume RUN` as if it had not been. Writes model.keras, the inference model, and report.html,
-    whose path is the last line printed.
+    Inspects every file first and lists what is wrong. `convunext train --resume RUN` resumes an interrupted run, with
+    the same result. Writes model.keras, the inference model, and report.html, whose path is the last line printed.
 """
-PLAN = """Inspect the data, choose what the settings leave open, and measure a few steps.
+PLAN = """Inspect the data, choose the settings that are not given, and measure a few steps.
 
     Writes a TOML file whose settings can be edited: `convunext train {name} --plan plan.toml -o run/`.
 """
 
-plan = App(name="plan", help="Inspect your images, choose, and measure what a training will take, without training.")
-train = App(name="train", help="Train a model on your own images, or go on with a run that was stopped.")
+plan = App(name="plan", help="Inspect your images, choose settings, and estimate time and memory of a training.")
+train = App(name="train", help="Train a model on your own images, or resume an interrupted run.")
 
 
 def add_tasks() -> None:
@@ -84,12 +83,12 @@ def _plan(config: TrainingConfig, backend: Backend) -> None:
 
 @train.default
 def resume_training(*, resume: Path | None = None, devices: Devices = ONE, backend: Backend = None) -> None:
-    """Train a model on your own images, or go on with a run that was stopped as if it had not been.
+    """Train a model on your own images, or resume an interrupted run, with the same result.
 
     Args:
-        resume: Folder of the run to go on with.
-        devices: What to train on.
-        backend: What Keras runs on; if not given, KERAS_BACKEND, or what the run was begun on.
+        resume: Folder of the run to resume.
+        devices: Devices to train on.
+        backend: Backend of Keras (default: KERAS_BACKEND, otherwise that of the run).
     """
     if resume is None:
         train.help_print([])
@@ -122,7 +121,7 @@ def naming_the_resume(folder: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):
         if (folder / "checkpoints").is_dir():
-            print(f"convunext: stopped; go on with: convunext train --resume {folder}", file=sys.stderr)
+            print(f"convunext: stopped; resume with: convunext train --resume {folder}", file=sys.stderr)
         raise
 
 
@@ -140,7 +139,7 @@ def planned_settings(tokens: list[str]) -> list[Toml]:
         if "settings" not in tomllib.loads(path.read_text(encoding="utf-8")):
             raise ValueError("it has no table [settings]")
     except (OSError, ValueError) as error:
-        raise FileError(str(path), f"is no plan: {error}.", "Make one with `convunext plan`.") from error
+        raise FileError(str(path), f"is not a plan: {error}.", "Make one with `convunext plan`.") from error
     return [Toml(path, root_keys=["settings"], use_commands_as_keys=False)]
 
 

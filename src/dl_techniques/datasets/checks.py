@@ -40,7 +40,7 @@ def overlap(training: Sequence[tuple[str, str]], validation: Sequence[tuple[str,
     """Return what is wrong with images to validate on that are trained on, too; both by digest and file."""
     known = dict(training)
     return [
-        f"{path}: is the same image as {known[digest]}, which is trained on. Take one of them away."
+        f"{path}: is the same image as {known[digest]}, which is in the training set. Remove one of them."
         for digest, path in validation
         if digest in known
     ]

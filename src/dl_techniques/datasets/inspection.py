@@ -287,11 +287,11 @@ def _stack_notes(training: Sequence[PairFacts], validation: Sequence[PairFacts])
     if not stacks or not validation:
         return []
     if not shared:
-        return [f"{len(stacks)} stacks: all pages of each are on one side, trained on or validated on"]
+        return [f"{len(stacks)} stacks: all pages of a stack are in training or all in validation"]
     first, last = validation[0].pair.name, validation[-1].pair.name
     return [
-        f"one stack is all there is: its pages {first} to {last} are validated on, and look like their neighbours; "
-        "name --val-images from elsewhere for figures that hold elsewhere"
+        f"only one stack: its pages {first} to {last} are the validation set, and resemble the training pages next to "
+        "them; give --val-images from another stack to measure generalization"
     ]
 
 
@@ -305,5 +305,5 @@ def _notes(facts: Sequence[PairFacts]) -> list[str]:
             notes.append(f"{name} and {seen[entry.digest]} are the same image")
         seen.setdefault(entry.digest, name)
     if flat := [entry.pair.words(entry.pair.image.name) for entry in facts if entry.flat]:
-        notes.append(f"{len(flat)} images are of one value: {first_of(flat)}")
+        notes.append(f"{len(flat)} images are constant: {first_of(flat)}")
     return notes

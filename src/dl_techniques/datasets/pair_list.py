@@ -37,7 +37,7 @@ def read_pair_list(path: Path, columns: Sequence[str]) -> list[tuple[Path, ...]]
     files = [tuple(path.parent / cell for cell in row) for row in rows.values()]
     listed = dict.fromkeys(file for row in files for file in row)
     if missing := [file.name for file in listed if not os.path.isfile(file)]:
-        raise FileError(str(path), f"names files that are not there: {first_of(missing)}.", "Correct the paths.")
+        raise FileError(str(path), f"names files that do not exist: {first_of(missing)}.", "Correct the paths.")
     if twice := [" and ".join(file.name for file in row) for row, count in Counter(files).items() if count > 1]:
         raise FileError(str(path), f"has more than one row for {first_of(twice)}.", "Delete the others.")
     return files

@@ -97,10 +97,10 @@ def find_pairs(images: str, targets: str | None = None, own: bool = False) -> li
     if missing:
         also = f", and {len(left)} targets without an image: {_list_of(left)}" if left else ""
         reason = f"has no target for {_list_of(missing)}{also}"
-        remedy = "Add the targets, name them like their images, or take the images away."
+        remedy = "Add the targets, name them like their images, or remove the images."
         raise FileError(targets, f"{reason}.", remedy)
     if left:
-        raise FileError(images, f"has no image for {_list_of(left)}.", "Add the images or take the targets away.")
+        raise FileError(images, f"has no image for {_list_of(left)}.", "Add the images or remove the targets.")
     return [Pair(path, targets_by_name[name + ending], file_name=name) for name, path in by_name.items()]
 
 

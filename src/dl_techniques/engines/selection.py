@@ -22,7 +22,7 @@ from dl_techniques.engines.formats import (
 )
 from dl_techniques.errors import ArgumentError, FileError, pip_install
 
-RUN_MODEL = "model.keras"  # in the folder of a training run
+RUN_MODEL, RUN_CHECKPOINTS = "model.keras", "checkpoints"  # in the folder of a training run
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def select_engine(
             raise ArgumentError(name, f"must be one of {', '.join(get_args(known))}", value)
     own = "keras" if form is None else form.runtime
     if form is not None and engine not in (None, "auto", own):
-        remedy = f"Leave --engine out; {own} runs it. Other engines run the .keras file or preset it was made from."
+        remedy = f"Leave --engine out; {own} runs it. Other engines run the .keras file or preset that was exported."
         raise ArgumentError("engine", f"must be {own} for {path.name}, which was exported for it", engine, remedy)
     runtime = own if form is not None or engine is None else engine
     if runtime == "auto":
@@ -115,7 +115,7 @@ def _converted(path: Path, runtime: str, precision: Precision) -> EngineSelectio
     conversion = convert(path, runtime)
     message = f"engine: {runtime} {importlib.metadata.version(runtime)}"
     if conversion.seconds is not None:
-        place = f"kept in {conversion.folder.parent}" if conversion.cached else "not kept: the cache cannot be written"
+        place = f"cached in {conversion.folder.parent}" if conversion.cached else "not cached: writing failed"
         message += f"; converted from {path.name} in {conversion.seconds:.1f} s, {place}"
     return EngineSelection(path, runtime, None, conversion, message, precision)
 
@@ -124,7 +124,7 @@ def find_model(source: str | os.PathLike) -> tuple[Path, ArtifactFormat | None]:
     """Return the file or folder of a model, and the format of an export, `None` for models of Keras.
 
     Raises:
-        FileError: There is no such file.
+        FileError: There is no such file, or it is a run that has not ended.
         ArgumentError: There is no such preset.
     """
     from dl_techniques.models.convunext.presets import preset_folder, shipped_presets
@@ -132,6 +132,9 @@ def find_model(source: str | os.PathLike) -> tuple[Path, ArtifactFormat | None]:
     path = Path(source)
     if (path / RUN_MODEL).is_file():
         path = path / RUN_MODEL
+    elif (path / RUN_CHECKPOINTS).is_dir():
+        reason = f"is a training run without {RUN_MODEL}: it has not ended."
+        raise FileError(str(path), reason, f"Resume it: convunext train --resume {path}")
     form = find_format(path)
     if path.suffix in (".keras", *SUFFIXES) and not path.is_file():
         raise FileError(str(path), "does not exist.", "Check the path.")

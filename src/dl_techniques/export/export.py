@@ -98,7 +98,7 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
     centres = read_centres(options.int8, task, engine.channels, options.size) if options.int8 and task else []
     with staged_folder(options.output) as staging:
         path = staging / options.output.name
-        with _named(options.output, f"cannot be made as {form.name}"):
+        with _named(options.output, f"cannot be exported as {form.name}"):
             sums = options.tiles and pools_image(network)
             graph = GraphOptions(standardizes, options.activation, options.size, sums)
             write_artifact(network, engine.path, graph, form, path)
@@ -113,9 +113,9 @@ def export_model(source: str | os.PathLike, options: ExportOptions, console: Con
         if task is not None:
             loss = quantize(path, centres, task, options.max_loss)
             artifact = replace(artifact, certificate=None, loss=loss)
-            console.print(f"{options.output.name} in 8 bits against itself in float: {loss}")
+            console.print(f"{options.output.name} in 8-bit integers against float: {loss}")
             if not loss.holds:
-                remedy = f"Nothing was written. Add --max-loss {math.ceil(1000 * loss.value) / 1000:g} if that is fine."
+                remedy = f"Nothing was written. Add --max-loss {math.ceil(1000 * loss.value) / 1000:g} to accept it."
                 raise ExportError(str(options.output), f"loses too much: {loss}.", remedy)
         write_card(path, _card(card, artifact, network, options, path))
         _check_free(options)  # again: minutes have passed
@@ -137,7 +137,7 @@ def _exportable(engine: Engine, options: ExportOptions) -> ConvUNextModel:
     """Return the float32 network of one output, any size, without what only training needs."""
     model, activation, form = engine.model, options.activation, options.artifact_format
     if model is None:
-        raise FileError(str(engine.path), "is an export already.", "Name the .keras file or preset it was made from.")
+        raise FileError(str(engine.path), "is an export already.", "Name the .keras file or preset that was exported.")
     ending = getattr(model.final_activation, "__name__", "a function")
     if activation in ("sigmoid", "softmax") and ending != "linear":
         remedy = "Leave --activation out, or choose argmax."
@@ -197,9 +197,9 @@ def _judge(artifact: Artifact, engine: Engine, console: Console) -> None:
         print_certificate(certificate, engine, console)
     remedy = "Nothing was written. Try another format."
     if not comparison.holds:
-        raise ExportError(str(artifact.path), f"is not what Keras computes: {comparison}.", remedy)
+        raise ExportError(str(artifact.path), f"does not match Keras: {comparison}.", remedy)
     if certificate is not None and not certificate.holds:
-        raise ExportError(str(artifact.path), "does not keep the promise f(a*x) = a*f(x) of its model.", remedy)
+        raise ExportError(str(artifact.path), "is not scale-equivariant, as its model is: f(a*x) = a*f(x).", remedy)
 
 
 def _card(

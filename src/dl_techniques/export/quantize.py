@@ -56,7 +56,7 @@ def read_centres(images: Path, task: Task, channels: int, size: tuple[int, int] 
     files = find_images([images])
     files = files[:: -(-len(files) // MOST_IMAGES)]
     if len(files) < 2:
-        raise FileError(str(images), "holds fewer than two images.", "Name a folder of images like those to come.")
+        raise FileError(str(images), "holds fewer than two images.", "Name a folder of typical images.")
     height, width = size or (CROP, CROP)
     arrays = []
     for number, file in enumerate(files):
@@ -93,7 +93,7 @@ def quantize(path: Path, centres: list[np.ndarray], task: Task, limit: float | N
     try:
         _quantize(path, calibration)
     except Exception as error:  # the quantizer's errors have no class in common
-        raise ExportError(path.name, f"cannot be made of 8-bit integers: {error}".split("\n")[0]) from error
+        raise ExportError(path.name, f"cannot be quantized to 8-bit integers: {error}".split("\n")[0]) from error
     actual, after = _run(path, measured)
     value = task.quantization_loss(expected, actual, centres[1::2])
     largest = max(float(np.abs(x).max()) for x in centres[::2])

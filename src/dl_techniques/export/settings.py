@@ -17,17 +17,17 @@ class ExportOptions:
     """Settings of `convunext export`.
 
     Attributes:
-        output: Where to: an `.onnx` file, an `.xml` file (OpenVINO, which puts a `.bin` beside it), a `.tflite` file
-            (LiteRT), or a name without suffix, the folder of a SavedModel.
-        format: Format of the artifact; by the suffix of the output if not given.
-        size: Height and width of all images, in pixels; the artifact takes any if not given.
-        activation: Done to the output inside the artifact: `sigmoid`, `softmax` over the channels, or `argmax`, the
-            index of the largest channel as `(batch, height, width, 1)`, int32.
-        overwrite: Replace an artifact that exists, once the new one has passed.
-        tiles: Make an ONNX or OpenVINO artifact that `convunext predict` computes large images with in exact tiles,
-            whatever the model: normalization is left to it, and of a V2 model the sums over the image go in and out.
-        int8: Make an ONNX file of 8-bit integers, calibrated and measured on the images in this folder.
-        max_loss: What that may cost: Dice of segmenters, 0.01 if not given, or dB of PSNR of denoisers, 0.25.
+        output: Path of the artifact: an `.onnx` file, an `.xml` file (OpenVINO, with a `.bin` file beside it), a
+            `.tflite` file (LiteRT), or a name without suffix, the folder of a SavedModel.
+        format: Format of the artifact (default: by the suffix of the output).
+        size: Height and width of all images, in pixels (default: any).
+        activation: Activation added to the output inside the artifact: `sigmoid`, `softmax` over the channels, or
+            `argmax`, the index of the largest channel as `(batch, height, width, 1)`, int32.
+        overwrite: Replace an existing artifact once the new one has passed the comparison.
+        tiles: Export an ONNX or OpenVINO artifact for exact tiles in `convunext predict`: it does not normalize images,
+            and a V2 model takes and returns the sums over the image.
+        int8: Export an ONNX file of 8-bit integers, calibrated and measured on the images in this folder.
+        max_loss: Largest loss by 8-bit integers: Dice of segmenters (default: 0.01), PSNR in dB of denoisers (0.25).
     """
 
     output: Annotated[Path, Parameter(name=("--output", "-o"))]

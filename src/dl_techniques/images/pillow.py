@@ -32,7 +32,7 @@ class Source(ImageSource):
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
                 image = Image.open(self.file, formats=[self.format.name])
         except UnidentifiedImageError as error:
-            reason = f"begins like {self.format.name} and is no image."
+            reason = f"begins like {self.format.name} but is not a valid image."
             raise FileError(str(self.path), reason, "Copy or export it again.") from error
         except Image.DecompressionBombError as error:  # Pillow's own limit, beyond which it opens nothing
             limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -75,7 +75,7 @@ class Source(ImageSource):
     def _still(self) -> Any:
         if (frames := getattr(self._image, "n_frames", 1)) > 1:
             reason = f"holds {frames} frames, not one image."
-            raise FileError(str(self.path), reason, "Save the frames as files of their own.")
+            raise FileError(str(self.path), reason, "Save the frames as separate files.")
         return self._image
 
     def _upright(self, image: Any) -> Any:
@@ -87,7 +87,7 @@ class Source(ImageSource):
         file = self._still
         upright, orientation = self._upright(file), self._orientation
         extras = file_extras(file, upright)
-        notes = ["turned upright as its EXIF says"] if orientation != 1 else []
+        notes = ["rotated upright according to EXIF"] if orientation != 1 else []
         if ";16B" in self._raw_mode and file.mode != "I;16":  # Pillow gives 8 of the 16 bits
             import imagecodecs
 

@@ -154,7 +154,7 @@ class ImageSource(ABC):
         """
         if page is None and self.count > 1:
             reason = f"holds {self.count} pages, not one image."
-            raise FileError(str(self.path), reason, "Save the pages as files of their own.")
+            raise FileError(str(self.path), reason, "Save the pages as separate files.")
         if page is not None and page not in range(self.count):
             raise FileError(str(self.path), f"holds {self.count} pages, no page {page + 1}.", "Was it changed?")
         height, width, _ = self.shape(page or 0)

@@ -104,7 +104,7 @@ class Source(ImageSource):
         orientation = self._orientation(page)
         if orientation > 1:
             array = turned_upright(array, orientation)
-            notes.append("turned upright as its tag says")
+            notes.append("rotated upright according to its orientation tag")
             if orientation > 4:
                 extras |= {key: extras[key][::-1] for key in ("dpi", "per_unit") if key in extras}
         if notes and extras.get("text", {}).get("Description", "").startswith(("ImageJ=", "<?xml")):
@@ -142,7 +142,7 @@ def _check_chain(path: Path, file: BinaryIO) -> None:
     place = number(link, 8 if big else 4)
     while place:
         if place in seen:
-            raise FileError(str(path), "has pages that lead back to one another.", "Copy or export it again.")
+            raise FileError(str(path), "has pages that form a loop.", "Copy or export it again.")
         seen.add(place)
         place = number(link, place + struct.calcsize(tag_count) + tag_size * number(tag_count, place))
 
@@ -160,7 +160,7 @@ def _as_floats(array: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     wider = WIDER.get(name)
     if wider is None or (array.dtype.itemsize == 8 and array.size and np.abs(array.astype("float64")).max() >= 2**53):
         return array, ()
-    return array.astype(wider), (f"{name} read as {wider}, value for value",)
+    return array.astype(wider), (f"{name} read as {wider} without loss",)
 
 
 def _is_cmyk(page: Any) -> bool:

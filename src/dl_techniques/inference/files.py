@@ -56,7 +56,7 @@ def predictor_settings(options: PredictionOptions) -> dict[str, Any]:
 def check_options(predictor: Predictor, options: PredictionOptions) -> None:
     """Raise `ArgumentError` for options that do not fit the model."""
     if options.uncertainty and options.tta == 1:
-        raise ArgumentError("uncertainty", "needs --tta 2, 4 or 8, whose disagreement it is", True)
+        raise ArgumentError("uncertainty", "needs --tta 2, 4 or 8: it is the deviation over these symmetries", True)
     predictor.task.check_extras(options.extras, predictor.engine.source)
 
 
@@ -133,7 +133,7 @@ def predict_file(
         remarks = predictor.task.inspect(pictures[0].pixels, lambda x: predictor(x).pixels)
     notes = tuple(dict.fromkeys(note for picture in pictures for note in picture.notes))
     if predictor.engine.model is None and predictor.engine.tiling is None:
-        notes += ("the card does not state the network's memory: --max-memory bounded images and results alone",)
+        notes += ("the card does not state the network's memory: --max-memory limited images and results only",)
     return PredictionReport(notes, predictions[-1].passes, remarks)
 
 
@@ -170,7 +170,7 @@ def describe(report: PredictionReport) -> list[str]:
     if last is not None and last.tiles > 1:
         facts.append(f"{last.tiles} tiles")
         if last.change is not None:
-            facts.append(f"{len(report.passes)} passes, whole-image statistics moved by {last.change:.0e} in the last")
+            facts.append(f"{len(report.passes)} passes, image statistics changed by {last.change:.0e} in the last")
     return [", ".join((*facts, *report.notes)), *(f"warning: {warning}" for warning in report.remarks.warnings)]
 
 
@@ -185,7 +185,7 @@ def _stream(
         raise FileError(str(file.path), reason, "Leave it out, or raise --max-memory.")
     row = format_of(output)
     if row is None or not row.windows:
-        reason = f"cannot be written in parts, which {width}x{height} need."
+        reason = f"cannot be written in parts, as {width}x{height} pixels need."
         raise FileError(str(output), reason, f"Choose {first_suffix(lambda row: row.windows)}.")
     beside = output.with_name(f"{output.stem}-probabilities.tif") if options.probabilities else None
     passes, notes = stream_file(predictor.network, predictor.task, file.path, output, beside, predictor.memory, on_tile)

@@ -117,7 +117,7 @@ def check_whole(network: Network, memory: int, size: tuple[int, int]) -> None:
     """
     if network.whole and (needed := network_bytes(network, size)) > memory:
         source = network.engine.source
-        rule = f"must leave {needed / 1e6:.0f} MB for {size[1]}x{size[0]} pixels: {source} takes images whole"
+        rule = f"must leave {needed / 1e6:.0f} MB for {size[1]}x{size[0]} pixels: {source} takes images in one piece"
         raise ArgumentError("max_memory", rule, f"{memory / 1e6:.0f}MB", WHOLE_REMEDY)
 
 
@@ -140,8 +140,6 @@ def plan_tile(network: Network, memory: int, extent: int = LARGEST_TILE) -> int:
     side = _side(network, bytes_per_pixel(network), memory) // network.multiple * network.multiple
     if side < min(smallest, extent):
         least = math.ceil(tile_bytes(network, smallest) / 1e6)
-        rule = (
-            f"must leave {least} MB for a tile of {smallest}x{smallest} pixels, the network looking {network.halo} far"
-        )
+        rule = f"must leave {least} MB for a tile of {smallest}x{smallest} pixels, receptive radius {network.halo}"
         raise ArgumentError("max_memory", rule, f"{memory / 1e6:.0f}MB", "Raise --max-memory.")
     return min(side, max(LARGEST_TILE, smallest))

@@ -163,7 +163,7 @@ def _lines(result: FileResult[Report], describe: Callable[[Report], Sequence[str
     if result.error:
         return [f"refused  {result.error}"]
     if result.skipped:
-        return [f"{result.source} -> {result.output}  exists already, left as it is"]
+        return [f"{result.source} -> {result.output}  exists already, skipped"]
     said = list(describe(result.report)) if result.report is not None else []
     line = f"{result.source} -> {result.output}  {result.seconds:.1f} s" + (f"  {said[0]}" if said and said[0] else "")
     return [line, *(f"  {more}" for more in said[1:])]
@@ -178,7 +178,7 @@ def summarize(results: Sequence[FileResult]) -> str:
     if done:
         parts[0] += f" in {seconds:.1f} s, {len(done) / max(seconds, 1e-9):.3g} images/s"
     if skipped := sum(result.skipped for result in results):
-        parts.append(f"{skipped} were there already (--overwrite does them again)")
+        parts.append(f"{skipped} existed already (--overwrite computes them again)")
     if refused:
         parts.append(f"{refused} refused")
     return "; ".join(parts)

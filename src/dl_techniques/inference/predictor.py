@@ -150,7 +150,7 @@ class Predictor:
         self.engine.check_size(pixels)
         finite = np.isfinite(pixels) if pixels.dtype.kind == "f" else np.ones(pixels.shape, bool)
         if not finite.any():
-            raise ArgumentError("pixels", "must have a finite sample", pixels.shape)
+            raise ArgumentError("pixels", "must have at least one finite sample", pixels.shape)
         if not self.task.restores and (bad := int(finite.size - np.count_nonzero(finite))):
             raise ArgumentError("pixels", "must be finite; NaN or infinite samples", bad)
         return finite

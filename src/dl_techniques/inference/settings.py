@@ -20,25 +20,24 @@ class PredictionOptions:
     """Settings of `convunext predict`.
 
     Attributes:
-        output: Where results go: a folder, or for a single image a file.
-        probabilities: Save the probabilities of a segmenter as well, float32 TIFF; of the second class alone where
-            there are two.
-        overlay: Save a picture of the image with the classes over it.
-        compare: Save a picture of the image before and after, and of what was removed; of models that restore.
-        inspect: Estimate noise and gain, and warn where the noise is not what the model knows; of denoisers.
-        tta: Average over this many symmetries of the image (test-time augmentation): a little better, and as many times
-            slower.
-        uncertainty: Save how far the symmetries disagree, their standard deviation, float32 TIFF.
-        global_stats: How a V2 model, whose normalization looks at the whole image, is applied to images of several
-            tiles: `exact` adds the statistics up in several passes, `tile` normalizes each tile by itself.
-        max_memory: What arrays and network may take beside the runtime, such as `2GB`; `auto` is three quarters of what
-            is free, with `--ray` 2GB for each worker. Larger images are computed in tiles.
-        tile: Height and width of the tiles, in pixels; by the memory if not given.
-        overwrite: Do again what is there already.
+        output: Where to write results: a folder, or for a single image a file.
+        probabilities: Also save a segmenter's probabilities, float32 TIFF; with two classes, those of the second only.
+        overlay: Save a picture of the image overlaid with the classes.
+        compare: Save a picture of the image before, after and the difference; denoisers and restorers only.
+        inspect: Estimate noise and gain, and warn if the noise is not white Gaussian; denoisers only.
+        tta: Average over this many symmetries of the image (test-time augmentation): slightly better, and slower by the
+            same factor.
+        uncertainty: Save the standard deviation over these symmetries, float32 TIFF.
+        global_stats: How a V2 model, which normalizes over the whole image, is applied to images of several tiles:
+            `exact` adds up the statistics in several passes, `tile` normalizes each tile separately.
+        max_memory: Memory limit of arrays and network without the runtime, such as `2GB`; `auto` is three quarters of
+            the free memory, with `--ray` 2GB for each worker. Larger images are computed in tiles.
+        tile: Height and width of the tiles, in pixels (default: the largest that fit --max-memory).
+        overwrite: Compute results again that exist already.
         max_pixels: Refuse larger images before they are decoded.
-        engine: What computes: `keras`, or `openvino` or `onnxruntime`, which a Keras model is converted for once, or
-            the fastest that is installed. Exports run in their own.
-        precision: What OpenVINO computes in; `bfloat16` is faster on processors that have it and less exact.
+        engine: Engine: `keras`, or `openvino` or `onnxruntime`, for which a Keras model is converted once, or `auto`,
+            the fastest that is installed. Exports run in their own runtime.
+        precision: Computation precision on OpenVINO; `bfloat16` is faster on processors that support it, less exact.
     """
 
     output: Annotated[Path, Parameter(name=("--output", "-o"))]
@@ -70,11 +69,11 @@ class DenoisingOptions(PredictionOptions):
     """Settings of `convunext denoise`: those of `predict`, and the model.
 
     Attributes:
-        output: Where results go: a folder, or for a single image a file whose suffix chooses the format.
-        model: A preset's name, a `.keras` file, a preset's folder or an export; a preset that ships, by the image's
-            channels, if not given.
-        inspect: Estimate noise and gain, and warn where the noise is not what the model knows.
-        max_memory: What arrays and network may take beside the runtime. Larger images are computed in tiles.
+        output: Where to write results: a folder, or for a single image a file whose suffix selects the format.
+        model: A preset's name, a `.keras` file, a preset's folder or an export (default: the shipped preset for the
+            image's channels).
+        inspect: Estimate noise and gain, and warn if the noise is not white Gaussian.
+        max_memory: Memory limit of arrays and network without the runtime. Larger images are computed in tiles.
     """
 
     model: str | None = None

@@ -103,7 +103,7 @@ def plan_streaming(network: Network, raster_size: tuple[int, int], sample_bytes:
     """
     smallest = network.smallest_tile
     if smallest is None:
-        rule = f"must hold {raster_size[1]}x{raster_size[0]} pixels: {network.engine.source} takes images whole"
+        rule = f"must hold {raster_size[1]}x{raster_size[0]} pixels: {network.engine.source} takes images in one piece"
         raise ArgumentError("max_memory", rule, f"{memory / 1e6:.0f}MB", WHOLE_REMEDY)
 
     def needed(tile: int) -> float:
@@ -187,7 +187,7 @@ def stream_file(
 
 def _floats(x: np.ndarray) -> np.ndarray:
     if x.dtype.kind != "f":
-        raise ArgumentError("probabilities", "must not be asked of an export that returns classes", True)
+        raise ArgumentError("probabilities", "are not available from an export that returns classes", True)
     return x
 
 

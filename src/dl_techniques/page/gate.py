@@ -69,7 +69,7 @@ class Gate:
         if named and not self._owns(path):
             raise HTTPException(403, f"{path}: is not a file of this page.")
         if "/proxy=" in target:
-            raise HTTPException(403, "This page fetches nothing from elsewhere.")
+            raise HTTPException(403, "This page fetches no remote files.")
 
     def _owns(self, path: str) -> bool:
         try:
@@ -82,7 +82,7 @@ class Gate:
         end, largest = time.monotonic() + self.seconds, self.largest_file + SLACK if uploads else LARGEST_CALL
         # Gradio deletes what it has of an upload when it gets this, and answers with the message.
         refusal = MultiPartException if uploads else lambda reason: HTTPException(400, reason)
-        too_large = f"Larger than the {self.largest_file / 1e6:.0f} MB allowed." if uploads else "Too large a request."
+        too_large = f"Larger than the {self.largest_file / 1e6:.0f} MB allowed." if uploads else "Request too large."
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdecimal() or int(length) > largest:
             raise HTTPException(413, too_large)
@@ -95,7 +95,7 @@ class Gate:
             try:
                 message = await asyncio.wait_for(receive(), end - time.monotonic())
             except TimeoutError:
-                raise refusal(f"Too slow: not here after {self.seconds:g} seconds.") from None
+                raise refusal(f"Too slow: not received within {self.seconds:g} seconds.") from None
             if message["type"] == "http.disconnect" and uploads:
                 raise refusal("Broken off.")
             body = message.get("body", b"")
@@ -108,7 +108,7 @@ class Gate:
                 parts += seen.count(b"content-disposition:")
                 tail = seen[-len(b"content-disposition:") + 1 :]
                 if parts > MOST_PARTS:
-                    raise refusal("A form of too many parts.")
+                    raise refusal("The form has too many parts.")
             return message
 
         return counted
@@ -127,7 +127,7 @@ class Gate:
             raise HTTPException(400, "Not JSON.") from error
         for path in paths:
             if not self._owns(path):
-                raise HTTPException(403, f"{path}: is no image that was uploaded here.")
+                raise HTTPException(403, f"{path}: was not uploaded to this page.")
         messages: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:

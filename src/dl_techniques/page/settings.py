@@ -15,14 +15,14 @@ class PageOptions:
     """Settings of `convunext page`.
 
     Attributes:
-        host: Address to listen at. Whoever reaches another than 127.0.0.1 can use the models.
-        port: Port to listen at; the first free one from 7860 if not given.
+        host: Address to listen on. With any other than 127.0.0.1, everyone who reaches it can use the models.
+        port: Port to listen on (default: the first free one from 7860).
         max_megabytes: Refuse larger files.
         max_pixels: Refuse larger images before they are decoded.
-        max_memory: What arrays and network may take beside the runtime; larger images are computed in tiles.
-        engine: What computes: `keras`, or `openvino` or `onnxruntime`, which Keras models are converted for once, or
-            the fastest that is installed. Exports run in their own.
-        queue: Images that may wait; one is computed at a time.
+        max_memory: Memory limit of arrays and network without the runtime; larger images are computed in tiles.
+        engine: Engine: `keras`, or `openvino` or `onnxruntime`, for which Keras models are converted once, or `auto`,
+            the fastest that is installed. Exports run in their own runtime.
+        queue: Most images that may wait; one is computed at a time.
     """
 
     host: str = "127.0.0.1"

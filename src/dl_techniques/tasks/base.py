@@ -230,7 +230,7 @@ class Task(ABC):
         """Raise `ArgumentError` for an option of `convunext predict` that the task, of a model `source`, lacks."""
         for name in wanted:
             if name not in self.extras:
-                raise ArgumentError(name, f"is no option of task {self.name!r}, which {source} is for", True)
+                raise ArgumentError(name, f"is not an option of task {self.name!r}, the task of {source}", True)
 
     def write(
         self, output: Path, pictures: Sequence[Picture], predictions: Sequence[Prediction], extras: frozenset[str]

@@ -62,7 +62,7 @@ def task_of(card: ModelCard, source: str, default: str | None = None) -> Task:
     name = card.task or ("segment" if "classes" in card.details else default)
     if name not in TASKS:
         known = ", ".join(TASKS)
-        reason = f"is of task {name!r}; this version knows {known}." if name else "has no card that names its task."
+        reason = f"is of task {name!r}; this version knows {known}." if name else "has no card with a task."
         raise FileError(source, reason, "Name the model.keras of a run of `convunext train`.")
     return TASKS[name].task.from_card(card, source)
 

@@ -90,8 +90,8 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path
             return step_of(path), dict(arrays), torn
     if torn:
         names = ", ".join(path.name for path in torn)
-        raise FileError(str(folder), f"holds no whole checkpoint: {names} are damaged.", "Restore one from a backup.")
-    raise FileError(str(folder), "holds no checkpoint.", "Name the folder of a run that has begun to train.")
+        raise FileError(str(folder), f"holds no intact checkpoint: {names} are damaged.", "Restore one from a backup.")
+    raise FileError(str(folder), "holds no checkpoint.", "Name the folder of a run that has started training.")
 
 
 def save_model(model, path: Path) -> None:
@@ -137,7 +137,7 @@ def restore_model_state(model, state: Mapping[str, np.ndarray], source: Path) ->
         raise FileError(
             str(source),
             f"is of another run: {first!r} is {stored.get(first)} there and {shapes.get(first)} here.",
-            "Resume with the settings that the run began with.",
+            "Resume with the original settings of the run.",
         )
     for name, variable in variables:
         variable.assign(state[name])

@@ -75,7 +75,7 @@ def on_devices(settings: DeviceSettings, resume: str = "") -> Iterator[None]:
         watch = _connect(settings, resume) if settings.distributed else None
         _group = replace(_distributed(settings), watch=watch)
     else:
-        raise ConvUNextError("devices", f"are one on {backend}.", "Choose --backend jax, or tensorflow on one host.")
+        raise ConvUNextError("devices", f"must be 1 on {backend}.", "Choose --backend jax, or tensorflow on one host.")
     keras.distribution.set_distribution(_group.distribution)
     watch, whole = _group.watch, False
     try:
@@ -122,8 +122,8 @@ def check_batches(sizes: Sequence[int]) -> None:
     """
     for size in sizes:
         if size % _group.replicas:
-            rule = f"must give batches that {_group.replicas} devices can share equally, and gives one of {size}"
-            remedy = "Choose a multiple; where later patches are larger, --final-patch as large as --patch."
+            rule = f"must give batches that {_group.replicas} devices can share equally, but one has {size} samples"
+            remedy = "Choose a multiple; if later patches are larger, set --final-patch equal to --patch."
             raise ArgumentError("batch_size", rule, size, remedy)
 
 
@@ -151,7 +151,7 @@ def faster_backend_hint() -> str | None:
         on_processor = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if not on_processor:
         return None
-    return f"slow: without a GPU {backend} takes several times TensorFlow's time to train; faster: --backend tensorflow"
+    return f"slow: without a GPU, {backend} trains several times slower than TensorFlow; faster: --backend tensorflow"
 
 
 def mirrored_replicas() -> int:
@@ -241,7 +241,7 @@ def _chosen(settings: DeviceSettings, available: list) -> list:
     if settings.devices in ("all", None):
         return available
     if settings.devices > len(available):
-        rule = f"must be at most {len(available)}, which are here"
+        rule = f"must be at most {len(available)}, the devices of this host"
         raise ArgumentError("devices", rule, settings.devices)
     return available[: settings.devices]
 
@@ -251,7 +251,7 @@ def _mirrored(settings: DeviceSettings) -> _Group:
 
     if settings.distributed or settings.model_parallel > 1:
         name = "distributed" if settings.distributed else "model_parallel"
-        raise ConvUNextError(name, "is not there on TensorFlow.", "Choose --backend jax.")
+        raise ConvUNextError(name, "is not available on TensorFlow.", "Choose --backend jax.")
     found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     names = [device.name for device in _chosen(settings, found)]
     return _Group(replicas=len(names), strategy=tf.distribute.MirroredStrategy(names))
@@ -320,7 +320,7 @@ def _connect(settings: DeviceSettings, resume: str) -> Heartbeat:
     process, others = jax.process_index(), jax.process_count() - 1
 
     def lost(what: str) -> None:
-        leave(f"{what}; stopped. Go on, with any number of processes: {resume} --distributed …")
+        leave(f"{what}; stopped. Resume with any number of processes: {resume} --distributed …")
 
     watch = Heartbeat(this_member(process), lost)
     first = this_member(0)

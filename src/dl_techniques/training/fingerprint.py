@@ -52,8 +52,8 @@ def compare_fingerprints(folder: Path, inspection: Inspection) -> None:
     }
     told = [f"{len(names)} {word}: {first_of(names)}" for word, names in changes.items() if names]
     if told:
-        reason = f"was begun on other files; since then {'; '.join(told)}."
-        raise FileError(str(folder), reason, "Restore the files, or begin a new run.")
+        reason = f"was started on other files; since then {'; '.join(told)}."
+        raise FileError(str(folder), reason, "Restore the files, or start a new run.")
 
 
 def _place(pair: Pair, path: Path | None) -> str:
@@ -82,8 +82,8 @@ def compare_versions(folder: Path, stored: Mapping[str, str]) -> list[str]:
     here = versions()
     backend = stored.get("backend", here["backend"])
     if backend != here["backend"]:
-        reason = f"was begun on {backend}; on {here['backend']} it would end elsewhere."
-        raise FileError(str(folder), reason, f"Set KERAS_BACKEND={backend}, or say --backend {backend}.")
+        reason = f"was started on {backend}; on {here['backend']} its result would differ."
+        raise FileError(str(folder), reason, f"Set KERAS_BACKEND={backend}, or add --backend {backend}.")
     return [
         f"{name} was {stored[name]} and is {version}"
         for name, version in here.items()

@@ -128,7 +128,7 @@ class Heartbeat:
                 return
         for connection, when in heard.items():
             if time.monotonic() - when > SILENCE:
-                self._report(f"{members[connection]} has not been heard for {SILENCE:g} seconds")
+                self._report(f"{members[connection]} has sent no heartbeat for {SILENCE:g} seconds")
                 return
 
     def _report(self, message: str) -> None:

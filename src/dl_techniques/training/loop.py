@@ -203,7 +203,7 @@ def _restore(model: keras.Model, checkpoints: Path, console: Console) -> tuple[k
         step, state, torn = load_checkpoint(checkpoints)
         for path in torn:
             lost = step_of(path) - step
-            console.print(f"{path}: damaged, passed over; going on from step {step}, {lost} steps are trained again")
+            console.print(f"{path}: damaged, skipped; resuming from step {step}, {lost} steps are trained again")
     step, state = broadcast_from_writer((step, state))
     restore_model_state(model, state, checkpoints)
     return model, int(step)

@@ -47,7 +47,7 @@ def describe_plan(recipe: Recipe, console: Console, measured: Estimate | None = 
         table.add_row(name, choice)
     table.add_row("precision", config.precision)
     if measured is not None:
-        table.add_row("will take", str(measured))
+        table.add_row("estimated cost", str(measured))
     console.print(table)
 
 

@@ -91,7 +91,7 @@ def naming_resume_command(folder: Path) -> Iterator[None]:
 
 
 def _go_on(folder: Path) -> str:
-    return f"Then go on with: convunext train --resume {folder}"
+    return f"Then resume with: convunext train --resume {folder}"
 
 
 def task_of(folder: Path) -> str:
@@ -125,7 +125,7 @@ def stored_config(folder: Path, kind: type[Config]) -> Config:
         return kind(**{**values, "output": folder})
     except (KeyError, TypeError) as error:
         raise FileError(
-            str(folder / CONFIG), f"does not fit this version: {error}.", "Resume with the version that began it."
+            str(folder / CONFIG), f"does not fit this version: {error}.", "Resume with the version that started it."
         ) from error
 
 
@@ -195,8 +195,8 @@ def _compare(folder: Path, settings: dict[str, Any]) -> None:
         if name not in (*PROLONGABLE, "output") and not _open(name, value) and stored.get(name) != value
     ]
     if different:
-        reason = f"began with other settings: {'; '.join(different)}."
-        raise FileError(str(folder), reason, "Resume with those it began with, or start a new run.")
+        reason = f"was started with other settings: {'; '.join(different)}."
+        raise FileError(str(folder), reason, "Resume with the original settings, or start a new run.")
 
 
 def _open(name: str, value: Any) -> bool:

@@ -19,28 +19,27 @@ class TrainingConfig:
     Attributes:
         images: Folder of images or a pattern such as `'slices/*.tif'`.
         output: Folder of the run; for `convunext plan`, the TOML file to write.
-        val_images: Images to validate on, as `images`; some of `images` if not given.
-        steps: Steps of training.
+        val_images: Images to validate on, given like `images` (default: some of `images`).
+        steps: Training steps.
         steps_per_epoch: Steps between two validations, each with a checkpoint and a line in the log.
-        patch: Height and width of the crops that are trained on, in pixels; chosen by the sizes of the images if not
-            given.
-        batch_size: Crops in a step; about 130,000 pixels if not given.
+        patch: Height and width of the training crops, in pixels (default: chosen by the sizes of the images).
+        batch_size: Crops in a step (default: about 130,000 pixels in all).
         learning_rate: Largest learning rate.
-        precision: Of the computation: `"float32"`, or `"mixed_bfloat16"`, faster on GPUs; `"auto"`: mixed_bfloat16 on a
-            GPU, float32 elsewhere.
+        precision: Computation precision: `"float32"`, `"mixed_bfloat16"`, faster on GPUs, or `"auto"`: mixed_bfloat16
+            on a GPU, float32 elsewhere.
         depth: Number of times the model halves the image.
         initial_filters: Channels of the model's finest level.
         blocks_per_level: ConvNeXt blocks in each level.
-        channels: Samples of a pixel that are channels, whatever the files call alpha; if not given, all but alpha.
-        cache_gb: Decoded images to keep in memory, in GB, all in all; what does not fit is read again each time.
-        max_memory: What the network may take at once in a validation; larger images are computed in tiles.
-        preview_every: Validations between two pictures of what the model does; 0: none.
-        group_regex: Images stay on one side of the split whose name gives the same first group of this pattern, such
-            as `'^([^_]+)_'` for the frames of one film.
-        accumulate: Steps whose gradients are added up before the weights change: as if the batch were so many times
-            larger, in the memory of one.
-        patience: Stop after so many validations in a row without a better one; 0: never.
-        seed: Seed of weights, crops and all random changes.
+        channels: Samples per pixel to use as channels, including alpha (default: all but alpha).
+        cache_gb: Memory for decoded images, in GB; images that do not fit are read again each time.
+        max_memory: Memory limit of the network in validation; larger images are computed in tiles.
+        preview_every: Validations between two preview pictures; 0: none.
+        group_regex: Pattern whose first group is equal for images that stay on one side of the split, such as
+            `'^([^_]+)_'` for the frames of one film.
+        accumulate: Steps whose gradients are averaged before the weights are updated: the effect of a batch that many
+            times larger, without its memory.
+        patience: Stop after this many validations in a row without improvement; 0: never.
+        seed: Seed of weights, crops and augmentation.
     """
 
     summary: ClassVar[str]  # what the training does, the first line of its help
@@ -84,20 +83,20 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedConfig(TrainingConfig):
-    """Settings of trainings on images and what belongs to each.
+    """Settings of trainings on pairs of image and target.
 
     Attributes:
         images: Folder of images or a pattern such as `'slices/*.tif'`; or a CSV file with columns image and target.
-        val_images: Images to validate on, as `images`; a share of `images` if not given.
+        val_images: Images to validate on, given like `images` (default: a share of `images`).
         val_fraction: Share of the images, or of their groups, to validate on.
-        patch: Height and width of the crops that are trained on, in pixels; chosen by the sizes of the images if not
-            given. Smaller images are reflected at their borders.
-        symmetries: Which turns of an image are trained on, too: `"all"` eight, or its mirror image only, `"mirror"`,
-            where up and down differ, as in photographs; `"auto"`: the mirror for images of three channels, all for
-            others.
-        augment: How much crops are changed at random: `"none"`, not even mirrored; `"light"`, half as strong and half
-            as often, never bent, blurred or noisy; `"default"`. In `train restore` both of the last are the symmetries
-            alone, as all else would change what is to be undone.
+        patch: Height and width of the training crops, in pixels (default: chosen by the sizes of the images). Smaller
+            images are reflected at their borders.
+        symmetries: Flips and rotations used for augmentation: `"all"` eight symmetries of the square; `"mirror"`,
+            horizontal flips only, for images whose up and down differ, such as photographs; `"auto"`: mirror for
+            images of three channels, all for others.
+        augment: Strength of augmentation: `"none"`, not even flips; `"light"`, half as strong and half as often,
+            without elastic deformation, blur and noise; `"default"`. In `train restore`, light and default use flips
+            and rotations only, since other changes would alter the degradation.
     """
 
     val_fraction: float = 0.2
@@ -112,14 +111,14 @@ class PairedConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """What a training runs on; a run may be resumed on other devices than it began on.
+    """Devices of a training; a run may be resumed on other devices.
 
     Attributes:
-        devices: Number of devices of this host, or "all"; one if not given.
+        devices: Number of devices of this host, or "all" (default: one).
         model_parallel: Devices that share one copy of the weights; JAX only.
-        distributed: Train with other processes, each started by this same command, on all their devices; JAX only.
-            Where they are is told by the three flags below, or by SLURM, Open MPI or Kubernetes.
-        coordinator: `host:port` of process 0, the same for all; the port must be free there.
+        distributed: Train on all devices of several processes, each started by this same command; JAX only. The
+            processes find each other by the three flags below, or by SLURM, Open MPI or Kubernetes.
+        coordinator: `host:port` of process 0, the same for all processes; the port must be free.
         processes: Number of processes.
         process: Number of this process, from 0.
     """

@@ -209,8 +209,8 @@ def _best_or_last(recipe: Recipe, model: keras.Model, console: Console) -> Any:
         save_model(last, path)
         return last
     if not is_intact(best):
-        state = "damaged" if best.exists() else "not there"
-        message = f"{best}: {state}; the weights of {_best_step(recipe)} are lost, those of the last step are taken"
+        state = "damaged" if best.exists() else "missing"
+        message = f"{best}: {state}; the weights of {_best_step(recipe)} are lost; those of the last step are used"
         console.print(message, markup=False)
         save_model(_inference_model(recipe, model), best)
     write_file(path, best.read_bytes())
@@ -234,12 +234,12 @@ def _mend_best(recipe: Recipe, console: Console) -> None:
     if is_intact(folder / BEST):
         return
     (folder / BEST).replace(folder / f"{BEST}.damaged")
-    message = f"{folder / BEST}: damaged, put aside; it held the weights of {_best_step(recipe)}"
+    message = f"{folder / BEST}: damaged, renamed; it held the weights of {_best_step(recipe)}"
     if is_intact(folder / MODEL):  # what the run gave when it ended
         write_file(folder / BEST, (folder / MODEL).read_bytes())
-        console.print(f"{message}. Taken from {MODEL}", markup=False)
+        console.print(f"{message}. Restored from {MODEL}", markup=False)
     else:
-        console.print(f"{message}, which are lost. The best of the steps to come take its place", markup=False)
+        console.print(f"{message}, which are lost. The best of the remaining steps replace them", markup=False)
 
 
 def _best_step(recipe: Recipe) -> str:

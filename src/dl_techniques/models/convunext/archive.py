@@ -17,7 +17,7 @@ PARTS = ("keras.initializers", "keras.regularizers", "keras.activations", "keras
 SINGLE = {("keras", "DTypePolicy"), ("builtins", "function")}
 LARGEST_TEXT = 2**24  # bytes
 LARGEST_EXPANSION, ALWAYS_ALLOWED = 100, 2**20  # Keras stores members uncompressed; other archives expand by less
-REMEDY = "Take only model files that you trust; one that `convunext train` wrote is accepted."
+REMEDY = "Load only model files that you trust; one that `convunext train` wrote is accepted."
 
 
 def check_archive(path: Path) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def check_archive(path: Path) -> dict[str, Any]:
         raise FileError(str(path), f"holds a {_name(root)}, not a ConvUNextModel.", REMEDY)
     for part in _parts(root.get("config")):
         if not _is_known(part):
-            raise FileError(str(path), f"names {_name(part)} in its {CONFIG}, which is not built.", REMEDY)
+            raise FileError(str(path), f"names {_name(part)} in its {CONFIG}, which is not allowed.", REMEDY)
     return root
 
 

@@ -48,7 +48,7 @@ def inspect_noise(noisy: np.ndarray, denoised: np.ndarray, function: Callable[[n
     if correlation > CORRELATED:
         warnings.append(f"neighbouring residuals correlate ({correlation:.2f}): the noise is not white")
     if (blockiness := _blockiness(noisy)) > BLOCKY:
-        warnings.append(f"steps every 8 pixels ({blockiness:.1f}x): JPEG blocks are not noise to this model")
+        warnings.append(f"steps every 8 pixels ({blockiness:.1f}x): the model does not remove JPEG blocks")
     if clipped > CLIPPED:
         warnings.append(f"{clipped:.0%} of the pixels are clipped: noise there is one-sided")
     if bias > BIASED:

@@ -79,7 +79,7 @@ class Classes:
                 tuple(int(entry["colour"].removeprefix("#"), 16) for entry in card["classes"] if "colour" in entry),
             )
         except (KeyError, TypeError, ValueError) as error:
-            reason = "has no card that tells its classes."
+            reason = "has no card with classes."
             raise FileError(source, reason, "Name the model.keras of a run of `convunext train segment`.") from error
 
     @property
@@ -147,8 +147,8 @@ class Classes:
             if unknown := sorted(set(found.tolist()) - set(self.values) - set(self.ignored)):
                 raise FileError(
                     str(path),
-                    f"holds the values {describe_values(unknown)}, which are no class: {describe_values(self.values)}.",
-                    "Mend the mask, or name the value as ignored.",
+                    f"holds the values {describe_values(unknown)}, but the classes are {describe_values(self.values)}.",
+                    "Correct the mask, or exclude the values with --ignore.",
                 )
             table = np.zeros(len(found), np.uint8)
             for position, value in enumerate(found.tolist()):
@@ -188,7 +188,7 @@ def choose_classes(
         raise ArgumentError("masks", f"must hold at most {MOST_CLASSES} classes", len(values))
     if names and len(names) != len(values):
         rule = f"must name {len(values)} classes, one for each of the values {describe_values(values)}"
-        raise ArgumentError("classes", rule, names, "Name values that do not count with --ignore.")
+        raise ArgumentError("classes", rule, names, "Exclude values with --ignore.")
     return Classes(tuple(values), names or tuple(map(value_name, values)), ignored)
 
 
@@ -205,7 +205,7 @@ def choose_labels(count: int, names: tuple[str, ...] = (), ignored: tuple[int, .
     """
     if not 2 <= count <= MOST_CLASSES:
         rule = f"must have 2 to {MOST_CLASSES} channels or pages, one for each label"
-        raise ArgumentError("masks", rule, count, "For one label take --mask-kind foreground.")
+        raise ArgumentError("masks", rule, count, "For one label, use --mask-kind foreground.")
     if names and len(names) != count:
         raise ArgumentError("classes", f"must name {count} labels, one for each channel of the masks", names)
     return Classes(tuple(range(count)), names or tuple(map(str, range(count))), ignored, labels=True)

@@ -162,8 +162,8 @@ def check_counted(inspection: Inspection, classes: Classes) -> None:
         ignored = [sum(entry.found.counts.get(value, 0) for value in _uncounted(classes)) for entry in side]
         if side and all(count == entry.size[0] * entry.size[1] for count, entry in zip(ignored, side, strict=True)):
             named = first_of([entry.pair.words(entry.pair.target.name) for entry in side])
-            reason = f"hold ignored pixels alone in all masks to {use} on: {named}."
-            raise FileError("masks", reason, "Choose other images for that (--val-images, --seed), or ignore less.")
+            reason = f"contain only ignored pixels in all images to {use} on: {named}."
+            raise FileError("masks", reason, "Choose other images (--val-images, --seed), or ignore fewer values.")
 
 
 def check_values(inspection: Inspection, classes: Classes) -> None:
@@ -174,12 +174,12 @@ def check_values(inspection: Inspection, classes: Classes) -> None:
     found = [(path, sorted(set(counts) - known)) for path, counts in _by_file(inspection)]
     allowed = describe_values(classes.values)
     stray = [
-        f"{path}: holds the values {describe_values(values)}, which are no class: {allowed}." for path, values in found
+        f"{path}: holds the values {describe_values(values)}, but the classes are {allowed}." for path, values in found
         if values
     ]  # fmt: skip
     if stray:
         reason = f"{len(stray)} of {len(found)} masks:{SEPARATOR}{first_of(stray, SEPARATOR)}{SEPARATOR[:-1]}"
-        raise FileError("masks", reason, "Mend them, or name the values as ignored.")
+        raise FileError("masks", reason, "Correct them, or exclude the values with --ignore.")
 
 
 def check_names(inspection: Inspection, names: Sequence[str], ignored: Sequence[int]) -> None:
@@ -194,7 +194,7 @@ def check_names(inspection: Inspection, names: Sequence[str], ignored: Sequence[
         f"{value_name(value)} is in {first_of([path for path, counts in masks if value in counts])}" for value in rarest
     ]
     rule = f"must name {len(within)} classes, one for each of the values {describe_values(sorted(within))}"
-    remedy = f"In the fewest masks: {first_of(found, '; ')}. Mend them, or name values that do not count with --ignore."
+    remedy = f"In the fewest masks: {first_of(found, '; ')}. Correct them, or exclude values with --ignore."
     raise ArgumentError("classes", rule, tuple(names), remedy)
 
 

@@ -61,7 +61,7 @@ def mask_from(
         values = pixels[..., 0].astype("int32")
     else:
         reason = f"holds {pixels.shape[2]} channels, neither grey values nor colours."
-        raise FileError(name, reason, "Where each channel is a label, say --mask-kind labels.")
+        raise FileError(name, reason, "If each channel is a label, use --mask-kind labels.")
     _check_alpha(source, values, picture.alpha)
     if picture.palette is not None and reading != "stored":
         if values.max() >= len(picture.palette):
@@ -128,7 +128,7 @@ def labels_from(
     pictures = [source.read(number, "declared") for number in pages]
     if len(pages) > 1 and {picture.pixels.shape for picture in pictures} != {(*pictures[0].pixels.shape[:2], 1)}:
         reason = "holds pages that are not one grey image for each label."
-        raise FileError(str(source.path), reason, "Save it anew.")
+        raise FileError(str(source.path), reason, "Save it again.")
     if any("palette expanded" in picture.notes for picture in pictures):
         reason = "holds a palette, not a channel for each label."
         raise FileError(str(source.path), reason, "Save a TIFF with a page for each.")
@@ -142,8 +142,8 @@ def labels_from(
 
 def _check_lossless(source: ImageSource, page: int) -> None:
     if lossy := source.lossy(page):
-        reason = f"is a {lossy}: its values are not those that were painted."
-        raise FileError(str(source.path), reason, "Save masks as PNG or TIFF, without loss.")
+        reason = f"is a {lossy}: lossy compression changes the mask values."
+        raise FileError(str(source.path), reason, "Save masks as PNG or TIFF without lossy compression.")
 
 
 def _check_alpha(source: ImageSource, values: np.ndarray, alpha: np.ndarray | None) -> None:
@@ -152,7 +152,7 @@ def _check_alpha(source: ImageSource, values: np.ndarray, alpha: np.ndarray | No
         return
     levels = np.unique(alpha, return_inverse=True)[1].reshape(values.shape)
     if len(np.unique(values.astype("int64") << 32 | levels)) > len(np.unique(values)):
-        remedy = "If alpha is the mask, say --mask-kind alpha; if not, save it without."
+        remedy = "If alpha is the mask, use --mask-kind alpha; if not, save it without alpha."
         raise FileError(str(source.path), "holds alpha that differs where its values are the same.", remedy)
 
 
@@ -176,7 +176,7 @@ def write_masks(path: Path, masks: Sequence[np.ndarray], classes: Classes) -> No
         masks = list(np.moveaxis(masks[0], 2, 0))
     row = format_of(path)
     if row is None or not (row.pages or row.palette):
-        raise FileError(str(path), "is no format for masks.", "Choose .png or .tif.")
+        raise FileError(str(path), "is not a format for masks.", "Choose .png or .tif.")
     if len(masks) > 1 and not row.pages:
         raise FileError(str(path), f"cannot hold {len(masks)} masks.", "Choose .tif.")
     palette = np.array(classes.colours, "uint8") if row.palette else None

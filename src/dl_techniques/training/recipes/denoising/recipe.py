@@ -223,5 +223,5 @@ class DenoisingRecipe(Recipe[DenoisingConfig, DenoisingTask]):
         if config.gain > 0 and (below := [entry for entry in facts if entry.low < 0]):
             named = first_of([entry.pair.words(entry.pair.image.name) for entry in below])
             remedy = "Shift the images to begin at 0, or leave --gain out."
-            rule = f"must be 0 where values are negative, as photons never are; in {len(below)} images: {named}"
+            rule = f"must be 0 if values are negative (photon counts are not); in {len(below)} images: {named}"
             raise ArgumentError("gain", rule, config.gain, remedy)

@@ -14,29 +14,29 @@ class DenoisingConfig(TrainingConfig):
     """Settings of the training of a denoiser.
 
     Attributes:
-        images: Folder of clean images or a pattern such as `'scans/*.tif'`, or a CSV file with a column image; of noisy
-            ones with `noisy_only`.
-        val_images: Images to validate on, as `images`; the first `held_out` of `images` if not given.
-        held_out: Images, the first by name, that are not trained on but validated on; with `group_regex`, about so many
-            of groups chosen by seed and name.
-        patience: Stop after so many validations in a row without a higher PSNR at sigma 25 (or gain, of noisy images
-            alone), even before the learning rate falls; 0: never.
-        noisy_only: The images are noisy and there are no clean ones: learn from them alone. Their noise must be white
-            and Gaussian; its level is estimated for each.
-        sigma: Largest standard deviation of the noise, in units of 1/255; each patch draws its own from 0 to it.
-        gain: Largest intensity of a photon, in units of 1/255, for shot noise beside the Gaussian; each patch draws its
-            own from 0 to it.
+        images: Folder of clean images (of noisy ones with `noisy_only`) or a pattern such as `'scans/*.tif'`, or a CSV
+            file with a column image.
+        val_images: Images to validate on, given like `images` (default: the first `held_out` of `images`).
+        held_out: Number of images, the first by name, for validation only; with `group_regex`, about this number from
+            groups chosen by seed and name.
+        patience: Stop after this many validations in a row without a higher PSNR at sigma 25 (with `noisy_only`, a
+            higher gain), even before the learning rate falls; 0: never.
+        noisy_only: Train on noisy images, without clean ones. The noise must be white and Gaussian; its level is
+            estimated for each image.
+        sigma: Largest standard deviation of the noise, in units of 1/255; drawn for each patch from 0 to this value.
+        gain: Largest intensity of a photon, in units of 1/255, for shot noise beside the Gaussian; drawn for each patch
+            from 0 to this value.
         cooldown: Share of the steps, at the end, over which the learning rate falls to zero.
-        patch: Height and width of the crops that are trained on, in pixels, until the learning rate falls.
+        patch: Height and width of the training crops, in pixels, until the learning rate falls.
         final_patch: The same while it falls: larger, so that fewer pixels lie near borders.
-        batch_size: Crops in a step; of larger ones fewer, with about as many pixels.
+        batch_size: Crops in a step; fewer when crops are larger, with about as many pixels.
         learning_rate: Learning rate after the warm-up.
         filter_multiplier: Factor from the channels of one level to those of the next.
         block_kernel_size: Width of the blocks' depthwise kernels, in pixels.
-        convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
-        use_bias: Whether the model has additive parameters, and with them no scale-equivariance.
+        convnext_version: `"v1"`, whose receptive field is bounded, or `"v2"`, which pools over the whole image.
+        use_bias: Whether the model has additive parameters; it is then not scale-equivariant.
         equivariant_block: Design of the bias-free block.
-        zero_mean_stem: Whether the model sees differences of intensities only.
+        zero_mean_stem: Whether the stem passes on only differences of intensities.
     """
 
     summary: ClassVar[str] = (

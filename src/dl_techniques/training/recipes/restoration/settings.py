@@ -14,15 +14,13 @@ class RestorationConfig(PairedConfig):
     """Settings of the training of a model that restores images: sharp from blurred, clean from stained.
 
     Attributes:
-        targets: Folder or pattern of what the images shall become, each named like its image, all with the same ending
-            or none, and of the same size. Not with a CSV file.
+        targets: Folder or pattern of target images, each of the size of its image and named like it, all with the same
+            ending or none. Not with a CSV file.
         val_targets: Targets of `val_images`.
         loss: `"charbonnier"`, nearly the mean absolute error; `"mse"`, best for PSNR, smoother; or `"mae"`.
     """
 
-    summary: ClassVar[str] = (
-        "Train a model that restores images, from pairs of images and their targets: deblurring, cleaning."
-    )
+    summary: ClassVar[str] = "Train a model that restores images, from pairs of image and target: deblurring, cleaning."
 
     targets: str | None = None
     val_targets: str | None = None

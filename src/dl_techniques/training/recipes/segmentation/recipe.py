@@ -63,7 +63,7 @@ class SegmentationRecipe(Recipe[SegmentationConfig, SegmentationTask]):
             "normalization": "each image to mean 0 and variance 1",
             "augmentation": str(choose_augmentation(config)),
             "loss": f"{LOSSES[config.loss][0]} ({self.task.activation}) at {config.depth} levels"
-            + (", the coarser less and less" if config.anneal_supervision else ""),
+            + (", weights of coarser levels falling to zero" if config.anneal_supervision else ""),
             "model": f"ConvUNext {config.convnext_version}, depth {config.depth}, "
             f"{config.initial_filters} channels at the finest level",
         }

@@ -19,14 +19,14 @@ class SegmentationConfig(PairedConfig):
         val_masks: Masks of `val_images`.
         mask_kind: `"classes"`: each mask value is a class; `"foreground"`: all but one value are one class, as in
             binary masks and instances; `"labels"`: each channel or page of a mask is a label, where it is not 0, and
-            labels may overlap; `"auto"`: foreground for two values and for more than 24 without names.
+            labels may overlap; `"auto"`: foreground for two values, and for more than 24 without names.
         classes: Names of the classes, in the order of their mask values, or of the labels, in that of their channels.
-        ignore: Mask values of pixels that neither train nor count; with labels, of those where all channels hold one.
-        convnext_version: `"v1"`, whose output depends on nearby pixels alone, or `"v2"`, which pools the whole image.
-        loss: `"dice_ce"`: soft Dice and cross-entropy; `"dice"` or `"cross_entropy"` alone; `"focal"`, which dwells on
-            pixels that are hard; `"tversky"`, which finds more of what is small, at the price of false alarms.
-        anneal_supervision: The coarser outputs' shares of the loss fall linearly to zero over the run, so that it ends
-            on the full size alone; without, they stay.
+        ignore: Mask values of pixels left out of training and scores; with labels, pixels whose channels all hold one.
+        convnext_version: `"v1"`, whose receptive field is bounded, or `"v2"`, which pools over the whole image.
+        loss: `"dice_ce"`: soft Dice and cross-entropy; `"dice"` or `"cross_entropy"` alone; `"focal"`, which emphasizes
+            hard pixels; `"tversky"`, which detects more small objects, at the price of false alarms.
+        anneal_supervision: Reduce the coarser outputs' weights in the loss linearly to zero over the run (default:
+            constant weights).
     """
 
     summary: ClassVar[str] = (
