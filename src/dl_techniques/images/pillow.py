@@ -16,7 +16,7 @@ from dl_techniques.images.colours import cmyk_to_rgb
 from dl_techniques.images.metadata import ORIENTATION, file_extras, save_options, turned_upright, with_extras
 from dl_techniques.images.source import Decoded, ImageSource, Picture
 
-SPREAD = {"L;2": 85, "L;4": 17}  # Pillow spreads samples of few bits over 0 to 255
+BITS = {"L;2": 2, "L;4": 4}  # of samples that Pillow spreads over 0 to 255
 OPTIONS: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}
 
 
@@ -46,13 +46,17 @@ class Source(ImageSource):
         return image.size[1], image.size[0], 3 if image.mode == "P" else len(image.getbands())
 
     def _indices(self, page: int) -> Picture | None:
-        mode, spread = self._still.mode, SPREAD.get(self._raw_mode)
-        if mode not in ("P", "1") and spread is None:
+        mode = self._still.mode
+        bits = 1 if mode == "1" else BITS.get(self._raw_mode, 0)
+        if mode != "P" and not bits:
             return None
-        values = np.asarray(self._upright(self._still)).astype("uint8")[..., None] // (spread or 1)
-        colours = self._still.getpalette("RGB") if mode == "P" else None
-        palette = None if colours is None else np.reshape(colours, (-1, 3)).astype("uint8")
-        return Picture(values, palette=palette, orientation=self._orientation)
+        values = np.asarray(self._upright(self._still)).astype("uint8")[..., None]
+        if mode == "P":
+            palette = np.reshape(self._still.getpalette("RGB") or [], (-1, 3)).astype("uint8")
+            return Picture(values, palette=palette, orientation=self._orientation)
+        if mode != "1":
+            values //= 255 // (2**bits - 1)
+        return Picture(values, orientation=self._orientation, bits=bits)
 
     def _lossy(self, page: int) -> str:
         if self.format.name != "WEBP":

@@ -39,6 +39,7 @@ class Picture:
         extras: Colour profile, resolution, EXIF and words; see `metadata`.
         palette: `(entries, 3)`, uint8, where the pixels are indices of it.
         orientation: EXIF orientation of the samples in the file, 2 to 8 where they were turned upright.
+        bits: Bits of a sample where those of painted values are fewer than 8; 0 elsewhere.
     """
 
     pixels: np.ndarray
@@ -47,6 +48,7 @@ class Picture:
     extras: dict[str, Any] = field(default_factory=dict)
     palette: np.ndarray | None = None
     orientation: int = 1
+    bits: int = 0
 
     @property
     def samples(self) -> np.ndarray:

@@ -68,9 +68,11 @@ class Source(ImageSource):
             palette = (colours >> 8 if colours.max() > 255 else colours).astype("uint8")
             indices = turned_upright(tags.asarray(), orientation)
             return Picture(indices[..., None], palette=palette, orientation=orientation)
-        if tags.dtype == np.bool_ and tags.samplesperpixel == 1:
-            bits = turned_upright(tags.asarray() != self._is_inverted(page), orientation)
-            return Picture(bits[..., None].astype("uint8"), orientation=orientation)
+        bits = tags.bitspersample
+        if tags.samplesperpixel == 1 and bits < 8 and tags.photometric.name in ("MINISBLACK", "MINISWHITE"):
+            values = turned_upright(tags.asarray().astype("uint8"), orientation)[..., None]
+            values = 2**bits - 1 - values if self._is_inverted(page) else values
+            return Picture(values, orientation=orientation, bits=bits)
         return None
 
     def _lossy(self, page: int) -> str:

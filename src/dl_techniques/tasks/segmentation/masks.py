@@ -17,8 +17,8 @@ from dl_techniques.images.source import ImageSource, Picture
 from dl_techniques.tasks.segmentation.classes import IGNORED, Classes
 
 
-# How the values of masks become numbers: as they are stored, grey values, indices of a palette or 0xRRGGBB; the colours
-# of palettes, too, as 0xRRGGBB; or grey values, also of palettes and colours.
+# How the values of masks become numbers: as they are stored, grey values, indices of a palette or 0xRRGGBB; as they look,
+# grey values of 0 to 255, also of palettes, colours and fewer bits; or as they look, all as 0xRRGGBB.
 Reading = Literal["stored", "colours", "grey"]
 
 INVERTED = "0 is white in the file"
@@ -67,9 +67,15 @@ def mask_from(
         if values.max() >= len(picture.palette):
             raise FileError(name, f"holds index {values.max()} of {len(picture.palette)} colours.", "Save it again.")
         values = pack(picture.palette)[values]
-    elif reading == "colours" and pixels.shape[2] == 1 and values.max() < 256:
-        values = values * 0x010101
+    elif pixels.shape[2] == 1:
+        values = values * grey_factor(picture, reading)
     return values & 255 if reading == "grey" and pixels.dtype == np.uint8 else values, picture
+
+
+def grey_factor(picture: Picture, reading: Reading) -> int:
+    """Return by what grey values are multiplied in a reading."""
+    spread = 255 // (2**picture.bits - 1) if picture.bits and reading != "stored" else 1
+    return spread * 0x010101 if reading == "colours" and picture.pixels.dtype == np.uint8 else spread
 
 
 def pack(colours: np.ndarray) -> np.ndarray:

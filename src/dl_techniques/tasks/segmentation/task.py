@@ -29,8 +29,9 @@ from dl_techniques.tasks.base import (
 )
 from dl_techniques.tasks.segmentation.classes import IGNORED, Classes, overlay, paint
 from dl_techniques.tasks.segmentation.evaluation import SegmentationEvaluation, evaluate
-from dl_techniques.tasks.segmentation.inspection import check_values, describe_classes, reader_of
+from dl_techniques.tasks.segmentation.inspection import check_values, describe_classes
 from dl_techniques.tasks.segmentation.masks import write_masks
+from dl_techniques.tasks.segmentation.readers import reader_of
 
 if TYPE_CHECKING:
     from rich.console import Console
