@@ -97,11 +97,12 @@ def write_evaluation(
     lead: str,
     facts: Mapping[str, str],
     curves: Mapping[str, Sequence[float]] | None = None,
+    understood: Sequence[Sequence[CaptionedPicture]] = (),
 ) -> None:
     """Write `report.html`, `metrics.json` and, where the task has a table of figures, `metrics.csv` into a folder.
 
     `pictures` returns those of a sample, given its number; the first caption names the sample. Curves are numbers
-    of each epoch, by what they are.
+    of each epoch, by what they are; `understood` is pictures of how targets were understood.
     """
     write_file(folder / "metrics.json", json.dumps(evaluation.figures(), indent=2).encode())
     if rows := evaluation.rows():
@@ -122,6 +123,6 @@ def write_evaluation(
         curves=curves or {},
         facts=facts,
         key=evaluation.legend(),
-        rows=shown,
+        rows=[*shown, *understood],
     )
     write_file(folder / REPORT, report.to_html().encode())

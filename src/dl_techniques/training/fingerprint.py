@@ -15,8 +15,8 @@ from dl_techniques.atomic import write_file
 from dl_techniques.datasets.inspection import Inspection
 from dl_techniques.datasets.pairs import Pair
 from dl_techniques.errors import FileError, first_of
+from dl_techniques.training.run_folder import FILES
 
-FILES = "files.csv"
 COLUMNS = ("image", "target", "image_sha256", "target_sha256")
 
 
@@ -32,12 +32,17 @@ def write_fingerprints(folder: Path, inspection: Inspection) -> None:
 
 
 def compare_fingerprints(folder: Path, inspection: Inspection) -> None:
-    """Raise `FileError` if files are not those that a run began on; a run that has not begun is on any."""
+    """Raise `FileError` if files are not those that a run began on, wherever they are now.
+
+    A run that has not begun is on any.
+    """
     path = folder / FILES
     if not path.exists():
         return
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         stored = [tuple(row.get(name) or "" for name in COLUMNS) for row in csv.DictReader(file)]
+    if [row[2:] for row in stored] == [(facts.digest, facts.target_digest) for facts in inspection.facts]:
+        return
     before: dict[str, str] = {}
     for image, target, *digests in stored:
         before |= dict(zip((image, target), digests, strict=True))

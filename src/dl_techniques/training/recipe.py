@@ -123,6 +123,10 @@ class Recipe(ABC, Generic[Config, TaskType]):
         """Return what was found in these data beside the inspection, as TOML can hold it."""
         return {}
 
+    def understood(self) -> list[list[CaptionedPicture]]:
+        """Return rows of pictures, equally large, of how the targets were understood; none if that is plain."""
+        return []
+
     @abstractmethod
     def choices(self) -> Mapping[str, str]:
         """Return what was chosen for these data beside the settings, in words; `"model"` among them."""

@@ -22,6 +22,7 @@ CONFIG, LOG, LOCK = "config.json", "log.csv", ".lock"
 CHECKPOINTS = "checkpoints"
 UNBEGUN = (LOCK, CHECKPOINTS)  # and temporary files: what a run leaves that is killed before its settings are there
 DATA = ("images", "masks", "targets", "val_images", "val_masks", "val_targets")  # settings that say where it is
+FILES = "files.csv"  # digests of the data
 PROLONGABLE = ("steps", "cooldown")  # may differ when a run is resumed
 
 Config = TypeVar("Config")
@@ -189,10 +190,11 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 def _compare(folder: Path, settings: dict[str, Any]) -> None:
     stored = _stored(folder)
+    movable = DATA if (folder / FILES).exists() else ()  # its digests tell whether the data are the same
     different = [
         f"{name} was {stored.get(name)!r} and is {value!r}"
         for name, value in settings.items()
-        if name not in (*PROLONGABLE, "output") and not _open(name, value) and stored.get(name) != value
+        if name not in (*PROLONGABLE, *movable, "output") and not _open(name, value) and stored.get(name) != value
     ]
     if different:
         reason = f"was started with other settings: {'; '.join(different)}."

@@ -193,6 +193,7 @@ def _finish(recipe: Recipe, model: keras.Model, console: Console) -> TrainingRes
             "Loss in training": _curve(folder, "loss"),
             **{f"{name} on the validation images": _curve(folder, f"val_{name}") for name in evaluation.logged()},
         },
+        understood=recipe.understood(),
     )
     return TrainingResult(wanted, evaluation, folder.resolve())
 

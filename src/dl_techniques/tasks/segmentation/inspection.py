@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dl_techniques.datasets.checks import SEPARATOR
 from dl_techniques.datasets.inspection import Inspection
+from dl_techniques.datasets.pairs import Pair
 from dl_techniques.errors import ArgumentError, FileError, first_of
 from dl_techniques.tasks.segmentation.classes import (
     IGNORED,
@@ -103,6 +104,18 @@ def class_shares(inspection: Inspection, classes: Classes) -> list[tuple[str, fl
         present = sum(any(facts.found.counts.get(value) for value in inside) for facts in inspection.facts)
         rows.append((name, share, present))
     return rows
+
+
+def telling_pairs(inspection: Inspection, count: int = 3) -> list[Pair]:
+    """Return pairs whose masks together hold as many values as so few can."""
+    chosen: list[Pair] = []
+    left, seen = list(inspection.facts), set()
+    while left and len(chosen) < count:
+        entry = max(left, key=lambda facts: len(set(facts.found.counts) - seen))
+        left.remove(entry)
+        seen |= set(entry.found.counts)
+        chosen.append(entry.pair)
+    return chosen
 
 
 def check_counted(inspection: Inspection, classes: Classes) -> None:
