@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 from rich.console import Console
 
-from dl_techniques.cli.training import resume_training
+from dl_techniques.cli import main
 from dl_techniques.datasets.inspection import inspect_pairs
 from dl_techniques.datasets.pairs import Pair, find_pairs
 from dl_techniques.errors import ArgumentError, FileError
@@ -374,5 +374,6 @@ def test_a_run_resumes_where_its_data_moved(tmp_path):
         compare_fingerprints(run, SegmentationRecipe(elsewhere, QUIET).inspection)
 
 
-def test_resuming_takes_the_places_of_data():
-    assert {"resume", "data"} <= set(resume_training.__annotations__)
+def test_resuming_takes_the_places_of_data(tmp_path, capsys):
+    assert main(["train", "--resume", str(tmp_path), "--images", "a", "--val-masks", "b"]) == 2
+    assert "holds no run" in capsys.readouterr().err
