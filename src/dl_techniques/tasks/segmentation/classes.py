@@ -173,8 +173,8 @@ def choose_classes(
 
     Args:
         counts: Pixels of each value over all masks.
-        kind: `"classes"` (each value is a class), `"foreground"` (all but 0, or but the most frequent value where 0 is
-            rare, is one class: binary masks, instances), or
+        kind: `"classes"` (each value is a class), `"foreground"` (all but 0, or but the most frequent value where 0
+            is rare, is one class: binary masks, instances), or
             `"auto"`: foreground if there are two values or more than `MANY_VALUES`.
         names: Of the classes in the order of their values.
         ignored: Values that neither train nor count.
@@ -190,8 +190,9 @@ def choose_classes(
     if kind == "foreground":
         if len(names) not in (0, 2):
             raise ArgumentError("classes", "must name two classes, background and foreground", names)
-        frequent = max(values, key=lambda value: counts[value])
-        background = 0 if counts.get(0, 0) >= RARE * sum(counts[value] for value in values) else frequent
+        frequent, total = max(values, key=lambda value: counts[value]), sum(counts[value] for value in values)
+        rare = 0 not in values or (counts[0] < RARE * total and counts[frequent] > total / 2)
+        background = frequent if rare else 0
         other = next(value for value in reversed(values) if value != background)
         return Classes((background, other), names or ("background", "foreground"), ignored, True)
     if len(values) > MOST_CLASSES:
