@@ -10,7 +10,7 @@ from dl_techniques.card import read_card
 from dl_techniques.cli import main
 from dl_techniques.images.files import open_image
 from dl_techniques.tasks.segmentation.classes import COLOURS, Classes
-from dl_techniques.tasks.segmentation.inspection import MaskReader
+from dl_techniques.tasks.segmentation.readers import MaskReader
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 

@@ -10,7 +10,7 @@ from dl_techniques.datasets.inspection import inspect_pairs
 from dl_techniques.datasets.pairs import find_pairs
 from dl_techniques.errors import ConvUNextError, FileError, first_of
 from dl_techniques.images.files import Picture, write_image, write_images
-from dl_techniques.tasks.segmentation.inspection import MaskReader
+from dl_techniques.tasks.segmentation.readers import MaskReader
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig

@@ -15,7 +15,7 @@ from dl_techniques.datasets.inspection import inspect_pairs
 from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import read_image, read_images
-from dl_techniques.tasks.segmentation.inspection import MaskReader
+from dl_techniques.tasks.segmentation.readers import MaskReader
 from dl_techniques.training.recipes.restoration.recipe import RestorationRecipe
 from dl_techniques.training.recipes.restoration.settings import RestorationConfig
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe

@@ -19,9 +19,9 @@ from dl_techniques.cli.terminal import terminal
 from dl_techniques.errors import ConvUNextError, FileError
 from dl_techniques.tasks.registry import TASKS
 from dl_techniques.training.plan import check_plan
-from dl_techniques.training.settings import DeviceSettings, TrainingConfig
+from dl_techniques.training.settings import DeviceSettings, MovedData, TrainingConfig, moved
 
-ONE = DeviceSettings()
+ONE, STAYED = DeviceSettings(), MovedData()
 Devices = Annotated[DeviceSettings, Parameter(name="*")]
 PlanFile = Path | None  # read by `planned_settings`, before the settings are made
 
@@ -82,11 +82,18 @@ def _plan(config: TrainingConfig, backend: Backend) -> None:
 
 
 @train.default
-def resume_training(*, resume: Path | None = None, devices: Devices = ONE, backend: Backend = None) -> None:
+def resume_training(
+    *,
+    resume: Path | None = None,
+    data: Annotated[MovedData, Parameter(name="*")] = STAYED,
+    devices: Devices = ONE,
+    backend: Backend = None,
+) -> None:
     """Train a model on your own images, or resume an interrupted run, with the same result.
 
     Args:
         resume: Folder of the run to resume.
+        data: Where its data are now; the files must be the same.
         devices: Devices to train on.
         backend: Backend of Keras (default: KERAS_BACKEND, otherwise that of the run).
     """
@@ -104,7 +111,8 @@ def resume_training(*, resume: Path | None = None, devices: Devices = ONE, backe
             reason = f"names the backend {stored!r}; this version knows {', '.join(known)}."
             raise FileError(str(resume / CONFIG), reason, RESTORE)
         backend = typing.cast(Backend, stored)
-    _train(stored_config(resume, TASKS[task].config), backend, devices, resume=True)
+    config = moved(stored_config(resume, TASKS[task].config), data, f"convunext train --resume {resume}")
+    _train(config, backend, devices, resume=True)
 
 
 def _train(config: TrainingConfig, backend: Backend, devices: DeviceSettings, resume: bool = False) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from dl_techniques.datasets.checks import mixture, overlap, refuse
+from dl_techniques.datasets.checks import mixture, overlap, refuse, turned_alike
 from dl_techniques.datasets.lazy import DecodedCache, MemoryBudget
 from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
 from dl_techniques.datasets.targets import ImageReader, PairFacts, TargetReader
@@ -135,10 +135,18 @@ def inspect_pairs(
     decoded = DecodedCache(budget or MemoryBudget(0))
     split = validation if callable(validation) else None
     files = [*pairs, *(() if callable(validation) else validation)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda pair: _inspect_file(pair, reader, channels, decoded), files)
-        shown = track(found, "reading", len(files), console=console, disable=not console.is_terminal, transient=True)
-        pages = list(shown)
+
+    def read(reader: TargetReader) -> list[list[PairFacts]]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = pool.map(lambda pair: _inspect_file(pair, reader, channels, decoded), files)
+            hidden = not console.is_terminal
+            return list(track(found, "reading", len(files), console=console, disable=hidden, transient=True))
+
+    pages = read(reader)
+    settled = reader.settle([entry for entries in pages for entry in entries if not entry.problem])
+    if settled != reader:  # all files together say that each is to be read in another way
+        decoded.clear()
+        pages, reader = read(settled), settled
     sides = [[entry for entries in side for entry in entries] for side in (pages[: len(pairs)], pages[len(pairs) :])]
     facts = [*sides[0], *sides[1]]
     usable = [entry for entry in facts if not entry.problem]
@@ -152,7 +160,8 @@ def inspect_pairs(
         except ConvUNextError:
             refuse(findings, len(facts), str(pairs[0].image.parent))
             raise
-    named = [[(e.digest, e.pair.words(e.pair.image)) for e in side if not e.problem] for side in sides]
+    # Images of one value, such as tiles of background, are the same without coming from one place.
+    named = [[(e.digest, e.pair.words(e.pair.image)) for e in side if not (e.problem or e.flat)] for side in sides]
     findings += overlap(named[0], named[1])
     refuse(findings, len(facts), str(pairs[0].image.parent))
     notes = (*_stack_notes(sides[0], sides[1]), *_notes(facts), *reader.notes(facts))
@@ -172,8 +181,8 @@ def find_and_inspect(
     def split(pages: list[Pair]) -> tuple[list[Pair], list[Pair]]:
         return split_pairs(pages, config.val_fraction, config.seed, config.group_regex)
 
-    pairs = find_pairs(config.images, targets)
-    validation = split if config.val_images is None else find_pairs(config.val_images, val_targets)
+    pairs = find_pairs(config.images, targets, reader.alpha)
+    validation = split if config.val_images is None else find_pairs(config.val_images, val_targets, reader.alpha)
     print_left_out(console, config.images, targets, config.val_images, val_targets)
     budget = MemoryBudget(round(config.cache_gb * 1e9))
     inspection = inspect_pairs(pairs, console, reader, config.channels or "declared", budget, validation)
@@ -201,7 +210,8 @@ def read_pair(pair: Pair, reader: TargetReader, channels: Channels) -> tuple[np.
     """Read an image and its target again, each `(height, width, channels)`; raises `FileError` for a broken one."""
     with _opened(pair) as (image, target):
         picture = image.read(pair.page, channels)
-        return picture.pixels, reader.read(target, pair.page, channels, picture if target is image else None)[0]
+        found, held = reader.read(target, pair.page, channels, picture if target is image else None)
+        return picture.pixels, turned_alike(pair, picture, found, held)
 
 
 @contextlib.contextmanager
@@ -232,7 +242,8 @@ def _inspect_page(
 ) -> PairFacts:
     try:
         picture = image.read(pair.page, channels)
-        target, held = reader.read(source, pair.page, channels, picture if source is image else None)
+        found, held = reader.read(source, pair.page, channels, picture if source is image else None)
+        target = turned_alike(pair, picture, found, held)
     except ConvUNextError as error:
         return PairFacts(pair, problem=str(error))
     pixels = picture.pixels
@@ -258,7 +269,12 @@ def _inspect_page(
         largest_float=max(float(np.abs(x).max()) if x.dtype.kind == "f" else 0.0 for x in (pixels, target)),
         digest=(digest := _digest(pixels)),
         target_digest=digest if target is pixels else _digest(target),
-        notes=(*picture.notes, *(() if picture.alpha is None else ("alpha left out",))),
+        notes=(
+            *picture.notes,
+            *(() if picture.alpha is None or reader.alpha else ("alpha left out",)),
+            *(() if target is found else ("target turned upright like its image",)),
+        ),
+        flat=bool((pixels == pixels[:1, :1]).all()),
     )
 
 
@@ -286,9 +302,9 @@ def _notes(facts: Sequence[PairFacts]) -> list[str]:
     seen: dict[str, str] = {}
     for entry in facts:
         name = entry.pair.words(entry.pair.image.name)
-        if entry.digest in seen:
+        if entry.digest in seen and not entry.flat:
             notes.append(f"{name} and {seen[entry.digest]} are the same image")
         seen.setdefault(entry.digest, name)
-    if flat := [entry.pair.words(entry.pair.image.name) for entry in facts if entry.low == entry.high]:
+    if flat := [entry.pair.words(entry.pair.image.name) for entry in facts if entry.flat]:
         notes.append(f"{len(flat)} images are constant: {first_of(flat)}")
     return notes

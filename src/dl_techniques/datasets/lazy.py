@@ -68,6 +68,11 @@ class DecodedCache:
             self.budget.give(_bytes_of(*decoded))
         return decoded
 
+    def clear(self) -> None:
+        """Remove all that was read."""
+        for pair in list(self._decoded):
+            self.pop(pair)
+
 
 def _bytes_of(image: np.ndarray, target: np.ndarray) -> int:
     return image.nbytes + (0 if target is image else target.nbytes)

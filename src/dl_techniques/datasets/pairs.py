@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 
+from dl_techniques.datasets.pair_list import read_pair_list
 from dl_techniques.errors import ArgumentError, FileError, first_of
 from dl_techniques.images.files import find_images
 
@@ -22,16 +23,22 @@ class Pair:
         image: Image file.
         target: File of the mask, or of the image to restore.
         page: Page of both, from 0, where they are stacks.
+        file_name: What tells the image's file from the others of the data set; its stem if not given.
     """
 
     image: Path
     target: Path
     page: int | None = None
+    file_name: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.file_name:
+            object.__setattr__(self, "file_name", self.image.stem)
 
     @property
     def name(self) -> str:
-        """Stem of the image's file, and the page of a stack: `scan-0007`."""
-        return self.image.stem if self.page is None else f"{self.image.stem}-{self.page:04d}"
+        """Name of the image's file, and the page of a stack: `scan-0007`."""
+        return self.file_name if self.page is None else f"{self.file_name}-{self.page:04d}"
 
     def words(self, path: str | Path) -> str:
         """Return one of the files as messages name it, with its page."""
@@ -55,18 +62,21 @@ def find_files(source: str) -> list[Path]:
 def find_singles(images: str) -> list[Pair]:
     """Return each image of a folder or pattern, or of a CSV file's column `image`, as its own target."""
     if images.lower().endswith(".csv"):
-        return _read_csv(Path(images), "image", "image")
-    return [Pair(path, path) for path in find_files(images)]
+        return _named([(image, image) for (image,) in read_pair_list(Path(images), ("image",))])
+    return _named([(path, path) for path in find_files(images)])
 
 
-def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
+def find_pairs(images: str, targets: str | None = None, own: bool = False) -> list[Pair]:
     """Match images with their targets.
 
-    A target has the stem of its image, or that stem and an ending that all targets share (`a.png` and `a_mask.png`).
+    A target has the name of its image, or that name and an ending that all targets share (`a.png` and `a_mask.png`).
+    Names are what tells the files of each side apart, see `distinct_names`: of `p1/image.png`, `p2/image.png` the
+    folder.
 
     Args:
         images: Folder or pattern; or a CSV file with columns `image` and `target`, paths relative to it.
         targets: Folder or pattern; `None` with a CSV file.
+        own: Whether the target is a part of the image's file where `targets` is `None`.
 
     Raises:
         FileError: Something has no counterpart, or two; the first ten are named.
@@ -75,13 +85,15 @@ def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
     if images.lower().endswith(".csv"):
         if targets is not None:
             raise ArgumentError("targets", "must not be given with a CSV file, which names them", targets)
-        return _read_csv(Path(images))
+        return _named(read_pair_list(Path(images), ("image", "target")))
+    if targets is None and own:
+        return find_singles(images)
     if targets is None:
         raise ArgumentError("targets", "must name the folder of targets, unless `images` is a CSV file", targets)
-    by_stem, targets_by_stem = _by_stem(find_files(images)), _by_stem(find_files(targets))
-    ending = _shared_ending(list(by_stem), list(targets_by_stem))
-    missing = [path for stem, path in by_stem.items() if stem + ending not in targets_by_stem]
-    left = [path for stem, path in targets_by_stem.items() if stem not in {name + ending for name in by_stem}]
+    by_name, targets_by_name = _by_name(find_files(images)), _by_name(find_files(targets))
+    ending = _shared_ending(list(by_name), list(targets_by_name))
+    missing = [path for name, path in by_name.items() if name + ending not in targets_by_name]
+    left = [path for name, path in targets_by_name.items() if name not in {known + ending for known in by_name}]
     if missing:
         also = f", and {len(left)} targets without an image: {_list_of(left)}" if left else ""
         reason = f"has no target for {_list_of(missing)}{also}"
@@ -89,7 +101,25 @@ def find_pairs(images: str, targets: str | None = None) -> list[Pair]:
         raise FileError(targets, f"{reason}.", remedy)
     if left:
         raise FileError(images, f"has no image for {_list_of(left)}.", "Add the images or remove the targets.")
-    return [Pair(path, targets_by_stem[stem + ending]) for stem, path in by_stem.items()]
+    return [Pair(path, targets_by_name[name + ending], file_name=name) for name, path in by_name.items()]
+
+
+def distinct_names(paths: Sequence[PurePath]) -> list[str]:
+    """Return the shortest part of each path that tells files apart: their stems, where no two are the same.
+
+    Otherwise the parts of the path, without suffix, in which they differ: `p1`, `p2` of `p1/scan.png`, `p2/scan.png`;
+    `p1/a`, `p2/a` of `p1/raw/a.png`, `p2/raw/a.png`. Characters are composed (NFC), however a file system has them.
+    """
+    parts = [unicodedata.normalize("NFC", path.with_suffix("").as_posix()).split("/") for path in paths]
+    stems = [one[-1] for one in parts]
+    if len(set(stems)) == len(stems):
+        return stems
+    shortest = min(map(len, parts))
+    differ = [place for place in range(shortest) if len({one[place] for one in parts}) > 1]
+    if any(len(one) > shortest for one in parts):
+        first = min([*differ, shortest - 1])
+        return ["/".join(one[first:]) for one in parts]
+    return ["/".join(one[place] for place in differ) or one[-1] for one in parts]
 
 
 def split_pairs(
@@ -103,7 +133,7 @@ def split_pairs(
         pairs: At least two groups of them.
         fraction: Share of the groups to validate on, in (0, 1).
         seed: Seed.
-        group_regex: Pairs stay together whose file's stem gives the same first group of this pattern (or the same
+        group_regex: Pairs stay together whose file's name gives the same first group of this pattern (or the same
             match), such as the frames of one film; every file is a group of its own if not given.
 
     Raises:
@@ -111,7 +141,7 @@ def split_pairs(
     """
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault(_group_of(pair.image.stem, group_regex), []).append(pair)
+        groups.setdefault(_group_of(pair.file_name, group_regex), []).append(pair)
     if len(groups) < 2 and len(pairs) > 1 and group_regex is None:
         return _split_stack(pairs, fraction, seed)
     if len(groups) < 2:
@@ -131,7 +161,7 @@ def _split_stack(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[lis
     """Hold out one block of neighbours: pages look like those beside them, which must not all be trained on."""
     held_out = min(max(1, round(fraction * len(pairs))), len(pairs) - 1)
     places = range(0, len(pairs) - held_out + 1, held_out)
-    draw = int.from_bytes(hashlib.sha256(f"{seed}/{pairs[0].image.stem}".encode()).digest()[:8], "big")
+    draw = int.from_bytes(hashlib.sha256(f"{seed}/{pairs[0].file_name}".encode()).digest()[:8], "big")
     first = places[draw % len(places)]
     return [*pairs[:first], *pairs[first + held_out :]], list(pairs[first : first + held_out])
 
@@ -148,13 +178,18 @@ def _group_of(name: str, group_regex: str | None) -> str:
     return match[1] if match.re.groups else match[0]
 
 
-def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
+def _named(rows: Sequence[tuple[Path, Path]]) -> list[Pair]:
+    names = distinct_names([image for image, _ in rows])
+    return [Pair(image, target, file_name=name) for name, (image, target) in zip(names, rows, strict=True)]
+
+
+def _by_name(paths: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     twins: list[tuple[Path, Path]] = []
-    for path in paths:
-        if path.stem in found:
-            twins.append((path, found[path.stem]))
-        found.setdefault(path.stem, path)
+    for name, path in zip(distinct_names(paths), paths, strict=True):
+        if name in found:
+            twins.append((path, found[name]))
+        found.setdefault(name, path)
     if twins:
         (path, other), *rest = twins
         also = f"; so have {first_of([f'{a.name} and {b.name}' for a, b in rest])}" if rest else ""
@@ -169,25 +204,6 @@ def _shared_ending(stems: Sequence[str], targets: Sequence[str]) -> str:
     known = set(stems)
     candidates = {target[len(stem) :] for target in targets[:1] for stem in known if target.startswith(stem)}
     return next((ending for ending in candidates if all(t.removesuffix(ending) in known for t in targets)), "")
-
-
-def _read_csv(path: Path, image: str = "image", target: str = "target") -> list[Pair]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FileError(str(path), f"cannot be read: {error}.", "Save it as a CSV file in UTF-8.") from error
-    if not rows or not {image, target} <= rows[0].keys():
-        named = " and ".join(f"'{name}'" for name in dict.fromkeys((image, target)))
-        raise FileError(str(path), f"has no rows with columns {named}.", "Add them.")
-    if short := [str(number) for number, row in enumerate(rows, 2) if not (row[image] and row[target])]:
-        raise FileError(str(path), f"names no file in the rows {first_of(short)}.", "Fill or delete them.")
-    pairs = [Pair(path.parent / row[image], path.parent / row[target]) for row in rows]
-    files = dict.fromkeys(file for pair in pairs for file in (pair.image, pair.target))
-    if missing := [file for file in files if not file.is_file()]:
-        raise FileError(str(path), f"names files that do not exist: {_list_of(missing)}.", "Correct the paths.")
-    _by_stem([pair.image for pair in pairs])
-    return pairs
 
 
 def _list_of(paths: Sequence[Path]) -> str:

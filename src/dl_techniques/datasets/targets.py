@@ -17,7 +17,8 @@ class PairFacts:
     """What was found in an image and its target.
 
     The largest magnitude is that of floating-point samples of both, 0 where both are integers; `found` is what the
-    reader of the targets says, see `TargetReader.describe`; `problem` is why the pair cannot be used, empty if it can.
+    reader of the targets says, see `TargetReader.describe`; `problem` is why the pair cannot be used, empty if it can;
+    `flat` is whether the image has one value in each channel.
     """
 
     pair: Pair
@@ -33,6 +34,7 @@ class PairFacts:
     target_digest: str = ""
     notes: tuple[str, ...] = ()
     problem: str = ""
+    flat: bool = False
 
 
 class TargetReader:
@@ -40,10 +42,12 @@ class TargetReader:
 
     Attributes:
         parts: Whether the pages of a target are parts of one where its image has a single page.
+        alpha: Whether targets are the alpha of their files.
         pages: What to do about a target that has not as many pages as its image.
     """
 
     parts = False
+    alpha = False
     pages = "A stack needs a target of as many pages."
 
     def read(
@@ -62,6 +66,14 @@ class TargetReader:
         """
         picture = image or source.read(page, channels)
         return picture.pixels, picture
+
+    def settle(self, facts: Sequence[PairFacts]) -> TargetReader:
+        """Return how targets are to be read, given what was found in all of them; itself if they were read so.
+
+        Raises:
+            FileError: They do not fit together; two are named.
+        """
+        return self
 
     def describe(self, target: np.ndarray, picture: Picture) -> Any:
         """Return what `notes`, and the task, want to know of a target that was read."""

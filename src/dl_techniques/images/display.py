@@ -17,6 +17,14 @@ def contact_sheet(rows: Sequence[Sequence[tuple[str, np.ndarray]]], gap: int = 4
     return np.concatenate([np.concatenate([framed(image) for _, image in row], axis=1) for row in rows])
 
 
+def thumbnail(picture: np.ndarray, size: int) -> np.ndarray:
+    """Return every n-th pixel of a picture, `(size, size, 3)`, uint8, white where it is not square."""
+    step = -(-max(picture.shape[:2]) // size)
+    small = (picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2))[::step, ::step]
+    room = [(0, size - extent) for extent in small.shape[:2]]
+    return np.pad(small, (*room, (0, 0)), constant_values=255)
+
+
 def visible(image: np.ndarray) -> np.ndarray:
     """Return what can be shown of an image: its first three channels, or the first where there are fewer."""
     return image[..., : 3 if image.shape[-1] >= 3 else 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Iterable
 from functools import cached_property
@@ -23,6 +24,7 @@ from dl_techniques.images.metadata import (
 )
 from dl_techniques.images.source import Decoded, ImageSource, Picture
 
+BITS = {"L;2": 2, "L;4": 4}  # of samples that Pillow spreads over 0 to 255
 OPTIONS: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}
 
 
@@ -51,13 +53,35 @@ class Source(ImageSource):
         image = self._image
         return image.size[1], image.size[0], 3 if image.mode == "P" else len(image.getbands())
 
-    def _indices(self) -> Picture | None:
-        if self._still.mode not in ("P", "1"):
+    def _indices(self, page: int) -> Picture | None:
+        mode = self._still.mode
+        bits = 1 if mode == "1" else BITS.get(self._raw_mode, 0)
+        if mode != "P" and not bits:
             return None
-        indices = np.asarray(self._upright(self._still)).astype("uint8")[..., None]
-        if self._still.mode == "1":
-            return Picture(indices)
-        return Picture(indices, palette=np.reshape(self._still.getpalette("RGB") or [], (-1, 3)).astype("uint8"))
+        values = np.asarray(self._upright(self._still)).astype("uint8")[..., None]
+        if mode == "P":
+            palette = np.reshape(self._still.getpalette("RGB") or [], (-1, 3)).astype("uint8")
+            return Picture(values, palette=palette, orientation=self._orientation)
+        if mode != "1":
+            values //= 255 // (2**bits - 1)
+        return Picture(values, orientation=self._orientation, bits=bits)
+
+    def _lossy(self, page: int) -> str:
+        if self.format.name != "WEBP":
+            return super()._lossy(page)
+        place = 12
+        while True:  # chunks, of which one holds the image
+            self.file.seek(place)
+            name, size = struct.unpack("<4sI", self.file.read(8))
+            if name in (b"VP8 ", b"VP8L", b"ANMF"):
+                return "lossy WEBP" if name == b"VP8 " else ""
+            place += 8 + size + size % 2
+
+    @property
+    def _orientation(self) -> int:
+        """EXIF orientation, 1 to 8; all else is none."""
+        found = self._still.getexif().get(ORIENTATION, 1)
+        return found if found in range(1, 9) else 1
 
     @cached_property
     def _still(self) -> Any:
@@ -88,7 +112,7 @@ class Source(ImageSource):
 
     def _decode(self, page: int) -> Decoded:
         file = self._still
-        upright, orientation = self._upright(file), file.getexif().get(ORIENTATION, 1)
+        upright, orientation = self._upright(file), self._orientation
         extras = file_extras(file, upright)
         notes = list(self._notes)
         if orientation != 1:
@@ -112,7 +136,7 @@ class Source(ImageSource):
             if array.dtype == np.int32 and array.min() >= 0 and array.max() < 2**16:
                 array = array.astype(np.uint16)  # Pillow's mode "I"
         alpha = array.shape[2] - 1 if array.ndim == 3 and array.shape[2] % 2 == 0 else None
-        return Decoded(array, tuple(notes), extras, alpha)
+        return Decoded(array, tuple(notes), extras, alpha, orientation)
 
 
     def _decode_deep(self) -> np.ndarray | None:

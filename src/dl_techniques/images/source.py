@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
@@ -34,6 +34,8 @@ class Picture:
         notes: What was converted, in words.
         extras: Colour profile, resolution, EXIF and words; see `metadata`.
         palette: `(entries, 3)`, uint8, where the pixels are indices of it.
+        orientation: EXIF orientation of the samples in the file, 2 to 8 where they were turned upright.
+        bits: Bits of a sample where those of painted values are fewer than 8; 0 elsewhere.
     """
 
     pixels: np.ndarray
@@ -41,6 +43,8 @@ class Picture:
     notes: tuple[str, ...] = ()
     extras: dict[str, Any] = field(default_factory=dict)
     palette: np.ndarray | None = None
+    orientation: int = 1
+    bits: int = 0
 
     @property
     def samples(self) -> np.ndarray:
@@ -49,12 +53,16 @@ class Picture:
 
 
 class Decoded(NamedTuple):
-    """A page as its file has it: `(height, width[, samples])`, upright, and which of the samples is alpha, if any."""
+    """A page as its file has it: `(height, width[, samples])`, upright, and which of the samples is alpha, if any.
+
+    The orientation is that of the samples in the file.
+    """
 
     array: np.ndarray
     notes: tuple[str, ...] = ()
     extras: Mapping[str, Any] = {}
     alpha: int | None = None
+    orientation: int = 1
 
 
 class Raster(Protocol):
@@ -142,7 +150,8 @@ class ImageSource(ABC):
             page: From 0; if `None`, the file must have but one.
             channels: Where the file has as many samples a pixel, all are channels and none is alpha; `"declared"`: all
                 that the file does not call alpha, however many; `None`: grey or RGB, and alpha what is beyond.
-            painted: Give the values that masks are painted with: indices of a palette, 0 and 1 of bits.
+            painted: Give the values that masks are painted with: indices of a palette, samples of 1, 2 and 4 bits as
+                they are.
 
         Raises:
             FileError: The page is not there, broken, too large, or of a kind that is not read.
@@ -159,8 +168,20 @@ class ImageSource(ABC):
             remedy = "Crop it, or allow more: --max-pixels of `convunext predict` and `denoise`."
             raise FileError(str(self.path), reason, remedy)
         with naming(self.path):
-            indices = self._indices() if painted else None
-            return indices or _picture(self._decode(page or 0), channels)
+            if painted and (indices := self._indices(page or 0)):
+                return indices
+            decoded = self._decode(page or 0)
+            return replace(_picture(decoded, channels), orientation=decoded.orientation)
+
+    def lossy(self, page: int = 0) -> str:
+        """Return what the compression of a page is called where its samples are not those that were written."""
+        with naming(self.path):
+            return self._lossy(page)
+
+    def is_inverted(self, page: int = 0) -> bool:
+        """Return whether a page is stored with 0 as white."""
+        with naming(self.path):
+            return self._is_inverted(page)
 
     def _count(self) -> int:
         return 1
@@ -171,9 +192,15 @@ class ImageSource(ABC):
     @abstractmethod
     def _decode(self, page: int) -> Decoded: ...
 
-    def _indices(self) -> Picture | None:
-        """Return the indices of an image with a palette, or its bits as 0 and 1."""
+    def _indices(self, page: int) -> Picture | None:
+        """Return the indices of an image with a palette, or samples of few bits as they are."""
         return None
+
+    def _lossy(self, page: int) -> str:
+        return "" if self.format.lossless else self.format.name
+
+    def _is_inverted(self, page: int) -> bool:
+        return False
 
     def _windows(self, cache: int) -> Raster:
         raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,31 @@ class Source(ImageSource):
     def _windows(self, cache: int) -> TiffRaster:
         return TiffRaster(self.path, self._page(0), cache)
 
+    def _indices(self, page: int) -> Picture | None:
+        tags, orientation = self._page(page), self._orientation(page)
+        if tags.photometric.name == "PALETTE":
+            colours = np.moveaxis(tags.colormap, 0, -1)
+            palette = (colours >> 8 if colours.max() > 255 else colours).astype("uint8")
+            indices = turned_upright(tags.asarray(), orientation)
+            return Picture(indices[..., None], palette=palette, orientation=orientation)
+        bits = tags.bitspersample
+        if tags.samplesperpixel == 1 and bits < 8 and tags.photometric.name in ("MINISBLACK", "MINISWHITE"):
+            values = turned_upright(tags.asarray().astype("uint8"), orientation)[..., None]
+            values = 2**bits - 1 - values if self._is_inverted(page) else values
+            return Picture(values, orientation=orientation, bits=bits)
+        return None
+
+    def _lossy(self, page: int) -> str:
+        name = self._page(page).compression.name
+        return f"TIFF with {name} compression" if re.search("JPE?G|JP2|WEBP", name) else ""
+
+    def _is_inverted(self, page: int) -> bool:
+        return self._page(page).photometric.name == "MINISWHITE"
+
+    def _orientation(self, page: int) -> int:
+        found = self._page(page).tags.valueof("Orientation", 1)
+        return found if found in range(1, 9) else 1
+
     def _decode(self, page: int) -> Decoded:
         tags = self._page(page)
         array, notes, extras, alpha = tags.asarray(), [], tiff_extras(tags), _alpha(tags)
@@ -79,8 +105,8 @@ class Source(ImageSource):
             array = np.iinfo(array.dtype).max - array
         elif tags.photometric.name not in ("MINISBLACK", "RGB"):
             raise FileError(str(self.path), f"is a {tags.photometric.name} TIFF.", "Convert it to grey or RGB.")
-        orientation = tags.tags.valueof("Orientation", 1)
-        if orientation in range(2, 9):
+        orientation = self._orientation(page)
+        if orientation > 1:
             array = turned_upright(array, orientation)
             notes.append("rotated upright according to its orientation tag")
             if orientation > 4:
@@ -88,7 +114,7 @@ class Source(ImageSource):
         if notes and extras.get("text", {}).get("Description", "").startswith(("ImageJ=", "<?xml")):
             del extras["text"]["Description"]  # it describes how the samples lay
         array, note = _as_floats(np.uint8(255) * array if array.dtype == np.bool_ else array)
-        return Decoded(array, (*notes, *note), extras, alpha)
+        return Decoded(array, (*notes, *note), extras, alpha, orientation)
 
 
 def write(file: BinaryIO, path: Path, name: str, pictures: Iterable[Picture]) -> None:

@@ -60,7 +60,8 @@ def evaluate_files(
     check_writable(output)
     budget = MemoryBudget(CACHED_BYTES)
     print_left_out(console, images, targets)
-    inspection = inspect_pairs(find_pairs(images, targets), console, task.reader, engine.channels, budget)
+    pairs = find_pairs(images, targets, task.reader.alpha)
+    inspection = inspect_pairs(pairs, console, task.reader, engine.channels, budget)
     if inspection.channels != engine.channels:
         reason = f"have {inspection.channels} channels; {engine.source} takes {engine.channels}."
         raise FileError(images, reason, "Convert the images, or name another model.")
@@ -97,11 +98,12 @@ def write_evaluation(
     lead: str,
     facts: Mapping[str, str],
     curves: Mapping[str, Sequence[float]] | None = None,
+    understood: Sequence[Sequence[CaptionedPicture]] = (),
 ) -> None:
     """Write `report.html`, `metrics.json` and, where the task has a table of figures, `metrics.csv` into a folder.
 
     `pictures` returns those of a sample, given its number; the first caption names the sample. Curves are numbers
-    of each epoch, by what they are.
+    of each epoch, by what they are; `understood` is pictures of how targets were understood.
     """
     write_file(folder / "metrics.json", json.dumps(evaluation.figures(), indent=2).encode())
     if rows := evaluation.rows():
@@ -118,6 +120,6 @@ def write_evaluation(
         curves=curves or {},
         facts=facts,
         key=evaluation.legend(),
-        rows=shown,
+        rows=[*shown, *understood],
     )
     write_file(folder / REPORT, report.to_html().encode())

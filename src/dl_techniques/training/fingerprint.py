@@ -13,9 +13,8 @@ from dl_techniques.data_files import read_csv, write_csv
 from dl_techniques.datasets.inspection import Inspection
 from dl_techniques.datasets.pairs import Pair
 from dl_techniques.errors import FileError, first_of
-from dl_techniques.training.run_folder import RESTORE
+from dl_techniques.training.run_folder import FILES, RESTORE
 
-FILES = "files.csv"
 COLUMNS = ("image", "target", "image_sha256", "target_sha256")
 
 
@@ -27,13 +26,18 @@ def write_fingerprints(folder: Path, inspection: Inspection) -> None:
 
 
 def compare_fingerprints(folder: Path, inspection: Inspection) -> None:
-    """Raise `FileError` if files are not those that a run began on; a run that has not begun is on any."""
+    """Raise `FileError` if files are not those that a run began on, wherever they are now.
+
+    A run that has not begun is on any.
+    """
     path = folder / FILES
     if not path.exists():
         return
     header, stored = read_csv(path, RESTORE)
     if tuple(header) != COLUMNS:
         raise FileError(str(path), f"has the columns {', '.join(header)}, not {', '.join(COLUMNS)}.", RESTORE)
+    if [row[2:] for row in stored] == [[facts.digest, facts.target_digest] for facts in inspection.facts]:
+        return
     before: dict[str, str] = {}
     for image, target, *digests in stored:
         before |= dict(zip((image, target), digests, strict=True))

@@ -123,6 +123,10 @@ class Recipe(ABC, Generic[Config, TaskType]):
         """Return further findings about the data for the plan, as TOML values."""
         return {}
 
+    def understood(self) -> list[list[CaptionedPicture]]:
+        """Return rows of pictures, equally large, of how the targets were understood; none if that is plain."""
+        return []
+
     @abstractmethod
     def choices(self) -> Mapping[str, str]:
         """Return further choices for the plan and the report as text, by name; `"model"` is required."""

@@ -21,6 +21,7 @@ CONFIG, LOG, LOCK = "config.json", "log.csv", ".lock"
 CHECKPOINTS = "checkpoints"
 UNBEGUN = (LOCK, CHECKPOINTS)  # and temporary files: what a run leaves that is killed before its settings are there
 DATA = ("images", "masks", "targets", "val_images", "val_masks", "val_targets")  # settings that say where it is
+FILES = "files.csv"  # digests of the data
 PROLONGABLE = ("steps", "cooldown")  # may differ when a run is resumed
 DIGEST = "sha256"  # of the settings that a run keeps
 RESTORE = "Restore it from a backup, or start a new run."
@@ -251,10 +252,11 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 def _compare(folder: Path, settings: dict[str, Any]) -> None:
     stored = _stored(folder)
+    movable = DATA if (folder / FILES).exists() else ()  # its digests tell whether the data are the same
     different = [
         f"{name} was {stored.get(name)!r} and is {value!r}"
         for name, value in settings.items()
-        if name not in (*PROLONGABLE, "output") and not _open(name, value) and stored.get(name) != value
+        if name not in (*PROLONGABLE, *movable, "output") and not _open(name, value) and stored.get(name) != value
     ]
     if different:
         reason = f"was started with other settings: {'; '.join(different)}."

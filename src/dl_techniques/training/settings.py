@@ -2,13 +2,13 @@
 
 # No postponed annotations here: the command line resolves those of a subclass in the module of the subclass.
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from cyclopts import Parameter
 
-from dl_techniques.errors import ArgumentError, check_counts
+from dl_techniques.errors import ArgumentError, FileError, check_counts
 from dl_techniques.inference.memory import parse_memory
 
 LARGEST_STEP = 2**30  # pixels of the crops of a step
@@ -160,3 +160,46 @@ class DeviceSettings:
     def plain(self) -> bool:
         """Whether one device is all that is asked for."""
         return self == DeviceSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovedData:
+    """Where the data of a run are now, if not where they were.
+
+    Attributes:
+        images: Folder, pattern or CSV file.
+        masks: Folder or pattern.
+        targets: Folder or pattern.
+        val_images: Folder, pattern or CSV file.
+        val_masks: Folder or pattern.
+        val_targets: Folder or pattern.
+    """
+
+    images: str | None = None
+    masks: str | None = None
+    targets: str | None = None
+    val_images: str | None = None
+    val_masks: str | None = None
+    val_targets: str | None = None
+
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def moved(config: Config, data: MovedData, command: str) -> Config:
+    """Return settings of a run whose data are elsewhere now.
+
+    Raises:
+        ArgumentError: The run has no such data.
+        FileError: Data are not where they were; the remedy names the command that resumes the run.
+    """
+    given = {name: value for name, value in asdict(data).items() if value is not None}
+    for name, value in given.items():
+        if getattr(config, name, None) is None:
+            raise ArgumentError(name, "must be given only where the run was started with it", value)
+    for field in fields(data):
+        place = getattr(config, field.name, None)
+        if isinstance(place, str) and field.name not in given and not (set("*?[") & set(place) or Path(place).exists()):
+            flag = f"--{field.name.replace('_', '-')}"
+            raise FileError(place, "does not exist.", f"If the data were moved, add {flag}: {command} {flag} FOLDER")
+    return replace(config, **given)

@@ -194,6 +194,7 @@ def _finish(recipe: Recipe, model: keras.Model, console: Console) -> TrainingRes
                 f"{name} on the validation images": logged_values(folder, f"val_{name}") for name in evaluation.logged()
             },
         },
+        understood=recipe.understood(),
     )
     return TrainingResult(wanted, evaluation, folder.resolve())
 
@@ -273,5 +274,5 @@ def _preview(recipe: Recipe, function: Function, epoch: int) -> None:
         folder = recipe.config.output / PREVIEWS
         folder.mkdir(exist_ok=True)
         for number in range(min(PREVIEWED, len(recipe.validation))):
-            name = f"epoch-{epoch + 1:04d}-{recipe.validation.names[number]}.png"
-            write_image(folder / name, Picture(contact_sheet([recipe.pictures(function, number)])))
+            name = recipe.validation.names[number].replace("/", "-")
+            write_image(folder / f"epoch-{epoch + 1:04d}-{name}.png", Picture(contact_sheet([recipe.pictures(function, number)])))

@@ -17,6 +17,7 @@ IGNORED = 255  # in arrays of class indices
 MOST_CLASSES = 254
 MANY_VALUES = 24  # more values than this in unnamed masks are instances, not classes
 
+RARE = 0.01  # share of pixels below which a value is no background
 # Black, then the colours of Wong 2011, which the colour-blind tell apart, then more.
 COLOURS = (
     "000000", "e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7", "999999", "9467bd", "8c564b",
@@ -37,6 +38,7 @@ class Classes:
             instances.
         labels: Whether they are labels, each of which a pixel has or not, whatever others it has.
         painted: The colour of each class in the masks, 0xRRGGBB; empty where they have none.
+        alpha: Whether masks are the alpha of their files.
     """
 
     values: tuple[int, ...]
@@ -45,6 +47,7 @@ class Classes:
     foreground: bool = False
     labels: bool = False
     painted: tuple[int, ...] = ()
+    alpha: bool = False
 
     def as_card(self) -> dict[str, Any]:
         """Return what `from_card` takes, for a model's card."""
@@ -56,6 +59,7 @@ class Classes:
             "ignored_mask_values": list(self.ignored),
             "every_other_value_is_foreground": self.foreground,
             "labels": self.labels,
+            **({"masks_are_alpha": True} if self.alpha else {}),
         }
 
     @classmethod
@@ -73,6 +77,7 @@ class Classes:
                 bool(card["every_other_value_is_foreground"]),
                 bool(card.get("labels", False)),
                 tuple(int(entry["colour"].removeprefix("#"), 16) for entry in card["classes"] if "colour" in entry),
+                bool(card.get("masks_are_alpha", False)),
             )
             known = all(abs(value) < 2**32 for value in (*classes.values, *classes.ignored))
             if not (known and 1 <= classes.count <= MOST_CLASSES and all(0 <= c < 2**24 for c in classes.painted)):
@@ -172,7 +177,8 @@ def choose_classes(
 
     Args:
         counts: Pixels of each value over all masks.
-        kind: `"classes"` (each value is a class), `"foreground"` (all but 0 is one class: binary masks, instances), or
+        kind: `"classes"` (each value is a class), `"foreground"` (all but 0, or but the most frequent value where 0
+            is rare, is one class: binary masks, instances), or
             `"auto"`: foreground if there are two values or more than `MANY_VALUES`.
         names: Of the classes in the order of their values.
         ignored: Values that neither train nor count.
@@ -188,8 +194,11 @@ def choose_classes(
     if kind == "foreground":
         if len(names) not in (0, 2):
             raise ArgumentError("classes", "must name two classes, background and foreground", names)
-        background = 0 if 0 in values else values[0]
-        return Classes((background, values[-1]), names or ("background", "foreground"), ignored, True)
+        frequent, total = max(values, key=lambda value: counts[value]), sum(counts[value] for value in values)
+        rare = 0 not in values or (counts[0] < RARE * total and counts[frequent] > total / 2)
+        background = frequent if rare else 0
+        other = next(value for value in reversed(values) if value != background)
+        return Classes((background, other), names or ("background", "foreground"), ignored, True)
     if len(values) > MOST_CLASSES:
         raise ArgumentError("masks", f"must hold at most {MOST_CLASSES} classes", len(values))
     if names and len(names) != len(values):

@@ -47,9 +47,13 @@ class SegmentationEvaluation(Evaluation):
         }
 
     def rows(self) -> list[dict[str, Any]]:
+        """Return Dice and IoU of each class; `None` for one that is not in the truth."""
+        counts = self.confusion.counts
+        present = (counts[:, 1].sum(axis=1) if self.classes.labels else counts.sum(axis=1)) > 0
+        figures = zip(self.classes.names, present, self.confusion.dice, self.confusion.iou, strict=True)
         return [
-            {"class": name, "dice": float(self.confusion.dice[index]), "iou": float(self.confusion.iou[index])}
-            for index, name in enumerate(self.classes.names)
+            {"class": name, "dice": float(dice) if there else None, "iou": float(iou) if there else None}
+            for name, there, dice, iou in figures
         ]
 
     def tables(self) -> list[Table]:
@@ -58,7 +62,7 @@ class SegmentationEvaluation(Evaluation):
             Table(
                 "Labels" if self.classes.labels else "Classes",
                 (word, "Dice", "IoU"),
-                [(row["class"], f"{row['dice']:.3f}", f"{row['iou']:.3f}") for row in self.rows()],
+                self._shown(),
             ),
             self._label_table() if self.classes.labels else self._confusion_table(),
             self._calibration_table(),
@@ -74,12 +78,18 @@ class SegmentationEvaluation(Evaluation):
         from rich.table import Table as ConsoleTable
 
         shown = ConsoleTable("label" if self.classes.labels else "class", "Dice", "IoU")
-        for row in self.rows():
-            shown.add_row(row["class"], f"{row['dice']:.3f}", f"{row['iou']:.3f}")
+        for row in self._shown():
+            shown.add_row(*row)
         shown.add_row("mean", f"{self.confusion.mean_dice:.3f}", f"{self.confusion.mean_iou:.3f}", style="bold")
         console.print(shown)
         what = "label accuracy" if self.classes.labels else "pixel accuracy"
         console.print(f"{what} {self.confusion.accuracy:.2%} · calibration error {self.calibration.error:.2%}")
+
+    def _shown(self) -> list[tuple[str, str, str]]:
+        def figure(value: float | None) -> str:
+            return "–" if value is None else f"{value:.3f}"
+
+        return [(row["class"], figure(row["dice"]), figure(row["iou"])) for row in self.rows()]
 
     def _confusion_table(self) -> Table:
         counts = self.confusion.counts

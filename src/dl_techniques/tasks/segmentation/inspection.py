@@ -3,101 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from dl_techniques.datasets.checks import SEPARATOR
 from dl_techniques.datasets.inspection import Inspection
-from dl_techniques.datasets.targets import PairFacts, TargetReader
+from dl_techniques.datasets.pairs import Pair
 from dl_techniques.errors import ArgumentError, FileError, first_of
-from dl_techniques.images.source import Channels, ImageSource, Picture
 from dl_techniques.tasks.segmentation.classes import (
     IGNORED,
+    MANY_VALUES,
     Classes,
     choose_classes,
     choose_labels,
     describe_values,
     value_name,
 )
-from dl_techniques.tasks.segmentation.masks import labels_from, mask_from
+from dl_techniques.tasks.segmentation.readers import are_instances, is_full_scale, soft_values
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-@dataclass(frozen=True)
-class MaskFacts:
-    """Pixels of each value or label (`IGNORED`: that do not count), and colours, 0xRRGGBB, where there are any."""
-
-    counts: Mapping[int, int]
-    colours: Mapping[int, int] = field(default_factory=dict)
-
-
-class MaskReader(TargetReader):
-    """Reads masks of which each pixel has one value; see `mask_from`."""
-
-    pages = "A stack needs a target of as many pages; pages that are labels need --mask-kind labels."
-
-    def read(
-        self, source: ImageSource, page: int | None, channels: Channels, image: Picture | None
-    ) -> tuple[np.ndarray, Picture]:
-        mask, picture = mask_from(source, page)
-        return mask[..., None], picture
-
-    def describe(self, target: np.ndarray, picture: Picture) -> MaskFacts:
-        values, counts = (found.tolist() for found in np.unique(target, return_counts=True))
-        return MaskFacts(dict(zip(values, counts, strict=True)), colours_of(picture, values))
-
-    def notes(self, facts: Sequence[PairFacts]) -> list[str]:
-        return _empty(facts, "one value only", lambda counts: len(counts) == 1)
-
-
-@dataclass(frozen=True)
-class LabelReader(TargetReader):
-    """Reads labels that may overlap; see `labels_from`.
-
-    Args:
-        ignored: Values of pixels that do not count.
-    """
-
-    ignored: tuple[int, ...] = ()
-    parts = True
-
-    def read(
-        self, source: ImageSource, page: int | None, channels: Channels, image: Picture | None
-    ) -> tuple[np.ndarray, Picture]:
-        return labels_from(source, self.ignored, page)
-
-    def describe(self, target: np.ndarray, picture: Picture) -> MaskFacts:
-        found = {label: int((target[..., label] == 1).sum()) for label in range(target.shape[2])}
-        found[IGNORED] = int((target[..., 0] == IGNORED).sum())
-        return MaskFacts({value: count for value, count in found.items() if count})
-
-    def notes(self, facts: Sequence[PairFacts]) -> list[str]:
-        return _empty(facts, "no label", lambda counts: not set(counts) - {IGNORED})
-
-
-def _empty(facts: Sequence[PairFacts], held: str, test: Callable[[Mapping[int, int]], bool]) -> list[str]:
-    empty = [entry.pair.words(entry.pair.target.name) for entry in facts if entry.found and test(entry.found.counts)]
-    return [f"{len(empty)} masks hold {held}: {first_of(empty)}"] if empty else []
-
-
-def colours_of(picture: Picture, values: Iterable[int]) -> dict[int, int]:
-    """Return the colour, 0xRRGGBB, of each value of a mask with a palette or painted in colours; none of a grey one."""
-    if picture.palette is None:
-        return {value: value for value in values} if picture.pixels.shape[2] >= 3 else {}
-    entries = picture.palette.tolist()
-    colours = {value: entries[value] for value in values if value < len(entries)}
-    grey = all(len(set(colour)) == 1 for colour in colours.values())  # a ramp, which shows nothing
-    return {} if grey else {value: r << 16 | g << 8 | b for value, (r, g, b) in colours.items()}
-
-
-def reader_of(classes: Classes) -> MaskReader | LabelReader:
-    """Return what reads the masks of known classes."""
-    return LabelReader(classes.ignored) if classes.labels else MaskReader()
 
 
 def find_classes(
@@ -114,11 +40,36 @@ def find_classes(
     if kind == "labels":
         classes = choose_labels(inspection.facts[0].target_channels, names, ignored)
     else:
-        if kind != "foreground":
+        chosen = _kind_of(inspection, kind, names, ignored)
+        if chosen != "foreground":
             check_names(inspection, names, ignored)
-        classes = choose_classes(mask_counts(inspection), kind, names, ignored)
+        classes = choose_classes(mask_counts(inspection), chosen, names, ignored)
+        classes = replace(classes, alpha=kind == "alpha")
     check_counted(inspection, classes)
     return _painted(inspection, classes)
+
+
+def _kind_of(inspection: Inspection, kind: str, names: Sequence[str], ignored: Sequence[int]) -> str:
+    """Return the kind of masks, as far as it is sure.
+
+    Raises:
+        ArgumentError: Masks hold more values than can be meant.
+    """
+    facts, values = inspection.facts, set(mask_counts(inspection)) - set(ignored)
+    if kind in ("foreground", "alpha") or (kind == "auto" and is_full_scale(facts, ignored)):
+        return "foreground"
+    if names or (kind == "auto" and are_instances(facts) and len(values) > MANY_VALUES):
+        return kind
+    soft = sorted(values & set(soft_values(facts)))
+    remedy = "For objects on a background use --mask-kind foreground; otherwise name the classes with --classes"
+    if len(soft) >= 3 and 2 * len(soft) > len(values):
+        received = f"values only in lines between others: {describe_values(soft)}"
+        raise ArgumentError("masks", "must have hard edges", received, f"Save them without smoothing. {remedy}.")
+    if kind == "auto" and len(values) > MANY_VALUES:
+        rule = f"must hold at most {MANY_VALUES} values, unless it is said what they mean"
+        received = f"{len(values)} values: {describe_values(sorted(values))}"
+        raise ArgumentError("masks", rule, received, f"{remedy} or use --mask-kind classes.")
+    return kind
 
 
 def mask_counts(inspection: Inspection) -> Counter[int]:
@@ -153,6 +104,18 @@ def class_shares(inspection: Inspection, classes: Classes) -> list[tuple[str, fl
         present = sum(any(facts.found.counts.get(value) for value in inside) for facts in inspection.facts)
         rows.append((name, share, present))
     return rows
+
+
+def telling_pairs(inspection: Inspection, count: int = 3) -> list[Pair]:
+    """Return pairs whose masks together hold as many values as so few can."""
+    chosen: list[Pair] = []
+    left, seen = list(inspection.facts), set()
+    while left and len(chosen) < count:
+        entry = max(left, key=lambda facts: len(set(facts.found.counts) - seen))
+        left.remove(entry)
+        seen |= set(entry.found.counts)
+        chosen.append(entry.pair)
+    return chosen
 
 
 def check_counted(inspection: Inspection, classes: Classes) -> None:

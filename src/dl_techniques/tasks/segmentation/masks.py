@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,39 +17,92 @@ from dl_techniques.images.source import ImageSource, Picture
 from dl_techniques.tasks.segmentation.classes import IGNORED, Classes
 
 
-def read_mask(path: str | os.PathLike, page: int | None = None) -> np.ndarray:
+# How the values of masks become numbers: as they are stored, grey values, indices of a palette or 0xRRGGBB; as they look,
+# grey values of 0 to 255, also of palettes, colours and fewer bits; or as they look, all as 0xRRGGBB.
+Reading = Literal["stored", "colours", "grey"]
+
+INVERTED = "0 is white in the file"
+
+
+def read_mask(path: str | os.PathLike, page: int | None = None, reading: Reading = "stored") -> np.ndarray:
     """Read a mask file; see `mask_from`."""
     with open_image(path) as source:
-        return mask_from(source, page)[0]
+        return mask_from(source, page, reading)[0]
 
 
-def mask_from(source: ImageSource, page: int | None = None) -> tuple[np.ndarray, Picture]:
+def mask_from(
+    source: ImageSource, page: int | None = None, reading: Reading = "stored"
+) -> tuple[np.ndarray, Picture]:
     """Read a mask as it was painted: grey values, palette indices, or colours as 0xRRGGBB.
 
     Args:
         source: The open file.
         page: Page, from 0; if `None`, it must have but one.
+        reading: How values become numbers.
 
     Returns:
-        `(height, width)`, int32; and what the file held.
+        `(height, width)`, int32; and what the file held, `INVERTED` among its notes where 0 is white.
 
     Raises:
-        FileError: The file is broken, a JPEG (whose values are not those that were painted), or holds several images
-            or fractions.
+        FileError: The file is broken, of a lossy format (whose values are not those that were painted), or holds
+            several images, fractions, or transparency beside colours.
     """
-    _check_lossless(source)
+    _check_lossless(source, page or 0)
     picture = source.read(page, "declared", painted=True)
+    if source.is_inverted(page or 0):
+        picture = replace(picture, notes=(*picture.notes, INVERTED))
     pixels, name = picture.pixels, str(source.path)
     _check_integers(source, pixels)
-    if pixels.shape[2] == 1:
-        return pixels[..., 0].astype("int32"), picture
-    if pixels.shape[2] != 3:
+    if pixels.shape[2] == 3:
+        if pixels.dtype != np.uint8:
+            raise FileError(name, f"holds colours of type {pixels.dtype}.", "Save coloured masks with 8 bits.")
+        values = pack(pixels)
+    elif pixels.shape[2] == 1:
+        values = pixels[..., 0].astype("int32")
+    else:
         reason = f"holds {pixels.shape[2]} channels, neither grey values nor colours."
         raise FileError(name, reason, "If each channel is a label, use --mask-kind labels.")
-    if pixels.dtype != np.uint8:
-        raise FileError(name, f"holds colours of type {pixels.dtype}.", "Save coloured masks with 8 bits.")
-    red, green, blue = np.moveaxis(pixels.astype("int32"), -1, 0)
-    return red << 16 | green << 8 | blue, picture
+    _check_alpha(source, values, picture.alpha)
+    if picture.palette is not None and reading != "stored":
+        if values.max() >= len(picture.palette):
+            raise FileError(name, f"holds index {values.max()} of {len(picture.palette)} colours.", "Save it again.")
+        values = pack(picture.palette)[values]
+    elif pixels.shape[2] == 1:
+        values = values * grey_factor(picture, reading)
+    return values & 255 if reading == "grey" and pixels.dtype == np.uint8 else values, picture
+
+
+def grey_factor(picture: Picture, reading: Reading) -> int:
+    """Return by what grey values are multiplied in a reading."""
+    spread = 255 // (2**picture.bits - 1) if picture.bits and reading != "stored" else 1
+    return spread * 0x010101 if reading == "colours" and picture.pixels.dtype == np.uint8 else spread
+
+
+def pack(colours: np.ndarray) -> np.ndarray:
+    """Return colours, `(…, 3)`, uint8, as 0xRRGGBB, int32."""
+    red, green, blue = np.moveaxis(colours.astype("int32"), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def alpha_from(source: ImageSource, page: int | None, image: Picture | None) -> tuple[np.ndarray, Picture]:
+    """Read the alpha of a file as a mask: 1 where a pixel is at least half opaque, 0 elsewhere.
+
+    Args:
+        source: The open file.
+        page: Page, from 0; if `None`, it must have but one.
+        image: What was read of the page already, if it was.
+
+    Returns:
+        `(height, width)`, uint8; and what the file held.
+
+    Raises:
+        FileError: The file is broken, or has no alpha.
+    """
+    picture = image if image is not None and image.alpha is not None else source.read(page, "declared")
+    if picture.alpha is None:
+        raise FileError(str(source.path), "has no alpha, which --mask-kind alpha takes for the mask.", "Leave it out.")
+    opaque = 1.0 if picture.alpha.dtype.kind == "f" else np.iinfo(picture.alpha.dtype).max
+    return (picture.alpha >= opaque / 2).astype("uint8"), picture
 
 
 def read_labels(path: str | os.PathLike, ignored: Sequence[int] = (), page: int | None = None) -> np.ndarray:
@@ -73,8 +128,9 @@ def labels_from(
     Raises:
         FileError: The file is broken, or a JPEG, or holds fractions, a palette, or pages that are no labels.
     """
-    _check_lossless(source)
     pages = range(source.count) if page is None else [page]
+    for number in pages:
+        _check_lossless(source, number)
     pictures = [source.read(number, "declared") for number in pages]
     if len(pages) > 1 and {picture.pixels.shape for picture in pictures} != {(*pictures[0].pixels.shape[:2], 1)}:
         reason = "holds pages that are not one grey image for each label."
@@ -90,10 +146,20 @@ def labels_from(
     return labels, pictures[0]
 
 
-def _check_lossless(source: ImageSource) -> None:
-    if not source.format.lossless:
-        reason = f"is a {source.format.name}: lossy compression changes the mask values."
-        raise FileError(str(source.path), reason, "Save masks as PNG or TIFF.")
+def _check_lossless(source: ImageSource, page: int) -> None:
+    if lossy := source.lossy(page):
+        reason = f"is a {lossy}: lossy compression changes the mask values."
+        raise FileError(str(source.path), reason, "Save masks as PNG or TIFF without lossy compression.")
+
+
+def _check_alpha(source: ImageSource, values: np.ndarray, alpha: np.ndarray | None) -> None:
+    """Refuse a mask whose alpha tells more than its values do."""
+    if alpha is None or (alpha == alpha[0, 0]).all():
+        return
+    levels = np.unique(alpha, return_inverse=True)[1].reshape(values.shape)
+    if len(np.unique(values.astype("int64") << 32 | levels)) > len(np.unique(values)):
+        remedy = "If alpha is the mask, use --mask-kind alpha; if not, save it without alpha."
+        raise FileError(str(source.path), "holds alpha that differs where its values are the same.", remedy)
 
 
 def _check_integers(source: ImageSource, pixels: np.ndarray) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from dl_techniques.datasets.normalization import standardize
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.images.display import to_display, visible
+from dl_techniques.images.display import thumbnail, to_display, visible
 from dl_techniques.images.files import write_image
 from dl_techniques.images.formats import first_suffix
 from dl_techniques.images.source import Picture
@@ -31,8 +31,9 @@ from dl_techniques.tasks.base import (
 )
 from dl_techniques.tasks.segmentation.classes import IGNORED, Classes, overlay, paint
 from dl_techniques.tasks.segmentation.evaluation import SegmentationEvaluation, evaluate
-from dl_techniques.tasks.segmentation.inspection import check_values, describe_classes, reader_of
+from dl_techniques.tasks.segmentation.inspection import check_values, describe_classes
 from dl_techniques.tasks.segmentation.masks import write_masks
+from dl_techniques.tasks.segmentation.readers import reader_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from dl_techniques.datasets.targets import TargetReader
 
 WRONG = (245, 60, 60)
+SHOWN = 256  # pixels of the side of a picture of how a mask was understood
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,13 @@ class SegmentationTask(Task):
     def sample(self, pair: Pair, pixels: np.ndarray, target: np.ndarray, largest: float) -> Sample:
         mask = self.classes.encode(target if self.classes.labels else target[..., 0], pair.words(pair.target))
         return Sample(pair.name, standardize(pixels) if self.standardizes else pixels.astype("float32"), mask)
+
+    def understood(self, pair: Pair, pixels: np.ndarray, target: np.ndarray) -> list[CaptionedPicture]:
+        """Return an image of a data set and its mask in the colours of the legend, `(SHOWN, SHOWN, 3)` each."""
+        mask = self.classes.encode(target if self.classes.labels else target[..., 0], pair.words(pair.target))
+        low, high = np.percentile(visible(pixels), (0.5, 99.5))
+        pictures = (f"mask as understood: {pair.name}", paint(mask)), ("its image", to_display(pixels, low, high))
+        return [(caption, thumbnail(picture, SHOWN)) for caption, picture in pictures]
 
     def evaluate(self, function: Function, samples: Iterable[Sample]) -> SegmentationEvaluation:
         return evaluate(function, samples, self.classes)

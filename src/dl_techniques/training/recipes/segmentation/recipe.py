@@ -7,13 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dl_techniques.datasets.inspection import find_and_inspect
-from dl_techniques.tasks.segmentation.inspection import (
-    LabelReader,
-    MaskReader,
-    class_shares,
-    describe_classes,
-    find_classes,
-)
+from dl_techniques.tasks.segmentation.inspection import class_shares, describe_classes, find_classes, telling_pairs
+from dl_techniques.tasks.segmentation.readers import AlphaReader, LabelReader, MaskReader
+from dl_techniques.tasks.base import CaptionedPicture
 from dl_techniques.tasks.segmentation.task import SegmentationTask
 from dl_techniques.training.auto_settings import choose_augmentation, resolve_settings
 from dl_techniques.training.recipe import Recipe
@@ -44,11 +40,13 @@ class SegmentationRecipe(Recipe[SegmentationConfig, SegmentationTask]):
     score: ClassVar[str | None] = "dice"
 
     def __init__(self, config: SegmentationConfig, console: Console) -> None:
-        reader = LabelReader(config.ignore) if config.mask_kind == "labels" else MaskReader()
+        readers = {"labels": LabelReader(config.ignore), "alpha": AlphaReader()}
+        reader = readers.get(config.mask_kind, MaskReader())
         self.inspection = find_and_inspect(config, config.masks, config.val_masks, console, reader)
         classes = find_classes(self.inspection, config.mask_kind, config.classes, config.ignore)
         describe_classes(self.inspection, classes, console)
-        kind = "labels" if classes.labels else "foreground" if classes.foreground else "classes"
+        kind = "foreground" if classes.foreground else "classes"
+        kind = config.mask_kind if config.mask_kind in readers else kind
         self.config = replace(resolve_settings(config, self.inspection), mask_kind=kind, classes=classes.names)
         self.task = SegmentationTask(classes)
         self.split()
@@ -56,6 +54,10 @@ class SegmentationRecipe(Recipe[SegmentationConfig, SegmentationTask]):
     def found(self) -> dict[str, list[dict[str, Any]]]:
         shares = class_shares(self.inspection, self.task.classes)
         return {"classes": [{"name": name, "share": share, "images": images} for name, share, images in shares]}
+
+    def understood(self) -> list[list[CaptionedPicture]]:
+        pairs = telling_pairs(self.inspection)
+        return [self.task.understood(pair, *self.inspection.read(pair)) for pair in pairs]
 
     def choices(self) -> dict[str, str]:
         config = self.config

@@ -19,7 +19,8 @@ class SegmentationConfig(PairedConfig):
         val_masks: Masks of `val_images`.
         mask_kind: `"classes"`: each mask value is a class; `"foreground"`: all but one value are one class, as in
             binary masks and instances; `"labels"`: each channel or page of a mask is a label, where it is not 0, and
-            labels may overlap; `"auto"`: foreground for two values, and for more than 24 without names.
+            labels may overlap; `"alpha"`: the mask is the alpha of its file, or of the image without `masks`;
+            `"auto"`: foreground for two values, and for more than 24 that are numbered objects.
         classes: Names of the classes, in the order of their mask values, or of the labels, in that of their channels.
         ignore: Mask values of pixels left out of training and scores; with labels, pixels whose channels all hold one.
         convnext_version: `"v1"`, whose receptive field is bounded, or `"v2"`, which pools over the whole image.
@@ -35,7 +36,7 @@ class SegmentationConfig(PairedConfig):
 
     masks: str | None = None
     val_masks: str | None = None
-    mask_kind: Literal["auto", "classes", "foreground", "labels"] = "auto"
+    mask_kind: Literal["auto", "classes", "foreground", "labels", "alpha"] = "auto"
     classes: tuple[str, ...] = ()
     ignore: tuple[int, ...] = ()
     convnext_version: Literal["v1", "v2"] = "v2"
