@@ -169,9 +169,14 @@ class ImageSource(ABC):
             raise FileError(str(self.path), reason, remedy)
         with naming(self.path):
             if painted and (indices := self._indices(page or 0)):
-                return indices
-            decoded = self._decode(page or 0)
-            return replace(_picture(decoded, channels), orientation=decoded.orientation)
+                picture = indices
+            else:
+                decoded = self._decode(page or 0)
+                picture = replace(_picture(decoded, channels), orientation=decoded.orientation)
+            decoded_size = picture.pixels.shape[:2]
+            if sorted(decoded_size) != sorted((height, width)):  # it may have been turned
+                raise ValueError(f"it declares {width}x{height} pixels and gives {decoded_size[1]}x{decoded_size[0]}")
+            return picture
 
     def lossy(self, page: int = 0) -> str:
         """Return what the compression of a page is called where its samples are not those that were written."""
