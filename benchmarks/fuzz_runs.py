@@ -76,8 +76,7 @@ SMALL = {
 def facts(folder: Path) -> Inspection:
     """Return what is found in three images and their masks, which need not exist."""
     pairs = [Pair(folder / f"{name}.png", folder / f"{name}-mask.png") for name in ('q"uote,x', "=1+1", "new\nline")]
-    digests = {"digest": "cd" * 32, "target_digest": "ab" * 32}
-    return Inspection(tuple(PairFacts(pair, **digests) for pair in pairs), ())
+    return Inspection(tuple(PairFacts(pair, digest="cd" * 32, target_digest="ab" * 32) for pair in pairs), ())
 
 
 def state() -> dict[str, np.ndarray]:
