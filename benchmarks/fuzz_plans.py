@@ -1,4 +1,4 @@
-"""Damaged and edited plans, taken up to where a training begins: the settings are those of the file, or it is refused."""
+"""Damaged and edited plans, up to where a training begins: the settings are those of the file, or it is refused."""
 
 from __future__ import annotations
 

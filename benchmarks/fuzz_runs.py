@@ -1,4 +1,4 @@
-"""Damaged and edited folders of runs, and cards of models: read as `convunext train --resume` reads them, and, as `resume`, resumed.
+"""Damaged and edited folders of runs, read as `convunext train --resume` does and, as `resume`, resumed; cards.
 
 A run that goes on must end as it would have: the same state, log and scores. Only `steps` and `cooldown`, which may
 change, and where the data lie, which `files.csv` checks, are taken as they stand.
@@ -48,8 +48,8 @@ from fuzz import Wrong, damaged
 
 KINDS = ("config", "log", "files", "checkpoint", "card", "resume")
 ODD: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 3, 10**9, 10**26, 0.5, -1.5, float("nan"), float("inf"), "", "x", "4", "a\0b", "\x1b[2J",
-    [], [1], ["x"], {}, {"a": 1}, [[[]]],
+    None, True, False, -1, 0, 1, 3, 10**9, 10**26, 0.5, -1.5, float("nan"), float("inf"), "", "x", "4", "a\0b",
+    "\x1b[2J", [], [1], ["x"], {}, {"a": 1}, [[[]]],
 )  # fmt: skip
 CARD = {
     "schema_version": 2,
@@ -75,9 +75,8 @@ SMALL = {
 
 def facts(folder: Path) -> Inspection:
     """Return what is found in three images and their masks, which need not exist."""
-    pairs = [Pair(folder / f'{name}.png', folder / f"{name}-mask.png") for name in ('q"uote,x', "=1+1", "new\nline")]
-    digests = {"digest": "cd" * 32, "target_digest": "ab" * 32}
-    return Inspection(tuple(PairFacts(pair, **digests) for pair in pairs), ())
+    pairs = [Pair(folder / f"{name}.png", folder / f"{name}-mask.png") for name in ('q"uote,x', "=1+1", "new\nline")]
+    return Inspection(tuple(PairFacts(pair, digest="cd" * 32, target_digest="ab" * 32) for pair in pairs), ())
 
 
 def state() -> dict[str, np.ndarray]:
@@ -120,7 +119,9 @@ def edited(content: bytes, rng: random.Random) -> bytes:
 def _edited_table(content: bytes, rng: random.Random) -> bytes:
     lines = [line.split(b",") for line in content.split(b"\n")]
     row = rng.choice(lines)
-    row[rng.randrange(len(row))] = rng.choice((b"", b"x", b"nan", b"-1", b"9", b'"', b"hello\0world", b"\xff\xfe", b"0.75"))
+    row[rng.randrange(len(row))] = rng.choice(
+        (b"", b"x", b"nan", b"-1", b"9", b'"', b"hello\0world", b"\xff\xfe", b"0.75")
+    )
     if rng.random() < 0.3:
         lines.remove(row)
     return b"\n".join(b",".join(line) for line in lines)

@@ -17,7 +17,8 @@ from typing import Any
 from dl_techniques.atomic import write_file
 from dl_techniques.errors import FileError
 
-LARGEST = 2**24  # bytes of JSON and TOML
+LARGEST = 2**24  # bytes of JSON
+LARGEST_TOML = 2**16  # bytes: a long chain of dotted keys takes the square of its length to parse
 LARGEST_TABLE = 2**28  # bytes of CSV
 DEEPEST = 64  # objects and lists within each other
 NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|nan)")
@@ -40,7 +41,7 @@ def parse_json(content: bytes, source: str, remedy: str) -> dict[str, Any]:
 
 def read_toml(path: Path, remedy: str) -> dict[str, Any]:
     """Return the tables of a TOML file; raise `FileError` as `read_json` does."""
-    return _parsed(tomllib.loads, _content(path, LARGEST, remedy), str(path), remedy)
+    return _parsed(tomllib.loads, _content(path, LARGEST_TOML, remedy), str(path), remedy)
 
 
 def read_csv(path: Path, remedy: str) -> tuple[list[str], list[list[str]]]:
@@ -148,7 +149,7 @@ def _content(path: Path, largest: int, remedy: str) -> bytes:
     except (OSError, ValueError) as error:
         raise FileError(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}.", remedy) from error
     if len(content) > largest:
-        raise FileError(str(path), f"has more than {largest // 2**20} MB.", remedy)
+        raise FileError(str(path), f"has more than {largest} bytes.", remedy)
     return content
 
 

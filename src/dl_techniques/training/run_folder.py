@@ -127,9 +127,12 @@ def stored_config(folder: Path, kind: type[Config]) -> Config:
         raise FileError(path, reason, "Resume with the version that started it.")
     values = checked_fields({name: stored[name] for name in names}, typing.get_type_hints(kind), path, RESTORE)
     try:
-        return kind(**{**values, "output": folder})
+        config = kind(**{**values, "output": folder})
     except ArgumentError as error:
         raise FileError(path, f"holds a setting that cannot be: {error}", RESTORE) from error
+    if stored.pop(DIGEST, None) not in (None, _digest(stored)):
+        raise FileError(path, "was changed since the run started: its SHA-256 differs.", RESTORE)
+    return config
 
 
 def trim_log(folder: Path, epochs: int, digest: str = "") -> None:
@@ -238,8 +241,6 @@ def _stored(folder: Path) -> dict[str, Any]:
         raise FileError(str(path), "names no task.", RESTORE)
     known = {"task": str, "versions": dict[str, str]}
     stored |= checked_fields({name: stored[name] for name in known if name in stored}, known, str(path), RESTORE)
-    if stored.pop(DIGEST, None) not in (None, _digest(stored)):
-        raise FileError(str(path), "was changed since the run started: its SHA-256 differs.", RESTORE)
     return stored
 
 
