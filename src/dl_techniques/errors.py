@@ -7,23 +7,12 @@ import unicodedata
 from collections.abc import Sequence
 
 SHOWN = 10  # of what is wrong
-HIDDEN = "<hidden>"
-# Of an address: who asks, with a password that may hold slashes, and settings, but for those that are no secret.
-ADDRESS = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]+:/[^\s'\"]+")
-USER = re.compile(r"^([^:]+:/{1,2})(?:[^\s/?@:]*:(?!\d+(?:[/?\s]|$))[^\s?@]*|[^\s/?@]+)@")
-PLAIN = "allow_[a-z_]*|anonymous|check_[a-z_]*|[a-z]*_timeout|endpoint_override|region|scheme|tls_[a-z_]*"
-SETTING = re.compile(rf"((?<=[?&])(?!(?:{PLAIN})=)[A-Za-z0-9_.-]+=)[^&]+")
 
 
 def printable(text: str) -> str:
     """Return text on one line that does nothing to a terminal; names of files may hold anything."""
     odd = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction of writing, no UTF-8, ends of lines and paragraphs
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in text)
-
-
-def hide_secrets(text: str) -> str:
-    """Return text in which the passwords of addresses, before an `@` or in settings after a `?`, are hidden."""
-    return ADDRESS.sub(lambda found: SETTING.sub(rf"\1{HIDDEN}", USER.sub(rf"\1{HIDDEN}@", found[0])), text)
 
 
 def pip_install(extra: str) -> str:
@@ -53,7 +42,10 @@ class ConvUNextError(Exception):
         self.subject = subject
         self.reason = reason
         self.remedy = remedy
-        super().__init__(hide_secrets(f"{printable(subject)}: {reason}" + (f" {remedy}" if remedy else "")))
+        super().__init__(f"{printable(subject)}: {reason}" + (f" {remedy}" if remedy else ""))
+
+    def __str__(self) -> str:
+        return hide_secrets(super().__str__())
 
 
 class ArgumentError(ConvUNextError, ValueError):
@@ -68,7 +60,7 @@ class ArgumentError(ConvUNextError, ValueError):
 
     def __init__(self, name: str, rule: str, value: object, remedy: str = "") -> None:
         super().__init__(name, f"{rule}. Received: {name}={value!r}.", remedy)
-        self.args = (hide_secrets(f"`{name}` {rule}. Received: {name}={value!r}." + (f" {remedy}" if remedy else "")),)
+        self.args = (f"`{name}` {rule}. Received: {name}={value!r}." + (f" {remedy}" if remedy else ""),)
 
 
 def check_counts(settings: object, *names: str) -> None:
@@ -88,3 +80,18 @@ class WeightsError(ConvUNextError, ValueError):
 
 class ExportError(ConvUNextError):
     """The artifact does not reproduce its model; partial output is removed. The command's exit status is 1."""
+
+
+# === Passwords in addresses ===
+
+HIDDEN = "<hidden>"
+# Of an address: who asks, with a password that may hold slashes, and settings, but for those that are no secret.
+ADDRESS = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]+:/[^\s'\"]+")
+USER = re.compile(r"^([^:]+:/{1,2})(?:[^\s/?@:]*:(?!\d+(?:[/?\s]|$))[^\s?@]*|[^\s/?@]+)@")
+PLAIN = "allow_[a-z_]*|anonymous|check_[a-z_]*|[a-z]*_timeout|endpoint_override|region|scheme|tls_[a-z_]*"
+SETTING = re.compile(rf"((?<=[?&])(?!(?:{PLAIN})=)[A-Za-z0-9_.-]+=)[^&]+")
+
+
+def hide_secrets(text: str) -> str:
+    """Return text in which the passwords of addresses, before an `@` or in settings after a `?`, are hidden."""
+    return ADDRESS.sub(lambda found: SETTING.sub(rf"\1{HIDDEN}", USER.sub(rf"\1{HIDDEN}@", found[0])), text)

@@ -139,9 +139,6 @@ def _page(predictors: Sequence[Predictor], options: PageOptions, folder: Path) -
             return False, nothing(describe_refusal(f"{path.name}: {error.reason} {error.remedy}"))
         except MemoryError:
             return False, nothing(describe_refusal(f"{path.name}: needs more memory than there is."))
-        except Exception as error:  # of a decoder or a runtime: the page goes on
-            reason = f"{path.name}: cannot be processed: {type(error).__name__}."
-            return False, nothing(describe_refusal(reason))
         download = gradio.update(value=shown.download, interactive=True)
         return True, [(shown.before, shown.after), describe_result(shown), download]
 
