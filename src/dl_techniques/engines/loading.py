@@ -108,13 +108,13 @@ def _load_artifact(selection: EngineSelection, form: ArtifactFormat) -> Engine:
     card = read_card(path)
     tiling, largest = _stated(path, card)
     graph = _open_artifact(selection, form, card)
-    if len(graph.shape) != 4 or not graph.shape[3]:
+    _, height, width, channels = graph.shape if len(graph.shape) == 4 else (None,) * 4
+    if not channels:
         raise ValueError(f"it takes inputs of shape {tuple(graph.shape)}, not (batch, height, width, channels)")
-    (_, height, width, channels), function = graph
 
     def compute(*arrays: np.ndarray) -> list[np.ndarray]:
         try:
-            outputs = function(*arrays)
+            outputs = graph.function(*arrays)
             check_image(outputs, arrays[0], tiling and tiling.outputs)
         except Exception as error:  # the errors of runtimes have no class in common
             reason = f"cannot compute an image of shape {arrays[0].shape[1:]}: {first_words(error)}."

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LARGEST_CALL = 2**20  # bytes of a request that uploads nothing
 SLACK = 2**16  # what a form adds to its file, bytes
 MOST_PARTS = 16
+MOST_INPUTS = 2  # of a call: file and model
 NO_CALL = "Not a call of this page: it must be a JSON object whose data is a list of what the page sends."
 # The page asks nobody else for anything: no fonts, no scripts, no counters.
 POLICY = (
@@ -135,7 +136,8 @@ class Gate:
             paths = list(_paths(call))
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, "Not JSON.") from error
-        if not isinstance(call, dict) or not isinstance(call.get("data", []), list):
+        data = call.get("data", [None]) if isinstance(call, dict) else None
+        if not isinstance(data, list) or not 0 < len(data) <= MOST_INPUTS:
             raise HTTPException(400, NO_CALL)
         for path in paths:
             if not self._owns(path):
