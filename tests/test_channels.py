@@ -16,8 +16,8 @@ from dl_techniques.images.display import contact_sheet
 from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.tasks.base import Sample
 from dl_techniques.tasks.segmentation.classes import Classes
-from dl_techniques.tasks.segmentation.readers import MaskReader
 from dl_techniques.tasks.segmentation.masks import read_mask
+from dl_techniques.tasks.segmentation.readers import MaskReader
 from dl_techniques.tasks.segmentation.task import SegmentationTask
 from dl_techniques.training.recipes.restoration.settings import RestorationConfig
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe

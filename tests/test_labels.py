@@ -20,8 +20,8 @@ from dl_techniques.metrics import LabelConfusion
 from dl_techniques.page.applying import apply_model
 from dl_techniques.tasks.segmentation.classes import COLOURS, IGNORED, Classes, choose_labels, overlay, paint
 from dl_techniques.tasks.segmentation.inspection import mask_counts
-from dl_techniques.tasks.segmentation.readers import LabelReader, MaskReader
 from dl_techniques.tasks.segmentation.masks import read_labels, read_mask, write_masks
+from dl_techniques.tasks.segmentation.readers import LabelReader, MaskReader
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
 from models import saved

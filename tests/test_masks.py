@@ -94,7 +94,7 @@ BINARY = {  # suffix and writer
     "tiff of floats": (".tif", tiff(np.array([0, 1], "float32"))),
     "bits in a tiff": (".tif", tiff(np.array([False, True]))),
     "0 is white": (".tif", tiff(np.array([255, 0], "uint8"), photometric="miniswhite")),
-    "palette in a tiff": (".tif", save_palette_tiff),
+    "palette in a tiff": (".tif", lambda path, mask: save_palette_tiff(path, mask, np.array(WHITE, "uint8"))),
 }  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def test_the_first_batch_is_the_same_in_every_encoding(tmp_path):
     "mixture",
     [
         ("8 bits", "0 and 1"), ("8 bits", "colours"), ("8 bits", "1 bit"), ("8 bits", "4 bits"), ("1 bit", "0 and 1"),
-        ("8 bits", "palette"), ("palette", "palette in a tiff"), ("8 bits", "tiff", "bits in a tiff", "lossless webp"),
+        ("8 bits", "palette"), ("palette", "palette in a tiff"), ("8 bits", "tiff", "bitmap", "lossless webp"),
         ("palette", "colours"), ("8 bits", "0 is white"),
     ],
 )  # fmt: skip

@@ -85,7 +85,7 @@ def find_pairs(images: str, targets: str | None = None, own: bool = False) -> li
     if images.lower().endswith(".csv"):
         if targets is not None:
             raise ArgumentError("targets", "must not be given with a CSV file, which names them", targets)
-        return _named(read_pair_list(Path(images), ("image", "target")))
+        return _named([(image, target) for image, target in read_pair_list(Path(images), ("image", "target"))])
     if targets is None and own:
         return find_singles(images)
     if targets is None:

@@ -275,4 +275,7 @@ def _preview(recipe: Recipe, function: Function, epoch: int) -> None:
         folder.mkdir(exist_ok=True)
         for number in range(min(PREVIEWED, len(recipe.validation))):
             name = recipe.validation.names[number].replace("/", "-")
-            write_image(folder / f"epoch-{epoch + 1:04d}-{name}.png", Picture(contact_sheet([recipe.pictures(function, number)])))
+            write_image(
+                folder / f"epoch-{epoch + 1:04d}-{name}.png",
+                Picture(contact_sheet([recipe.pictures(function, number)])),
+            )

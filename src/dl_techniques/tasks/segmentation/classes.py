@@ -171,7 +171,11 @@ class Classes:
 
 
 def choose_classes(
-    counts: Mapping[int, int], kind: str = "auto", names: tuple[str, ...] = (), ignored: tuple[int, ...] = ()
+    counts: Mapping[int, int],
+    kind: str = "auto",
+    names: tuple[str, ...] = (),
+    ignored: tuple[int, ...] = (),
+    zero_is_black: bool = True,
 ) -> Classes:
     """Decide what the values of masks mean.
 
@@ -182,6 +186,8 @@ def choose_classes(
             `"auto"`: foreground if there are two values or more than `MANY_VALUES`.
         names: Of the classes in the order of their values.
         ignored: Values that neither train nor count.
+        zero_is_black: Whether 0 is rather the background than the most frequent value: masks with 0 as white are
+            painted either way.
 
     Raises:
         ArgumentError: Too few or too many values, or another number of names.
@@ -195,7 +201,7 @@ def choose_classes(
         if len(names) not in (0, 2):
             raise ArgumentError("classes", "must name two classes, background and foreground", names)
         frequent, total = max(values, key=lambda value: counts[value]), sum(counts[value] for value in values)
-        rare = 0 not in values or (counts[0] < RARE * total and counts[frequent] > total / 2)
+        rare = not zero_is_black or 0 not in values or (counts[0] < RARE * total and counts[frequent] > total / 2)
         background = frequent if rare else 0
         other = next(value for value in reversed(values) if value != background)
         return Classes((background, other), names or ("background", "foreground"), ignored, True)

@@ -43,7 +43,8 @@ def find_classes(
         chosen = _kind_of(inspection, kind, names, ignored)
         if chosen != "foreground":
             check_names(inspection, names, ignored)
-        classes = choose_classes(mask_counts(inspection), chosen, names, ignored)
+        zero_is_black = not all(entry.found.inverted for entry in inspection.facts)
+        classes = choose_classes(mask_counts(inspection), chosen, names, ignored, zero_is_black)
         classes = replace(classes, alpha=kind == "alpha")
     check_counted(inspection, classes)
     return _painted(inspection, classes)
@@ -58,14 +59,14 @@ def _kind_of(inspection: Inspection, kind: str, names: Sequence[str], ignored: S
     facts, values = inspection.facts, set(mask_counts(inspection)) - set(ignored)
     if kind in ("foreground", "alpha") or (kind == "auto" and is_full_scale(facts, ignored)):
         return "foreground"
-    if names or (kind == "auto" and are_instances(facts) and len(values) > MANY_VALUES):
+    if names:
         return kind
     soft = sorted(values & set(soft_values(facts)))
     remedy = "For objects on a background use --mask-kind foreground; otherwise name the classes with --classes"
-    if len(soft) >= 3 and 2 * len(soft) > len(values):
+    if len(soft) >= 3 and len(values) - len(soft) < min(len(soft), MANY_VALUES):
         received = f"values only in lines between others: {describe_values(soft)}"
         raise ArgumentError("masks", "must have hard edges", received, f"Save them without smoothing. {remedy}.")
-    if kind == "auto" and len(values) > MANY_VALUES:
+    if kind == "auto" and len(values) > MANY_VALUES and not are_instances(facts):
         rule = f"must hold at most {MANY_VALUES} values, unless it is said what they mean"
         received = f"{len(values)} values: {describe_values(sorted(values))}"
         raise ArgumentError("masks", rule, received, f"{remedy} or use --mask-kind classes.")

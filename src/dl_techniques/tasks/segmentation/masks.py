@@ -16,9 +16,8 @@ from dl_techniques.images.formats import format_of
 from dl_techniques.images.source import ImageSource, Picture
 from dl_techniques.tasks.segmentation.classes import IGNORED, Classes
 
-
-# How the values of masks become numbers: as they are stored, grey values, indices of a palette or 0xRRGGBB; as they look,
-# grey values of 0 to 255, also of palettes, colours and fewer bits; or as they look, all as 0xRRGGBB.
+# How the values of masks become numbers: as they are stored, grey values, indices of a palette or 0xRRGGBB; or as they
+# look, all as grey values of 0 to 255, or all as 0xRRGGBB.
 Reading = Literal["stored", "colours", "grey"]
 
 INVERTED = "0 is white in the file"
@@ -30,9 +29,7 @@ def read_mask(path: str | os.PathLike, page: int | None = None, reading: Reading
         return mask_from(source, page, reading)[0]
 
 
-def mask_from(
-    source: ImageSource, page: int | None = None, reading: Reading = "stored"
-) -> tuple[np.ndarray, Picture]:
+def mask_from(source: ImageSource, page: int | None = None, reading: Reading = "stored") -> tuple[np.ndarray, Picture]:
     """Read a mask as it was painted: grey values, palette indices, or colours as 0xRRGGBB.
 
     Args:

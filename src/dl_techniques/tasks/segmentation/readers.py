@@ -87,18 +87,22 @@ class MaskReader(TargetReader):
             return self
         if self.known is not None:
             return self if self.known.foreground else replace(self, reading=_fitting(facts, self.known))
+        _check_inverted(facts)
         conflict = _conflict(facts)
-        options = {reading: found for reading in READINGS if (found := _values(facts, reading)) is not None}
+        options: dict[Reading, set[int]] = {
+            reading: found for reading in READINGS if (found := _values(facts, reading)) is not None
+        }
         if conflict is not None:
             del options["stored"]
         elif len({entry.found.encoding for entry in facts}) == 1:
             return self
-        reading = min(options, key=lambda reading: len(options[reading])) if options else "stored"
+        reading: Reading = "stored"
+        if options:
+            reading = min(options, key=lambda name: len(options[name]))
         if conflict is None:
             _check_agreement(facts, reading)
         elif not options:
             raise conflict
-        _check_inverted(facts)
         return replace(self, reading=reading)
 
     def notes(self, facts: Sequence[PairFacts]) -> list[str]:
@@ -192,7 +196,7 @@ def are_instances(facts: Sequence[PairFacts]) -> bool:
 
 
 def soft_values(facts: Sequence[PairFacts]) -> list[int]:
-    """Return the values that occur only in lines between others in all masks, of which edges that were smoothed consist."""
+    """Return the values that occur only in lines between others in all masks: smoothed edges consist of them."""
     values = set().union(*(entry.found.counts for entry in facts))
     solid = frozenset().union(*(entry.found.solid for entry in facts))
     return sorted(values - solid) if len(solid) > 1 else []
@@ -254,7 +258,9 @@ def _values(facts: Sequence[PairFacts], reading: Reading) -> set[int] | None:
 def _fitting(facts: Sequence[PairFacts], classes: Classes) -> Reading:
     """Return the first reading in which masks hold values of the classes only."""
     known = {*classes.values, *classes.ignored}
-    options = [reading for reading in READINGS if (found := _values(facts, reading)) is not None and found <= known]
+    options: list[Reading] = [
+        reading for reading in READINGS if (found := _values(facts, reading)) is not None and found <= known
+    ]
     if options[:1] == ["stored"] and _conflict(facts) is not None:
         options = options[1:]
     return options[0] if options else "stored"

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dl_techniques.datasets.inspection import find_and_inspect
+from dl_techniques.tasks.base import CaptionedPicture
 from dl_techniques.tasks.segmentation.inspection import class_shares, describe_classes, find_classes, telling_pairs
 from dl_techniques.tasks.segmentation.readers import AlphaReader, LabelReader, MaskReader
-from dl_techniques.tasks.base import CaptionedPicture
 from dl_techniques.tasks.segmentation.task import SegmentationTask
 from dl_techniques.training.auto_settings import choose_augmentation, resolve_settings
 from dl_techniques.training.recipe import Recipe
