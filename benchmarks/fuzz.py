@@ -6,9 +6,9 @@
 Each subject (`files`, …) is a module `fuzz_SUBJECT.py` beside this one with
 
 - `KINDS`, the names of what is damaged, and
-- `attempt(kind, seed, folder)`, which damages a `kind` as `seed` says, in an empty `folder`, uses it as the product does,
-  and returns a word for what came of it, such as "done". It lets a `ConvUNextError` through, which is a refusal, and
-  raises `Wrong` for a result that is not true. The same kind and seed always give the same damage.
+- `attempt(kind, seed, folder)`, which damages a `kind` as `seed` says, in an empty `folder`, uses it as the product
+  does, and returns a word for what came of it, such as "done". It lets a `ConvUNextError` through, which is a refusal,
+  and raises `Wrong` for a result that is not true. The same kind and seed always give the same damage.
 
 Attempts run in processes of their own, each of which ends when it crashes or takes too long; the next goes on.
 """
@@ -153,7 +153,8 @@ def _serve(connection: Any, subject: str, limit: int, space: int) -> None:
         os.dup2(nowhere.fileno(), 2)  # what libraries print of damage
     connection.send(None)
     while (case := connection.recv()) is not None:
-        connection.send(attempt(subject, *case, limit))
+        kind, seed = case
+        connection.send(attempt(subject, kind, seed, limit))
 
 
 class Worker:
@@ -173,9 +174,8 @@ class Worker:
                 return self._connection.recv()
             state = "too slow"
         except EOFError:
-            self._process.join(10)
             state = "crash"
-        detail = f"exit status {self._process.exitcode}" if state == "crash" else f"over {self.seconds:.0f} s"
+        detail = f"over {self.seconds:.0f} s" if state == "too slow" else f"exit status {self.end()}"
         self.end()
         return Outcome(kind, seed, state, detail, time.perf_counter() - start)
 
@@ -187,12 +187,15 @@ class Worker:
         theirs.close()
         self._connection.recv()  # all is imported
 
-    def end(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process = None
+    def end(self) -> int | None:
+        """End the process and return its exit status."""
+        if self._process is None:
+            return None
+        self._process.join(1)
+        self._process.kill()
+        self._process.join()
+        status, self._process = self._process.exitcode, None
+        return status
 
 
 @contextmanager
@@ -225,7 +228,8 @@ def run(subject: str, cases: Iterable[tuple[str, int]], jobs: int, **limits: Any
             with lock:
                 case = next(waiting, None)
             if case is None:
-                return worker.end()
+                worker.end()
+                return
             outcome = worker(*case)
             with lock:
                 outcomes.append(outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -135,32 +135,42 @@ def write_image(path: Path, picture: Picture) -> None:
     write_images(path, [picture])
 
 
-def write_images(path: Path, pictures: Sequence[Picture]) -> None:
+def write_images(path: Path, pictures: Iterable[Picture], count: int | None = None) -> None:
     """Write images as the pages of a file in the format of its suffix; it appears when it is complete.
+
+    Args:
+        path: Where to.
+        pictures: Each is taken when those before it are written.
+        count: How many there are, where `pictures` has no length.
 
     Raises:
         FileError: The format cannot hold them, or the file cannot be written.
     """
-    row = _format_for(path, pictures)
-    with staged_file(path) as file:
-        import_module(row.module).write(file, path, row.name, pictures)
+    if count is None:
+        pictures = list(pictures)
+        count = len(pictures)
+    row = _format_for(path, count)
+    checked = (_checked(picture, row, path) for picture in pictures)
+    with naming(path, "written", "Choose another format."), staged_file(path) as file:
+        import_module(row.module).write(file, path, row.name, checked)
 
 
-def _format_for(path: Path, pictures: Sequence[Picture]) -> ImageFormat:
+def _format_for(path: Path, count: int) -> ImageFormat:
     row = format_of(path)
     if row is None:
         raise FileError(str(path), f"ends in no suffix of image files ({', '.join(suffixes())}).", "Choose one.")
-    if len(pictures) != 1 and not row.pages:
-        raise FileError(
-            str(path), f"cannot hold {len(pictures)} images.", f"Choose {first_suffix(lambda row: row.pages)}."
-        )
-    dtype = next((p.pixels.dtype.name for p in pictures if p.pixels.dtype.name not in row.dtypes), None)
-    if dtype is not None:
-        remedy = "Choose .tif, or .png up to 16 bits."
-        raise FileError(str(path), f"cannot hold {dtype} samples.", remedy)
-    if not row.alpha and any(picture.alpha is not None for picture in pictures):
-        raise FileError(str(path), f"{path.suffix.lower()} files hold no alpha.", "Choose .png or .tif.")
+    if count != 1 and not row.pages:
+        raise FileError(str(path), f"cannot hold {count} images.", f"Choose {first_suffix(lambda row: row.pages)}.")
     return row
+
+
+def _checked(picture: Picture, row: ImageFormat, path: Path) -> Picture:
+    if picture.pixels.dtype.name not in row.dtypes:
+        remedy = "Choose .tif, or .png up to 16 bits."
+        raise FileError(str(path), f"cannot hold {picture.pixels.dtype} samples.", remedy)
+    if not row.alpha and picture.alpha is not None:
+        raise FileError(str(path), f"{path.suffix.lower()} files hold no alpha.", "Choose .png or .tif.")
+    return picture
 
 
 def unit_range(pixels: np.ndarray) -> np.ndarray:

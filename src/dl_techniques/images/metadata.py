@@ -2,15 +2,17 @@
 
 `Picture.extras` holds, where the file has them, `icc_profile` (bytes), `dpi` (pixels an inch, across and down),
 `per_unit` (pixels in a unit that the file does not name, as microscopes write it), `exif` (bytes) and `text` (words by
-PNG's keywords: Title, Author, Description, Copyright, Software, Comment and others). Images are turned upright when
-they are read; of those read in parts, which are not, `orientation` (1 to 8) goes along.
+PNG's keywords: Title, Author, Description, Copyright, Software, Comment and others); `broken` names what no file could
+hold. Images are turned upright when they are read; of those read in parts, which are not, `orientation` (1 to 8) goes
+along.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,19 +23,83 @@ TEXT_TAGS = {
     "Copyright": 33432,
 }  # fmt: skip
 ORIENTATION = 0x0112
+ORIENTED_BY = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # Pillow takes the orientation from these
 LARGEST_EXIF = 65_533  # of one segment of a JPEG
+LARGEST_DPI = 2**16 - 1, 5e7  # that JPEG holds, and that the other formats do, half a nanometre a pixel
+
+
+def mend_exif(image: Any) -> tuple[str, ...]:
+    """Empty the EXIF of an image that Pillow opened if it is broken, but for its orientation; say so in words."""
+    from PIL import Image
+
+    try:
+        image.getexif().tobytes()
+        return ()
+    except Exception:  # of any class, as Pillow's parser has it
+        mended, orientation = Image.Exif(), None
+        with contextlib.suppress(Exception):
+            orientation = image.getexif().get(ORIENTATION)
+        for key in ORIENTED_BY:
+            image.info.pop(key, None)
+        image.getexif().load(b"")
+        if orientation in range(2, 9):
+            mended[ORIENTATION] = orientation
+            image.info["exif"] = mended.tobytes()
+            image.getexif().load(image.info["exif"])
+        return ("its broken EXIF left out",)
+
+
+def broken_parts(extras: dict[str, Any]) -> tuple[str, ...]:
+    """Take the names of broken parts out of extras, and return them in words."""
+    broken = extras.pop("broken", ())
+    return (f"its broken {' and '.join(broken)} left out",) if broken else ()
+
+
+def _gather(**parts: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what the parts of metadata give; as `broken` the names of those that raise or that no file could hold."""
+    extras, broken = {}, []
+    for name, part in parts.items():
+        try:
+            found = part()
+            save_options("PNG", found)
+            tiff_options(found)
+        except Exception:  # of any class, as the libraries' parsers have it
+            broken.append(name)
+        else:
+            extras |= found
+    return {**extras, **({"broken": broken} if broken else {})}
 
 
 def file_extras(file: Any, upright: Any) -> dict[str, Any]:
     """Return the extras of a file that Pillow opened; `upright` is its image turned, which says so no longer."""
-    extras = {key: file.info[key] for key in ("icc_profile", "dpi") if file.info.get(key)}
-    if exif := upright.getexif():
-        extras["exif"] = exif.tobytes()
-    # What Pillow itself turns into EXIF, or has turned, is no text.
-    text = {key: str(words) for key, words in getattr(file, "text", {}).items() if not _hidden(key)}
-    if isinstance(comment := file.info.get("comment"), bytes):
-        text["Comment"] = comment.decode("utf-8", "replace")
-    return {**extras, **({"text": text} if text else {})}
+
+    def text() -> dict[str, Any]:
+        # What Pillow itself turns into EXIF, or has turned, is no text.
+        found = {key: str(words) for key, words in getattr(file, "text", {}).items() if not _hidden(key)}
+        if isinstance(comment := file.info.get("comment"), bytes):
+            found["Comment"] = comment.decode("utf-8", "replace")
+        return {"text": found} if found else {}
+
+    return _gather(
+        profile=lambda: _profile(file.info.get("icc_profile")),
+        resolution=lambda: {"dpi": _resolution(file.info["dpi"])} if file.info.get("dpi") else {},
+        EXIF=lambda: {"exif": exif.tobytes()} if (exif := upright.getexif()) else {},
+        text=text,
+    )
+
+
+def _profile(found: Any) -> dict[str, Any]:
+    if found and not isinstance(found, bytes):
+        raise TypeError("a profile is bytes")
+    return {"icc_profile": found} if found else {}
+
+
+def _resolution(found: tuple[float, float]) -> tuple[float, float]:
+    """Return pixels an inch, or raise `ValueError` if they are none."""
+    across, down = map(float, found)
+    if not (0 < across <= LARGEST_DPI[1] and 0 < down <= LARGEST_DPI[1]):
+        raise ValueError(f"resolution {found}")
+    return across, down
 
 
 def _hidden(key: str) -> bool:
@@ -52,6 +118,8 @@ def save_options(name: str, extras: Mapping[str, Any]) -> dict[str, Any]:
     options = {key: extras[key] for key in ("icc_profile", "dpi", "exif") if key in extras}
     text = extras.get("text", {})
     if name == "JPEG":
+        if max(options.get("dpi", (0,))) > LARGEST_DPI[0]:
+            del options["dpi"]
         if len(options.get("exif", b"")) > LARGEST_EXIF:
             del options["exif"]
         if "Comment" in text:
@@ -87,19 +155,28 @@ def _chunks(png: bytes):
 
 def tiff_extras(page: Any) -> dict[str, Any]:
     """Return the extras of a page that tifffile opened."""
-    extras: dict[str, Any] = {}
-    unit = int(page.tags.valueof("ResolutionUnit", 2))
-    if unit in (1, 2, 3) and "XResolution" in page.tags and "YResolution" in page.tags:
+
+    def resolution() -> dict[str, Any]:
+        unit = int(page.tags.valueof("ResolutionUnit", 2))
+        if unit not in (1, 2, 3) or "XResolution" not in page.tags or "YResolution" not in page.tags:
+            return {}
         scale = 2.54 if unit == 3 else 1.0  # centimetres
         fractions = [page.tags.valueof(name) for name in ("XResolution", "YResolution")]
-        if all(below for _, below in fractions) and (unit != 1 or fractions != [(1, 1), (1, 1)]):  # not told
-            extras["per_unit" if unit == 1 else "dpi"] = tuple(scale * above / below for above, below in fractions)
-    if profile := page.tags.valueof("InterColorProfile"):
-        extras["icc_profile"] = profile
-    text = {key: str(page.tags.valueof(tag)) for key, tag in TEXT_TAGS.items() if page.tags.valueof(tag)}
-    if text.get("Description", "").startswith('{"shape":'):  # tifffile's own, true of the old file alone
-        del text["Description"]
-    return {**extras, **({"text": text} if text else {})}
+        if not all(below for _, below in fractions) or (unit == 1 and fractions == [(1, 1), (1, 1)]):
+            return {}  # not told
+        across, down = (scale * above / below for above, below in fractions)
+        return {"per_unit" if unit == 1 else "dpi": _resolution((across, down))}
+
+    def text() -> dict[str, Any]:
+        found = {key: str(page.tags.valueof(tag)) for key, tag in TEXT_TAGS.items() if page.tags.valueof(tag)}
+        if found.get("Description", "").startswith('{"shape":'):  # tifffile's own, true of the old file alone
+            del found["Description"]
+        return {"text": found} if found else {}
+
+    def profile() -> dict[str, Any]:
+        return _profile(page.tags.valueof("InterColorProfile"))
+
+    return _gather(resolution=resolution, profile=profile, text=text)
 
 
 def tiff_options(extras: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +12,14 @@ import numpy as np
 
 from dl_techniques.errors import FileError
 from dl_techniques.images.colours import cmyk_to_rgb
-from dl_techniques.images.metadata import ORIENTATION, file_extras, save_options, turned_upright, with_extras
+from dl_techniques.images.metadata import (
+    ORIENTATION,
+    file_extras,
+    mend_exif,
+    save_options,
+    turned_upright,
+    with_extras,
+)
 from dl_techniques.images.source import Decoded, ImageSource, Picture
 
 OPTIONS: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}
@@ -51,11 +58,12 @@ class Source(ImageSource):
             return Picture(indices)
         return Picture(indices, palette=np.reshape(self._still.getpalette("RGB") or [], (-1, 3)).astype("uint8"))
 
-    @property
+    @cached_property
     def _still(self) -> Any:
         if (frames := getattr(self._image, "n_frames", 1)) > 1:
             reason = f"holds {frames} frames, not one image."
             raise FileError(str(self.path), reason, "Save the frames as separate files.")
+        self._left_out = mend_exif(self._image)
         return self._image
 
     def _upright(self, image: Any) -> Any:
@@ -67,7 +75,9 @@ class Source(ImageSource):
         file = self._still
         upright, orientation = self._upright(file), file.getexif().get(ORIENTATION, 1)
         extras = file_extras(file, upright)
-        notes = ["rotated upright according to EXIF"] if orientation != 1 else []
+        notes = list(self._left_out)
+        if orientation != 1:
+            notes.append("rotated upright according to EXIF")
         if ";16B" in self._raw_mode and file.mode != "I;16":  # Pillow gives 8 of the 16 bits
             import imagecodecs
 
@@ -93,7 +103,7 @@ class Source(ImageSource):
         return Decoded(array, tuple(notes), extras, alpha)
 
 
-def write(file: BinaryIO, path: Path, name: str, pictures: Sequence[Picture]) -> None:
+def write(file: BinaryIO, path: Path, name: str, pictures: Iterable[Picture]) -> None:
     """Write one image in the format of that name."""
     from PIL import Image
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,16 +14,13 @@ import numpy as np
 
 from dl_techniques.errors import ConvUNextError, FileError
 from dl_techniques.images.formats import DEEP, MAX_PIXELS, ImageFormat
+from dl_techniques.images.metadata import broken_parts
 
 # Which samples of a pixel are channels: all where there are so many; all that the file does not call alpha; or, where
 # `None`, one or three of at most four.
 Channels = int | Literal["declared"] | None
 
-# What decoders raise on damaged files.
-DAMAGE = (
-    ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, struct.error,
-    SyntaxError, TypeError, ValueError,
-)  # fmt: skip
+SAMPLES = 4  # a pixel, which `max_pixels` allows for
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,10 @@ class ImageSource(ABC):
             FileError: The file is broken.
         """
         with naming(self.path):
-            return self._count()
+            count = self._count()
+            if count < 1:
+                raise ValueError("it holds no image")
+            return count
 
     @property
     def can_read_windows(self) -> bool:
@@ -131,7 +130,10 @@ class ImageSource(ABC):
             FileError: The file is broken.
         """
         with naming(self.path):
-            return self._shape(page)
+            shape = self._shape(page)
+            if not all(isinstance(size, int) and size > 0 for size in shape):
+                raise ValueError(f"its size is {shape[1]}x{shape[0]} pixels of {shape[2]} samples")
+            return shape
 
     def read(self, page: int | None = None, channels: Channels = None, painted: bool = False) -> Picture:
         """Read a page, upright.
@@ -150,9 +152,10 @@ class ImageSource(ABC):
             raise FileError(str(self.path), reason, "Save the pages as separate files.")
         if page is not None and page not in range(self.count):
             raise FileError(str(self.path), f"holds {self.count} pages, no page {page + 1}.", "Was it changed?")
-        height, width, _ = self.shape(page or 0)
-        if height * width > self.max_pixels:
-            reason = f"has {width}x{height} pixels, more than the {self.max_pixels} allowed."
+        height, width, samples = self.shape(page or 0)
+        if height * width * max(1.0, samples / SAMPLES) > self.max_pixels:
+            each = f" of {samples} samples" if samples > SAMPLES else ""
+            reason = f"has {width}x{height} pixels{each}, more than the {self.max_pixels} allowed."
             remedy = "Crop it, or allow more: --max-pixels of `convunext predict` and `denoise`."
             raise FileError(str(self.path), reason, remedy)
         with naming(self.path):
@@ -177,21 +180,26 @@ class ImageSource(ABC):
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turn what decoders raise into a `FileError` that names the file."""
+def naming(path: Path, deed: str = "read", remedy: str = "Copy or export it again.") -> Iterator[None]:
+    """Turn whatever is raised while a file is read, written or computed into a `FileError` that names it.
+
+    The errors of decoders and writers have no class in common: what is meant for one file must not end a batch.
+    """
     try:
         yield
     except ConvUNextError:
         raise
-    except FileNotFoundError as error:
-        raise FileError(str(path), "does not exist.", "Check the path.") from error
-    except DAMAGE as error:
-        raise FileError(str(path), f"cannot be read: {error}.", "Copy or export it again.") from error
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and deed == "read":
+            raise FileError(str(path), "does not exist.", "Check the path.") from error
+        said = str(error).rstrip(".") or type(error).__name__
+        raise FileError(str(path), f"cannot be {deed}: {said}.", remedy) from error
 
 
 def _picture(decoded: Decoded, channels: Channels) -> Picture:
     """Separate the alpha channel, and give grey images their channel axis."""
-    array, notes, extras, alpha = decoded.array, decoded.notes, dict(decoded.extras), decoded.alpha
+    array, extras, alpha = decoded.array, dict(decoded.extras), decoded.alpha
+    notes = (*decoded.notes, *broken_parts(extras))
     array = array[..., None] if array.ndim == 2 else array
     samples: int = array.shape[2] if array.ndim == 3 else 0
     if channels != "declared":

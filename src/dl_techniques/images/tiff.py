@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from dl_techniques.atomic import staged_file
 from dl_techniques.errors import FileError
 from dl_techniques.images.colours import cmyk_to_rgb
 from dl_techniques.images.metadata import tiff_extras, turned_upright
 from dl_techniques.images.raster import TiffRaster, page_options
-from dl_techniques.images.source import Decoded, ImageSource, Picture
+from dl_techniques.images.source import Decoded, ImageSource, Picture, naming
 
 WIDER = {
     **dict.fromkeys(("int8", "int16", "float16"), "float32"),
@@ -89,15 +91,37 @@ class Source(ImageSource):
         return Decoded(array, (*notes, *note), extras, alpha)
 
 
-def write(file: BinaryIO, path: Path, name: str, pictures: Sequence[Picture]) -> None:
+def write(file: BinaryIO, path: Path, name: str, pictures: Iterable[Picture]) -> None:
     """Write images as pages, compressed without loss."""
     import tifffile
 
     with tifffile.TiffWriter(file) as writer:
         for picture in pictures:
-            array = picture.samples
-            options = page_options(array.shape[2], picture.pixels.shape[2], picture.extras)
-            writer.write(array[..., 0] if array.shape[2] == 1 else array, **options)
+            _write_page(writer, picture)
+
+
+@contextlib.contextmanager
+def page_writer(path: Path) -> Iterator[Callable[[Picture], None]]:
+    """Give a function that adds a page to a file, which appears when it is complete.
+
+    Raises:
+        FileError: It cannot be written.
+    """
+    import tifffile
+
+    with staged_file(path) as file, tifffile.TiffWriter(file) as writer:
+
+        def add(picture: Picture) -> None:
+            with naming(path, "written", "Leave it out."):
+                _write_page(writer, picture)
+
+        yield add
+
+
+def _write_page(writer: Any, picture: Picture) -> None:
+    array = picture.samples
+    options = page_options(array.shape[2], picture.pixels.shape[2], picture.extras)
+    writer.write(array[..., 0] if array.shape[2] == 1 else array, **options)
 
 
 def _check_chain(path: Path, file: BinaryIO) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dl_techniques.engines.selection import Model
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.images.files import open_image, write_images
+from dl_techniques.images.files import open_image
 from dl_techniques.images.formats import first_suffix, format_of
-from dl_techniques.images.source import ImageSource, Picture
+from dl_techniques.images.source import ImageSource, Picture, naming
+from dl_techniques.images.tiff import page_writer
 from dl_techniques.inference.network import OnTile, Pass
 from dl_techniques.inference.pipeline import FileResult, find_inputs, plan_outputs, process_files, summarize
 from dl_techniques.inference.predictor import Predictor
 from dl_techniques.inference.settings import PredictionOptions
 from dl_techniques.inference.streaming import stream_file
-from dl_techniques.tasks.base import Remarks
+from dl_techniques.tasks.base import Page, Remarks
 from dl_techniques.tasks.channels import plan_channels
 
 if TYPE_CHECKING:
@@ -105,36 +107,72 @@ def result_name(predictor: Predictor, source: Path) -> str:
 def predict_file(
     predictor: Predictor, source: Path, output: Path, options: PredictionOptions, on_tile: OnTile
 ) -> PredictionReport:
-    """Write what a model makes of a file, whole or not at all.
+    """Write what a model makes of a file, page by page, whole or not at all.
 
     Raises:
         FileError: It is refused.
     """
-    with open_image(source, options.max_pixels) as file:
+    with naming(source, "processed", "Leave it out."), open_image(source, options.max_pixels) as file:
         try:
             if reads_in_parts(predictor, file):
                 return _stream(predictor, file, output, options, on_tile)
             predictor.plan(file.shape())  # refuses before anything is decoded
         except ArgumentError as error:
             raise FileError(str(source), str(error)) from error
-        pictures, predictions, remarks = [], [], Remarks()
-        for number in range(file.count):
-            page = str(source) if number == 0 else f"{source}, page {number + 1}"
-            picture = fit_channels(file.read(number, predictor.channels), predictor, page)
-            try:
-                predictions.append(predictor(picture.pixels, on_tile))
-            except ArgumentError as error:
-                raise FileError(page, str(error)) from error
-            pictures.append(picture)
-    if options.uncertainty:
-        write_images(output.with_name(f"{output.stem}-uncertainty.tif"), [Picture(p.uncertainty) for p in predictions])
-    predictor.task.write(output, pictures, predictions, options.extras)
-    if options.inspect:
-        remarks = predictor.task.inspect(pictures[0].pixels, lambda x: predictor(x).pixels)
-    notes = tuple(dict.fromkeys(note for picture in pictures for note in picture.notes))
+        pages = _Pages(predictor, file, options, output, on_tile)
+        predictor.task.write(output, pages, file.count, options.extras)
+        remarks = Remarks()
+        if options.inspect:
+            first = pages.read(0).pixels
+            remarks = predictor.task.inspect(first, lambda x: predictor(x).pixels)
+    notes = tuple(pages.notes)
     if predictor.engine.model is None and predictor.engine.tiling is None:
         notes += ("the card does not state the network's memory: --max-memory limited images and results only",)
-    return PredictionReport(notes, predictions[-1].passes, remarks)
+    return PredictionReport(notes, pages.passes, remarks)
+
+
+@dataclass
+class _Pages:
+    """The pages of a file and what a model makes of each, one at a time; what was said of them and the last passes."""
+
+    predictor: Predictor
+    file: ImageSource
+    options: PredictionOptions
+    output: Path
+    on_tile: OnTile
+    notes: dict[str, None] = field(default_factory=dict)
+    passes: tuple[Pass, ...] = ()
+
+    def __iter__(self) -> Iterator[Page]:
+        with contextlib.ExitStack() as stack:
+            add_uncertainty = None
+            if self.options.uncertainty:
+                beside = self.output.with_name(f"{self.output.stem}-uncertainty.tif")
+                add_uncertainty = stack.enter_context(page_writer(beside))
+            for number in range(self.file.count):
+                with naming(self.file.path, "processed", "Leave it out."):
+                    picture, prediction = self._predict(number)
+                if add_uncertainty is not None:
+                    add_uncertainty(Picture(prediction.uncertainty))
+                yield picture, prediction
+
+    def read(self, number: int) -> Picture:
+        """Return a page with the channels of the model."""
+        picture = self.file.read(number, self.predictor.channels)
+        return fit_channels(picture, self.predictor, self._name(number))
+
+    def _predict(self, number: int) -> Page:
+        picture = self.read(number)
+        try:
+            prediction = self.predictor(picture.pixels, self.on_tile)
+        except ArgumentError as error:
+            raise FileError(self._name(number), str(error)) from error
+        self.notes |= dict.fromkeys(picture.notes)
+        self.passes = prediction.passes
+        return picture, prediction
+
+    def _name(self, number: int) -> str:
+        return str(self.file.path) if number == 0 else f"{self.file.path}, page {number + 1}"
 
 
 def reads_in_parts(predictor: Predictor, file: ImageSource) -> bool:

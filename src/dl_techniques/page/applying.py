@@ -57,7 +57,7 @@ def apply_model(
     deep = pixels.dtype.kind == "f" or (row is not None and "float32" in row.dtypes)
     suffix = task.result_suffixes(Path("image.tif" if deep else "image.png"))[-1 if deep else 0]
     download = folder / f"{source.stem}-{task.noun}{suffix}"
-    task.write(download, [picture], [prediction], frozenset())
+    task.write(download, [(picture, prediction)], 1, frozenset())
     step = -(-max(height, width) // SHOWN)
     if step > 1:
         facts["shown"] = f"every {step}th pixel of every {step}th row; the download has all"

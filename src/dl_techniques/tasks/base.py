@@ -94,6 +94,9 @@ class Prediction:
     passes: tuple[Any, ...] = ()
 
 
+Page = tuple[Picture, Prediction]
+
+
 @dataclass(frozen=True)
 class Remarks:
     """Measured values by their names, and warnings why a result may not be what it seems, without the truth."""
@@ -232,22 +235,19 @@ class Task(ABC):
             if name not in self.extras:
                 raise ArgumentError(name, f"is not an option of task {self.name!r}, the task of {source}", True)
 
-    def write(
-        self, output: Path, pictures: Sequence[Picture], predictions: Sequence[Prediction], extras: frozenset[str]
-    ) -> None:
+    def write(self, output: Path, pages: Iterable[Page], count: int, extras: frozenset[str]) -> None:
         """Write results, and before them what else was asked for, so that where a result lies nothing is missing.
 
         Args:
             output: Where to.
-            pictures: The images.
-            predictions: Of each image.
+            pages: The images and what the model makes of each; each is taken when those before it are written.
+            count: How many there are.
             extras: Of the options in `Task.extras` those that were asked for.
 
         Raises:
             FileError: Something cannot be written, or does not fit the format.
         """
-        results = [replace(picture, pixels=p.pixels) for picture, p in zip(pictures, predictions, strict=True)]
-        write_images(output, results)
+        write_images(output, (replace(picture, pixels=made.pixels) for picture, made in pages), count)
 
     def inspect(self, pixels: np.ndarray, apply: Function) -> Remarks:
         """Return what can be said, without the truth, of the result that `apply` gives for an image."""

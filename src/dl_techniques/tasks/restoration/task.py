@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +17,7 @@ from dl_techniques.tasks.base import (
     CaptionedPicture,
     Evaluation,
     Function,
-    Prediction,
+    Page,
     Sample,
     Scaling,
     Statistics,
@@ -64,15 +64,15 @@ class RestorationTask(Task):
         limits = np.iinfo(dtype)
         return np.rint(result).clip(limits.min, limits.max).astype(dtype)
 
-    def write(
-        self, output: Path, pictures: Sequence[Picture], predictions: Sequence[Prediction], extras: frozenset[str]
-    ) -> None:
-        if "compare" in extras:
-            for number, (picture, prediction) in enumerate(zip(pictures, predictions, strict=True), start=1):
-                page = f"-{number}" if len(pictures) > 1 else ""
+    def write(self, output: Path, pages: Iterable[Page], count: int, extras: frozenset[str]) -> None:
+        def compared() -> Iterator[Page]:
+            for number, (picture, prediction) in enumerate(pages, start=1):
+                page = f"-{number}" if count > 1 else ""
                 sheet = Picture(comparison(picture.pixels, prediction.pixels))
                 write_image(output.with_name(f"{output.stem}-compare{page}.png"), sheet)
-        super().write(output, pictures, predictions, extras)
+                yield picture, prediction
+
+        super().write(output, compared() if "compare" in extras else pages, count, extras)
 
     # === Truth ===
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,22 +103,31 @@ def _check_integers(source: ImageSource, pixels: np.ndarray) -> None:
             raise FileError(str(source.path), "holds fractions, not classes.", "Save masks as integers.")
 
 
-def write_masks(path: Path, masks: Sequence[np.ndarray], classes: Classes) -> None:
+def write_masks(path: Path, masks: Iterable[np.ndarray], classes: Classes, count: int | None = None) -> None:
     """Write class indices with the colours of the classes as a palette, or as the pages of a file.
 
     Labels, `(height, width, labels)`, become a page each; where there are several masks, each becomes a page with a
     channel for each label.
 
+    Args:
+        path: Where to.
+        masks: Each is taken when those before it are written.
+        classes: Of the pixels.
+        count: How many there are, where `masks` has no length.
+
     Raises:
         FileError: The format cannot hold them, or the file cannot be written.
     """
-    if classes.labels and len(masks) == 1:
-        masks = list(np.moveaxis(masks[0], 2, 0))
+    if count is None:
+        masks = list(masks)
+        count = len(masks)
+    if classes.labels and count == 1:
+        masks, count = (label for mask in masks for label in np.moveaxis(mask, 2, 0)), classes.count
     row = format_of(path)
     if row is None or not (row.pages or row.palette):
         raise FileError(str(path), "is not a format for masks.", "Choose .png or .tif.")
-    if len(masks) > 1 and not row.pages:
-        raise FileError(str(path), f"cannot hold {len(masks)} masks.", "Choose .tif.")
+    if count > 1 and not row.pages:
+        raise FileError(str(path), f"cannot hold {count} masks.", "Choose .tif.")
     palette = np.array(classes.colours, "uint8") if row.palette else None
-    pictures = [Picture(mask if mask.ndim == 3 else mask[..., None], palette=palette) for mask in masks]
-    write_images(path, pictures)
+    pictures = (Picture(mask if mask.ndim == 3 else mask[..., None], palette=palette) for mask in masks)
+    write_images(path, pictures, count)

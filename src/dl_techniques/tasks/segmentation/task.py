@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,14 +13,15 @@ import numpy as np
 from dl_techniques.datasets.normalization import standardize
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.display import to_display, visible
-from dl_techniques.images.files import write_images
+from dl_techniques.images.files import write_image
 from dl_techniques.images.formats import first_suffix
 from dl_techniques.images.source import Picture
+from dl_techniques.images.tiff import page_writer
 from dl_techniques.metrics import Confusion
 from dl_techniques.tasks.base import (
     CaptionedPicture,
     Function,
-    Prediction,
+    Page,
     Preview,
     Sample,
     Scaling,
@@ -95,22 +97,28 @@ class SegmentationTask(Task):
         one, stack = first_suffix(lambda row: row.palette), first_suffix(lambda row: row.pages)
         return (stack,) if self.classes.labels else (one, stack)
 
-    def write(
-        self, output: Path, pictures: Sequence[Picture], predictions: Sequence[Prediction], extras: frozenset[str]
-    ) -> None:
-        if "probabilities" in extras:
-            found = [p.probabilities for p in predictions if p.probabilities is not None]
-            if len(found) < len(predictions):
-                raise FileError(str(output), "would need probabilities; the artifact returns classes.", "Leave it out.")
-            pages = [Picture(probabilities) for probabilities in found]
-            write_images(output.with_name(f"{output.stem}-probabilities.tif"), pages)
-        masks = [p.pixels if self.classes.labels else p.pixels[..., 0] for p in predictions]
-        if "overlay" in extras:
-            for number, (picture, mask) in enumerate(zip(pictures, masks, strict=True), start=1):
-                page = f"-{number}" if len(masks) > 1 else ""
-                shown = Picture(overlay(picture.pixels, mask, self.classes))
-                write_images(output.with_name(f"{output.stem}-overlay{page}.png"), [shown])
-        write_masks(output, masks, self.classes)
+    def write(self, output: Path, pages: Iterable[Page], count: int, extras: frozenset[str]) -> None:
+        write_masks(output, self._masks(output, pages, count, extras), self.classes, count)
+
+    def _masks(self, output: Path, pages: Iterable[Page], count: int, extras: frozenset[str]) -> Iterator[np.ndarray]:
+        """Yield the masks, and write what else was asked for; that is complete when the last mask was taken."""
+        with contextlib.ExitStack() as stack:
+            add_probabilities = None
+            if "probabilities" in extras:
+                beside = output.with_name(f"{output.stem}-probabilities.tif")
+                add_probabilities = stack.enter_context(page_writer(beside))
+            for number, (picture, prediction) in enumerate(pages, start=1):
+                mask = prediction.pixels if self.classes.labels else prediction.pixels[..., 0]
+                if add_probabilities is not None:
+                    if prediction.probabilities is None:
+                        reason = "would need probabilities; the artifact returns classes."
+                        raise FileError(str(output), reason, "Leave it out.")
+                    add_probabilities(Picture(prediction.probabilities))
+                if "overlay" in extras:
+                    page = f"-{number}" if count > 1 else ""
+                    shown = Picture(overlay(picture.pixels, mask, self.classes))
+                    write_image(output.with_name(f"{output.stem}-overlay{page}.png"), shown)
+                yield mask
 
     def facts(self) -> dict[str, str]:
         return {"classes": ", ".join(self.classes.names)}
