@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from dl_techniques.images.colours import cmyk_to_rgb
 from dl_techniques.images.metadata import tiff_extras, turned_upright
 from dl_techniques.images.raster import TiffRaster, page_options
 from dl_techniques.images.source import Decoded, ImageSource, Picture, naming
+from dl_techniques.images.tiff_limits import check_directories, guard
 
 WIDER = {
     **dict.fromkeys(("int8", "int16", "float16"), "float32"),
@@ -39,7 +39,7 @@ class Source(ImageSource):
         status = os.fstat(self.file.fileno())
         known = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
         if known not in _PLACES:
-            _check_chain(self.path, self.file)
+            check_directories(self.path, self.file)
         self.file.seek(0)
         pages: Any = tifffile.TiffFile(self.file).pages
         places = _PLACES.get(known) or tuple(page.index for page in pages if not page.is_reduced) or range(len(pages))
@@ -50,7 +50,7 @@ class Source(ImageSource):
 
     def _page(self, number: int) -> Any:
         pages = self._directories
-        return pages[self._places[number]]
+        return guard(pages[self._places[number]])
 
     def _count(self) -> int:
         return len(self._directories) and len(self._places)
@@ -122,29 +122,6 @@ def _write_page(writer: Any, picture: Picture) -> None:
     array = picture.samples
     options = page_options(array.shape[2], picture.pixels.shape[2], picture.extras)
     writer.write(array[..., 0] if array.shape[2] == 1 else array, **options)
-
-
-def _check_chain(path: Path, file: BinaryIO) -> None:
-    """Raise `FileError` if the pages of a TIFF lead back to one of them: tifffile would follow them for ever."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(16)
-    order = "<" if head[:2] == b"II" else ">"
-    big = struct.unpack_from(order + "H", head, 2)[0] == 43
-    tag_count, tag_size, link = (order + "Q", 20, order + "Q") if big else (order + "H", 12, order + "I")
-
-    def number(form: str, place: int) -> int:
-        file.seek(min(place, size))
-        content = file.read(struct.calcsize(form))
-        return struct.unpack(form, content)[0] if len(content) == struct.calcsize(form) else 0
-
-    seen: set[int] = set()
-    place = number(link, 8 if big else 4)
-    while place:
-        if place in seen:
-            raise FileError(str(path), "has pages that form a loop.", "Copy or export it again.")
-        seen.add(place)
-        place = number(link, place + struct.calcsize(tag_count) + tag_size * number(tag_count, place))
 
 
 def _alpha(page: Any) -> int | None:
