@@ -234,7 +234,8 @@ def _find_remote(source: str) -> list[Found]:
         folder, _ = folder_of(str(folder))
         infos = [folder.look(last)]
         infos = [info for info in infos if info.is_file]
-    wanted = [info for info in infos if PurePosixPath(info.base_name).suffix.lower() in suffixes()]
+    named = [info for info in infos if not info.base_name.startswith(".")]
+    wanted = [info for info in named if PurePosixPath(info.base_name).suffix.lower() in suffixes()]
     if not wanted:
         raise FileError(source, f"holds no image file ({', '.join(suffixes())}).", "Check the address.")
     wanted.sort(key=lambda info: info.base_name)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 from itertools import chain
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+
+
+INFLATED = 2**20  # bytes at a time
+# First column and row of each pass of an interlaced PNG, and its steps across and down (PNG specification, 8.2).
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 class Declared(NamedTuple):
@@ -108,6 +114,26 @@ def _webp(data: bytes) -> Declared:
 def _png(data: bytes) -> Declared:
     width, height = struct.unpack_from(">II", data, 16)
     return Declared(height, width)
+
+
+def png_is_complete(file: BinaryIO) -> bool:
+    """Return whether the compressed data of a PNG give all of its rows; the file is at its beginning."""
+    file.seek(8)
+    width, height, depth, colours, interlaced = 0, 0, 0, 0, 0
+    found, inflate = 0, zlib.decompressobj()
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        content = file.read(length + 4)[:length]
+        if name == b"IHDR":
+            width, height, depth, colours, _, _, interlaced = struct.unpack(">IIBBBBB", content)
+        while name == b"IDAT" and content:
+            found += len(inflate.decompress(content, INFLATED))
+            content = inflate.unconsumed_tail
+    samples = {2: 3, 4: 2, 6: 4}.get(colours, 1)
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = ((-(-(height - top) // down), -(-(width - left) // across)) for left, top, across, down in passes)
+    expected = sum(rows * (1 + -(-columns * depth * samples // 8)) for rows, columns in sizes if columns > 0)
+    return found >= expected
 
 
 def _lerc(data: bytes) -> Declared:

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from dl_techniques.atomic import staged_file
-from dl_techniques.errors import FileError
+from dl_techniques.errors import FileError, first_of
 from dl_techniques.images.formats import HEAD, MAX_PIXELS, ImageFormat, first_suffix, format_of, recognize, suffixes
 from dl_techniques.images.source import Channels, ImageSource, Picture, Raster, naming
 
 
 def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """Return the files among `paths` and the image files, sorted by name, of the folders among them.
+
+    Hidden files are passed over; see `left_out` for others.
 
     Raises:
         FileError: A path does not exist or may not be read, or a folder holds no image.
@@ -33,13 +35,47 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
 def _images_at(path: Path) -> list[Path]:
     if path.is_dir():
-        inside = sorted(file for file in path.iterdir() if format_of(file) is not None)
+        inside, others, _ = _sort_out(path)
         if not inside:
-            raise FileError(str(path), f"holds no image file ({', '.join(suffixes())}).", "Name another folder.")
+            also = f"; {_other_kinds(others)}" if others else ""
+            raise FileError(str(path), f"holds no image file ({', '.join(suffixes())}){also}.", "Name another folder.")
         return inside
     if not path.exists():
         raise FileError(str(path), "does not exist.", "Check the path.")
     return [path]
+
+
+def _sort_out(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return the image files of a folder, the files of other kinds, and what is no file: pipes, sockets, devices."""
+    images, others, special = [], [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry)
+            if entry.name.startswith(".") or entry.is_dir():
+                continue
+            if not entry.is_file() and path.exists():
+                special.append(path)
+            else:
+                (others if format_of(path) is None else images).append(path)
+    return sorted(images), sorted(others), sorted(special)
+
+
+def _other_kinds(others: Sequence[Path]) -> str:
+    kinds = list(dict.fromkeys(path.suffix.lower() or path.name for path in others))
+    return f"{len(others)} files of other kinds left out: {first_of(kinds)}"
+
+
+def left_out(sources: Iterable[str | os.PathLike]) -> list[str]:
+    """Return in words what folders hold besides images: files of other kinds, pipes, sockets and devices."""
+    lines = []
+    for folder in (Path(source) for source in sources if os.path.isdir(source)):
+        with contextlib.suppress(OSError):  # raised again where its images are looked for
+            _, others, special = _sort_out(folder)
+            if others:
+                lines.append(f"{folder}: {_other_kinds(others)}")
+            if special:
+                lines.append(f"{folder}: pipes, sockets or devices left out: {first_of([x.name for x in special])}")
+    return lines
 
 
 @contextlib.contextmanager
@@ -55,6 +91,8 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Iterato
     """
     path = Path(path)
     with naming(path):
+        if not (path.is_file() or path.is_dir()) and path.exists():
+            raise FileError(str(path), "is a pipe, socket or device, not a file.", "Save its content as a file.")
         file = open(path, "rb")  # noqa: SIM115 - closed below, where errors are not those of opening
     with file:
         with naming(path):

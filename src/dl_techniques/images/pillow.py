@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dl_techniques.errors import FileError
+from dl_techniques.images.codestreams import png_is_complete
 from dl_techniques.images.colours import cmyk_to_rgb
 from dl_techniques.images.metadata import (
     ORIENTATION,
@@ -60,22 +61,36 @@ class Source(ImageSource):
 
     @cached_property
     def _still(self) -> Any:
-        if (frames := getattr(self._image, "n_frames", 1)) > 1:
+        self._notes = mend_exif(self._image)
+        frames = getattr(self._image, "n_frames", 1)
+        if frames > 1 and self._image.format == "MPO":  # a camera's, with previews
+            self._notes += (f"the first of {frames} frames",)
+        elif frames > 1:
             reason = f"holds {frames} frames, not one image."
             raise FileError(str(self.path), reason, "Save the frames as separate files.")
-        self._left_out = mend_exif(self._image)
         return self._image
 
     def _upright(self, image: Any) -> Any:
         from PIL import ImageOps
 
-        return ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image)
+        if self.format.name == "PNG" and not self._has_last_row(image):
+            raise EOFError("its compressed data end before the last row")
+        return upright
+
+    def _has_last_row(self, image: Any) -> bool:
+        """Return whether the data of a PNG reach its last row, which Pillow leaves at 0 otherwise."""
+        width, height = image.size
+        if not image.info.get("interlace") and image.crop((0, height - 1, width, height)).getbbox():
+            return True
+        self.file.seek(0)
+        return png_is_complete(self.file)
 
     def _decode(self, page: int) -> Decoded:
         file = self._still
         upright, orientation = self._upright(file), file.getexif().get(ORIENTATION, 1)
         extras = file_extras(file, upright)
-        notes = list(self._left_out)
+        notes = list(self._notes)
         if orientation != 1:
             notes.append("rotated upright according to EXIF")
         if ";16B" in self._raw_mode and file.mode != "I;16":  # Pillow gives 8 of the 16 bits

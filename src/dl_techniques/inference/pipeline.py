@@ -6,12 +6,13 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dl_techniques.datasets.pairs import find_files
 from dl_techniques.errors import ConvUNextError, FileError, printable
+from dl_techniques.images.files import left_out
 from dl_techniques.inference.network import OnTile
 
 if TYPE_CHECKING:
@@ -35,11 +36,15 @@ class FileResult(Generic[Report]):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The image files that were named, whether it is a single one, and what was named and does not exist."""
+    """The image files that were named, whether it is a single one, and what was named and does not exist.
+
+    `left_out` says what lies beside them in their folders.
+    """
 
     files: list[Path]
     alone: bool
     lost: list[FileResult]
+    left_out: list[str] = field(default_factory=list)
 
 
 def find_inputs(sources: Sequence[str]) -> Inputs:
@@ -60,7 +65,8 @@ def find_inputs(sources: Sequence[str]) -> Inputs:
     if not files:
         reasons = " ".join(result.error for result in lost[:SHOWN])
         raise FileError("inputs", f"none of the {len(sources)} can be read: {reasons}", "Name image files or folders.")
-    return Inputs(files, len(files) == 1 and len(sources) == 1 and not Path(sources[0]).is_dir(), lost)
+    alone = len(files) == 1 and len(sources) == 1 and not Path(sources[0]).is_dir()
+    return Inputs(files, alone, lost, left_out(sources))
 
 
 def plan_outputs(
