@@ -116,6 +116,15 @@ def _png(data: bytes) -> Declared:
     return Declared(height, width)
 
 
+def sample_bits(data: bytes) -> int:
+    """Return the bits of a sample of JPEG 2000 (the segment SIZ) or AVIF (the box av1C of AV1-ISOBMFF, 2.3)."""
+    if (place := data.find(b"\xff\x4f\xff\x51")) >= 0:
+        return (data[place + 42] & 0x7F) + 1
+    place = data.find(b"av1C")
+    high, twelve = (data[place + 6] >> shift & 1 for shift in (6, 5)) if place >= 0 else (0, 0)
+    return 8 + 2 * high + 2 * (high and twelve)
+
+
 def png_is_complete(file: BinaryIO) -> bool:
     """Return whether the compressed data of a PNG give all of its rows; the file is at its beginning."""
     file.seek(8)

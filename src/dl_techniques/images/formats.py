@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dl_techniques.errors import FileError
 
@@ -23,7 +24,7 @@ class ImageFormat:
         suffixes: Of its files, the first for new ones.
         head: Pattern that its first bytes match.
         module: Dotted name of the module that reads and writes it, imported when it is needed.
-        dtypes: Types of samples that it holds when written.
+        dtypes: Types of samples that it holds when written; none if it is only read.
         alpha: Whether it holds an alpha channel.
         palette: Whether it holds indices and their colours.
         pages: Whether it holds several images.
@@ -48,6 +49,8 @@ class ImageFormat:
 
 
 PILLOW, TIFF = "dl_techniques.images.pillow", "dl_techniques.images.tiff"
+READ_ONLY: dict[str, Any] = {"dtypes": (), "lossless": False, "result": ".png"}  # of photographs
+HEIC = rb".{4}ftyp(hei|hev|mif1|msf1)"
 
 TABLE = (
     ImageFormat("PNG", (".png",), rb"\x89PNG\r\n\x1a\n", PILLOW, ("uint8", "uint16"), palette=True, browser=True),
@@ -57,6 +60,9 @@ TABLE = (
     ImageFormat("WEBP", (".webp",), rb"RIFF.{4}WEBP", PILLOW, browser=True),
     ImageFormat("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", TIFF, DEEP, pages=True, windows=True),
     ImageFormat("BMP", (".bmp",), rb"BM", PILLOW, alpha=False, browser=True, result=".png"),
+    ImageFormat("AVIF", (".avif",), rb".{4}ftypavi[fs]", PILLOW, **READ_ONLY),
+    ImageFormat("JPEG2000", (".jp2", ".j2k"), rb"\0{3}\x0cjP  |\xff\x4f\xff\x51", PILLOW, **READ_ONLY),
+    ImageFormat("JPEG XL", (".jxl",), rb"\0{3}\x0cJXL |\xff\x0a", "dl_techniques.images.jpegxl", **READ_ONLY),
 )
 
 
@@ -79,6 +85,8 @@ def recognize(head: bytes, path: Path) -> ImageFormat:
     for row in TABLE:
         if re.match(row.head, head, re.DOTALL):
             return row
+    if re.match(HEIC, head, re.DOTALL):
+        raise FileError(str(path), "is a HEIC photograph, which is not read.", "Convert it to PNG or JPEG.")
     reason = f"is not an image in one of {', '.join(row.name for row in TABLE)}."
     raise FileError(str(path), reason, "Save it in one of them, or leave it out.")
 

@@ -1,4 +1,4 @@
-"""Files that Pillow reads and writes faithfully: PNG (of 16-bit colours by imagecodecs), JPEG, WebP and BMP."""
+"""Files that Pillow reads and writes: PNG, JPEG, WebP, BMP, AVIF and JPEG 2000; by imagecodecs where it loses bits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dl_techniques.errors import FileError
-from dl_techniques.images.codestreams import png_is_complete
+from dl_techniques.images.codestreams import png_is_complete, sample_bits
 from dl_techniques.images.colours import cmyk_to_rgb
 from dl_techniques.images.metadata import (
     ORIENTATION,
@@ -81,7 +81,7 @@ class Source(ImageSource):
     def _has_last_row(self, image: Any) -> bool:
         """Return whether the data of a PNG reach its last row, which Pillow leaves at 0 otherwise."""
         width, height = image.size
-        if not image.info.get("interlace") and image.crop((0, height - 1, width, height)).getbbox():
+        if not image.info.get("interlace") and np.asarray(image.crop((0, height - 1, width, height))).any():
             return True
         self.file.seek(0)
         return png_is_complete(self.file)
@@ -93,11 +93,8 @@ class Source(ImageSource):
         notes = list(self._notes)
         if orientation != 1:
             notes.append("rotated upright according to EXIF")
-        if ";16B" in self._raw_mode and file.mode != "I;16":  # Pillow gives 8 of the 16 bits
-            import imagecodecs
-
-            self.file.seek(0)
-            array = turned_upright(np.asarray(imagecodecs.png_decode(self.file.read())), orientation)
+        if (deep := self._decode_deep()) is not None:
+            array = turned_upright(deep, orientation)
         elif upright.mode == "CMYK":
             array, note = cmyk_to_rgb(np.asarray(upright), extras.pop("icc_profile", None))
             notes.append(note)
@@ -116,6 +113,21 @@ class Source(ImageSource):
                 array = array.astype(np.uint16)  # Pillow's mode "I"
         alpha = array.shape[2] - 1 if array.ndim == 3 and array.shape[2] % 2 == 0 else None
         return Decoded(array, tuple(notes), extras, alpha)
+
+
+    def _decode_deep(self) -> np.ndarray | None:
+        """Return the samples of an image of which Pillow gives 8 bits of more."""
+        import imagecodecs
+
+        self.file.seek(0)
+        if ";16B" in self._raw_mode and self._still.mode != "I;16":
+            return np.asarray(imagecodecs.png_decode(self.file.read()))
+        if self.format.name == "JPEG2000" and sample_bits(content := self.file.read()) != 8:
+            return np.asarray(imagecodecs.jpeg2k_decode(content))
+        if self.format.name == "AVIF" and (bits := sample_bits(content := self.file.read())) > 8:
+            samples = imagecodecs.avif_decode(content).astype("float64")
+            return np.rint(samples * (65535 / (2**bits - 1))).astype("uint16")
+        return None
 
 
 def write(file: BinaryIO, path: Path, name: str, pictures: Iterable[Picture]) -> None:
