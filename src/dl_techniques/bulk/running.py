@@ -24,6 +24,7 @@ from dl_techniques.bulk.work import Job, Journal, Worker
 from dl_techniques.engines.formats import RUNTIMES
 from dl_techniques.engines.selection import EngineSelection
 from dl_techniques.errors import ArgumentError, ConvUNextError, FileError, printable
+from dl_techniques.images.files import print_left_out
 from dl_techniques.images.formats import suffixes
 from dl_techniques.inference.files import create_predictor, possible_names
 from dl_techniques.inference.predictor import Predictor
@@ -107,6 +108,7 @@ def predict_bulk(
     outcome = Outcome()
     found, outcome.lost = find_sources(inputs)
     outcome.total = len(found)
+    print_left_out(console, *inputs)
     _check_names(predictor, found, output)
     output.make()
     status = Status(output)

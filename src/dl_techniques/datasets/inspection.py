@@ -19,7 +19,7 @@ from dl_techniques.datasets.lazy import DecodedCache, MemoryBudget
 from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
 from dl_techniques.datasets.targets import ImageReader, PairFacts, TargetReader
 from dl_techniques.errors import ConvUNextError, first_of
-from dl_techniques.images.files import open_image
+from dl_techniques.images.files import open_image, print_left_out
 from dl_techniques.images.source import Channels, ImageSource
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def find_and_inspect(
 
     pairs = find_pairs(config.images, targets)
     validation = split if config.val_images is None else find_pairs(config.val_images, val_targets)
+    print_left_out(console, config.images, targets, config.val_images, val_targets)
     budget = MemoryBudget(round(config.cache_gb * 1e9))
     inspection = inspect_pairs(pairs, console, reader, config.channels or "declared", budget, validation)
     describe_images(inspection, console)

@@ -7,19 +7,23 @@ import os
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dl_techniques.atomic import staged_file
-from dl_techniques.errors import FileError, first_of
+from dl_techniques.errors import FileError, first_of, printable
 from dl_techniques.images.formats import HEAD, MAX_PIXELS, ImageFormat, first_suffix, format_of, recognize, suffixes
 from dl_techniques.images.source import Channels, ImageSource, Picture, Raster, naming
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """Return the files among `paths` and the image files, sorted by name, of the folders among them.
 
-    Hidden files are passed over; see `left_out` for others.
+    Hidden files are passed over; see `print_left_out` for others.
 
     Raises:
         FileError: A path does not exist or may not be read, or a folder holds no image.
@@ -65,17 +69,16 @@ def _other_kinds(others: Sequence[Path]) -> str:
     return f"{len(others)} files of other kinds left out: {first_of(kinds)}"
 
 
-def left_out(sources: Iterable[str | os.PathLike]) -> list[str]:
-    """Return in words what folders hold besides images: files of other kinds, pipes, sockets and devices."""
-    lines = []
-    for folder in (Path(source) for source in sources if os.path.isdir(source)):
+def print_left_out(console: Console, *sources: str | os.PathLike | None) -> None:
+    """Print what those of the sources that are folders hold besides images: files of other kinds, pipes, devices."""
+    for folder in (Path(source) for source in sources if source and os.path.isdir(source)):
         with contextlib.suppress(OSError):  # raised again where its images are looked for
             _, others, special = _sort_out(folder)
-            if others:
-                lines.append(f"{folder}: {_other_kinds(others)}")
+            said = [_other_kinds(others)] if others else []
             if special:
-                lines.append(f"{folder}: pipes, sockets or devices left out: {first_of([x.name for x in special])}")
-    return lines
+                said.append(f"pipes, sockets or devices left out: {first_of([path.name for path in special])}")
+            for words in said:
+                console.print(printable(f"note: {folder}: {words}"), markup=False)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from dl_techniques.datasets.lazy import LazyDataset, MemoryBudget
 from dl_techniques.datasets.pairs import Pair, find_pairs
 from dl_techniques.engines.engine import Engine
 from dl_techniques.errors import FileError
+from dl_techniques.images.files import print_left_out
 from dl_techniques.inference.memory import parse_memory
 from dl_techniques.inference.tiled_function import tiled_function
 from dl_techniques.report import REPORT, Report, worst_and_best
@@ -59,6 +60,7 @@ def evaluate_files(
         raise FileError(str(output), "exists already.", "Name a new folder.")
     check_writable(output)
     budget = MemoryBudget(CACHED_BYTES)
+    print_left_out(console, images, targets)
     inspection = inspect_pairs(find_pairs(images, targets), console, task.reader, engine.channels, budget)
     if inspection.channels != engine.channels:
         reason = f"have {inspection.channels} channels; {engine.source} takes {engine.channels}."

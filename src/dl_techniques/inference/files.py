@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dl_techniques.engines.selection import Model
-from dl_techniques.errors import ArgumentError, FileError, printable
-from dl_techniques.images.files import open_image
+from dl_techniques.errors import ArgumentError, FileError
+from dl_techniques.images.files import open_image, print_left_out
 from dl_techniques.images.formats import first_suffix, format_of
 from dl_techniques.images.source import ImageSource, Picture, naming
 from dl_techniques.images.tiff import page_writer
@@ -82,8 +82,7 @@ def predict_files(
         lambda source: result_name(predictor_for(source), source),
         options.resumes,
     )
-    for line in found.left_out:
-        console.print(printable(f"note: {line}"), markup=False)
+    print_left_out(console, *inputs)
     results = process_files(pairs, work, describe, console, options.overwrite, found.lost)
     console.print(summarize(results))
     return results

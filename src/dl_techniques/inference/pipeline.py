@@ -6,13 +6,12 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dl_techniques.datasets.pairs import find_files
 from dl_techniques.errors import ConvUNextError, FileError, printable
-from dl_techniques.images.files import left_out
 from dl_techniques.inference.network import OnTile
 
 if TYPE_CHECKING:
@@ -36,15 +35,11 @@ class FileResult(Generic[Report]):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The image files that were named, whether it is a single one, and what was named and does not exist.
-
-    `left_out` says what lies beside them in their folders.
-    """
+    """The image files that were named, whether it is a single one, and what was named and does not exist."""
 
     files: list[Path]
     alone: bool
     lost: list[FileResult]
-    left_out: list[str] = field(default_factory=list)
 
 
 def find_inputs(sources: Sequence[str]) -> Inputs:
@@ -65,8 +60,7 @@ def find_inputs(sources: Sequence[str]) -> Inputs:
     if not files:
         reasons = " ".join(result.error for result in lost[:SHOWN])
         raise FileError("inputs", f"none of the {len(sources)} can be read: {reasons}", "Name image files or folders.")
-    alone = len(files) == 1 and len(sources) == 1 and not Path(sources[0]).is_dir()
-    return Inputs(files, alone, lost, left_out(sources))
+    return Inputs(files, len(files) == 1 and len(sources) == 1 and not Path(sources[0]).is_dir(), lost)
 
 
 def plan_outputs(

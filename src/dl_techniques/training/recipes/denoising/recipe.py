@@ -15,6 +15,7 @@ from dl_techniques.datasets.normalization import in_unit
 from dl_techniques.datasets.pairs import Pair
 from dl_techniques.errors import ArgumentError, FileError, first_of
 from dl_techniques.images.display import to_display
+from dl_techniques.images.files import print_left_out
 from dl_techniques.metrics import denoising_psnrs, estimate_gain, psnr
 from dl_techniques.tasks.base import CaptionedPicture, Function
 from dl_techniques.tasks.denoising.task import DenoisingTask
@@ -83,6 +84,7 @@ class DenoisingRecipe(Recipe[DenoisingConfig, DenoisingTask]):
         self.config = replace(config, precision=choose_precision(config.precision))
         self.task = DenoisingTask(self._noise(), not config.use_bias)
         images, validation = find_images_of(config)
+        print_left_out(console, config.images, config.val_images)
         budget = MemoryBudget(round(config.cache_gb * 1e9))
         channels = config.channels or "declared"
         self.inspection = inspect_pairs(images, console, self.task.reader, channels, budget, validation)
