@@ -18,6 +18,8 @@ from dl_techniques.engines.formats import Precision
 from dl_techniques.errors import ArgumentError
 
 COMPILED, COMPILED_BYTES = 8, 2**28  # sizes compiled for, at most, and the weights of all of them
+# Kernels that the graph of any size keeps: those of one or two sizes. By default thousands, some MB for each new size.
+KERNELS = 128
 ALONE = 2**14  # pixels of an image from which on OpenVINO computes those of a batch one by one
 
 
@@ -160,7 +162,8 @@ class OpenVINOFunction:
         if shapes:
             model = model.clone()
             model.reshape({given: list(shape) for given, shape in zip(model.inputs, shapes, strict=True)})
-        self._compiled[shapes] = self._core.compile_model(model, "CPU", self._hints)
+        hints = self._hints if shapes else {**self._hints, "CPU_RUNTIME_CACHE_CAPACITY": KERNELS}
+        self._compiled[shapes] = self._core.compile_model(model, "CPU", hints)
         return self._compiled[shapes]
 
 

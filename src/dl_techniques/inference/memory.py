@@ -84,7 +84,7 @@ def _side(network: Network, each: int, memory: int) -> int:
     return side if _bytes(network, each, side * side) <= memory else math.isqrt(int(memory / (factor * each)))
 
 
-def array_bytes(network: Network, size: tuple[int, int], tta: int, planes: int = 1) -> int:
+def array_bytes(network: Network, size: tuple[int, int], tta: int, planes: int = 1, samples: int = 0) -> int:
     """Return how many bytes an image of this height and width and its results take, at most, as arrays.
 
     Args:
@@ -92,9 +92,12 @@ def array_bytes(network: Network, size: tuple[int, int], tta: int, planes: int =
         size: Height and width, in pixels.
         tta: Symmetries that are averaged over.
         planes: Parts of the image, its colours, that go through the network one after another.
+        samples: A pixel of the file.
     """
     # Normalized in float64; probabilities, their choice and, over symmetries, their moments.
-    return planes * size[0] * size[1] * (28 * network.engine.channels + (24 if tta == 1 else 40) * network.outputs)
+    each = 28 * network.engine.channels + (24 if tta == 1 else 40) * network.outputs
+    left_out = max(samples - planes * network.engine.channels, 0)
+    return size[0] * size[1] * (planes * each + 8 * left_out)
 
 
 def network_bytes(network: Network, size: tuple[int, int]) -> int:

@@ -138,7 +138,7 @@ class Predictor:
 
     def _arrays(self, shape: Shape) -> int:
         planes = shape[2] if self._per_colour(shape) else 1
-        return array_bytes(self.network, (shape[0], shape[1]), self.tta, planes)
+        return array_bytes(self.network, (shape[0], shape[1]), self.tta, planes, shape[2])
 
     def _per_colour(self, shape: Shape) -> bool:
         return self.task.restores and self.channels == 1
