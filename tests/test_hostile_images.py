@@ -66,7 +66,10 @@ class OddError(Exception):
     """Of a class that no decoder is known to raise."""
 
 
-@pytest.mark.parametrize("error", [OddError("odd"), zlib.error("odd"), RecursionError("odd"), MemoryError(), AssertionError("odd")])
+ERRORS = (OddError("odd"), zlib.error("odd"), RecursionError("odd"), MemoryError(), AssertionError("odd"))
+
+
+@pytest.mark.parametrize("error", ERRORS)
 def test_any_error_of_a_decoder_or_writer_names_the_file(error, tmp_path, monkeypatch):
     write_image(tmp_path / "a.png", Picture(samples(8, 9, 1)))
 
