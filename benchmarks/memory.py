@@ -1,6 +1,6 @@
 """Peak memory of `convunext predict` beside `--max-memory`: images of many sizes, a stack, a wide TIFF; by engine.
 
-    python benchmarks/memory.py --engines openvino onnxruntime keras --markdown docs/performance.md
+    python benchmarks/memory.py --engines openvino onnxruntime keras --markdown docs/robustness.md
 
 The runtime's own is the peak of the same command on one image of 64x64 pixels. The command exits with status 1 if a
 peak is above that by more than was allowed.

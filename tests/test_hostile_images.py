@@ -77,10 +77,10 @@ def test_any_error_of_a_decoder_or_writer_names_the_file(error, tmp_path, monkey
         raise error
 
     monkeypatch.setattr(Source, "_decode", fail)
-    with pytest.raises(FileError, match=rf"a\.png: cannot be read: (odd|MemoryError)\. Copy or export it again"):
+    with pytest.raises(FileError, match=rf"a\.png: (cannot be read: odd\. Copy or export it again|needs more memory than there is)"):
         read_image(tmp_path / "a.png")
     monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(FileError, match=rf"b\.png: cannot be written: (odd|MemoryError)\."):
+    with pytest.raises(FileError, match=rf"b\.png: (cannot be written: odd\.|needs more memory than there is)"):
         write_image(tmp_path / "b.png", Picture(samples(8, 9, 1)))
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 

@@ -192,6 +192,8 @@ def naming(path: Path, deed: str = "read", remedy: str = "Copy or export it agai
     except Exception as error:
         if isinstance(error, FileNotFoundError) and deed == "read":
             raise FileError(str(path), "does not exist.", "Check the path.") from error
+        if isinstance(error, MemoryError):
+            raise FileError(str(path), "needs more memory than there is.", "Crop it, or free some.") from error
         said = str(error).rstrip(".") or type(error).__name__
         raise FileError(str(path), f"cannot be {deed}: {said}.", remedy) from error
 

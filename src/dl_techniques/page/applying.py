@@ -11,6 +11,7 @@ import numpy as np
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import read_image
 from dl_techniques.images.formats import format_of
+from dl_techniques.images.source import naming
 from dl_techniques.inference.files import fit_channels
 from dl_techniques.inference.pipeline import OnTile
 from dl_techniques.inference.predictor import Predictor
@@ -39,6 +40,11 @@ def apply_model(
     Raises:
         FileError: The file is no image, is too large, or does not fit the model.
     """
+    with naming(source, "processed", "Leave it out."):
+        return _apply(predictor, source, folder, max_pixels, on_tile)
+
+
+def _apply(predictor: Predictor, source: Path, folder: Path, max_pixels: int, on_tile: OnTile) -> Shown:
     picture = fit_channels(read_image(source, max_pixels, predictor.channels), predictor, str(source))
     task, pixels = predictor.task, picture.pixels
     start = time.perf_counter()

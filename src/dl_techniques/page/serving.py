@@ -135,8 +135,6 @@ def _page(predictors: Sequence[Predictor], options: PageOptions, folder: Path) -
             )
         except ConvUNextError as error:
             return False, nothing(describe_refusal(f"{path.name}: {error.reason} {error.remedy}"))
-        except MemoryError:
-            return False, nothing(describe_refusal(f"{path.name}: needs more memory than there is."))
         download = gradio.update(value=shown.download, interactive=True)
         return True, [(shown.before, shown.after), describe_result(shown), download]
 
