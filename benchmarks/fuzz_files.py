@@ -147,7 +147,9 @@ def attempt(kind: str, seed: int, folder: Path) -> str:
     with open_image(found, MAX_PIXELS) as source:
         for page in range(min(source.count, PAGES)):
             height, width, _ = source.shape(page)
-            picture = source.read(page, rng.choice((None, "declared", 1, 3)), painted=rng.random() < 0.2)
+            picture = source.read(page, rng.choice((None, "declared", 1, 3)))
+            if rng.random() < 0.2:
+                source.read(page, painted=True)
             if sorted(picture.pixels.shape[:2]) != sorted((height, width)):
                 raise Wrong(f"{picture.pixels.shape[:2]} pixels were read of {height}x{width}")
             pictures.append(picture)
@@ -155,7 +157,8 @@ def attempt(kind: str, seed: int, folder: Path) -> str:
             with suppress(FileError):  # of kinds that are not read in parts
                 raster = source.windows(2**24)
                 raster[0 : min(raster.shape[0], 64), 0 : min(raster.shape[1], 64)]
-    for ending in (".tif", path.suffix, ".png"):
+    drawn = pictures[0].pixels.shape[2] in (1, 3)  # as formats other than TIFF have it
+    for ending in (".tif", path.suffix, ".png") if drawn else (".tif",):
         row, output = format_of(Path(f"x{ending}")), folder / f"written{ending}"
         try:
             write_images(output, pictures if row is not None and row.pages else pictures[:1])

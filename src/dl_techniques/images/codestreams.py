@@ -72,7 +72,7 @@ def _jpeg_xl(data: bytes) -> Declared:
     bits = chain.from_iterable(((byte >> n) & 1 for n in range(8)) for byte in data[place + 2 : place + 16])
 
     def number(width: int) -> int:
-        return sum(next(bits) << n for n in range(width))
+        return sum([next(bits) << n for n in range(width)])
 
     try:
         small = number(1)

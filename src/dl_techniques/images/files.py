@@ -200,6 +200,8 @@ def _format_for(path: Path, count: int) -> ImageFormat:
     row = format_of(path)
     if row is None:
         raise FileError(str(path), f"ends in no suffix of image files ({', '.join(suffixes())}).", "Choose one.")
+    if not row.dtypes:
+        raise FileError(str(path), f"would be {row.name}, which is only read.", "Choose .tif, or .png up to 16 bits.")
     if count != 1 and not row.pages:
         raise FileError(str(path), f"cannot hold {count} images.", f"Choose {first_suffix(lambda row: row.pages)}.")
     return row

@@ -36,4 +36,5 @@ class Source(ImageSource):
 
     def _decode(self, page: int) -> Decoded:
         samples = self._shape(page)[2]
-        return Decoded(self._array, ("its colour profile and EXIF are not read",), {}, samples - 1 if samples % 2 == 0 else None)
+        alpha = samples - 1 if samples % 2 == 0 else None
+        return Decoded(self._array, ("its colour profile and EXIF are not read",), {}, alpha)

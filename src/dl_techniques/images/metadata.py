@@ -32,6 +32,7 @@ def mend_exif(image: Any) -> tuple[str, ...]:
     """Empty the EXIF of an image that Pillow opened if it is broken, but for its orientation; say so in words."""
     from PIL import Image
 
+    image.load()  # of a PNG EXIF may come last
     try:
         image.getexif().tobytes()
         return ()

@@ -123,9 +123,8 @@ def predict_file(
         pages = _Pages(predictor, file, options, output, on_tile)
         predictor.task.write(output, pages, file.count, options.extras)
         remarks = Remarks()
-        if options.inspect:
-            first = pages.read(0).pixels
-            remarks = predictor.task.inspect(first, lambda x: predictor(x).pixels)
+        if pages.first is not None:
+            remarks = predictor.task.inspect(pages.first.pixels, lambda x: predictor(x).pixels)
     notes = tuple(pages.notes)
     if predictor.engine.model is None and predictor.engine.tiling is None:
         notes += ("the card does not state the network's memory: --max-memory limited images and results only",)
@@ -134,7 +133,10 @@ def predict_file(
 
 @dataclass
 class _Pages:
-    """The pages of a file and what a model makes of each, one at a time; what was said of them and the last passes."""
+    """The pages of a file and what a model makes of each, one at a time; what was said of them and the last passes.
+
+    The first is kept where it will be inspected.
+    """
 
     predictor: Predictor
     file: ImageSource
@@ -143,6 +145,7 @@ class _Pages:
     on_tile: OnTile
     notes: dict[str, None] = field(default_factory=dict)
     passes: tuple[Pass, ...] = ()
+    first: Picture | None = None
 
     def __iter__(self) -> Iterator[Page]:
         with contextlib.ExitStack() as stack:
@@ -157,23 +160,18 @@ class _Pages:
                     add_uncertainty(Picture(prediction.uncertainty))
                 yield picture, prediction
 
-    def read(self, number: int) -> Picture:
-        """Return a page with the channels of the model."""
-        picture = self.file.read(number, self.predictor.channels)
-        return fit_channels(picture, self.predictor, self._name(number))
-
     def _predict(self, number: int) -> Page:
-        picture = self.read(number)
+        name = str(self.file.path) if number == 0 else f"{self.file.path}, page {number + 1}"
+        picture = fit_channels(self.file.read(number, self.predictor.channels), self.predictor, name)
         try:
             prediction = self.predictor(picture.pixels, self.on_tile)
         except ArgumentError as error:
-            raise FileError(self._name(number), str(error)) from error
+            raise FileError(name, str(error)) from error
+        if number == 0 and self.options.inspect:
+            self.first = picture
         self.notes |= dict.fromkeys(picture.notes)
         self.passes = prediction.passes
         return picture, prediction
-
-    def _name(self, number: int) -> str:
-        return str(self.file.path) if number == 0 else f"{self.file.path}, page {number + 1}"
 
 
 def reads_in_parts(predictor: Predictor, file: ImageSource) -> bool:
