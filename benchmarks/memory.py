@@ -97,7 +97,14 @@ def main() -> None:
         for engine in options.engines:
             own = 0.0
             for words, (name, _) in INPUTS.items():
-                command = ["predict", options.model, f"{folder}/{name}", "-o", f"{folder}/{engine}-{name}", "--overwrite"]
+                command = [
+                    "predict",
+                    options.model,
+                    f"{folder}/{name}",
+                    "-o",
+                    f"{folder}/{engine}-{name}",
+                    "--overwrite",
+                ]
                 command += ["--max-memory", options.max_memory, "--engine", engine]
                 if not own:
                     peak(command)  # converts the model

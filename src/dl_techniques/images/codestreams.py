@@ -8,7 +8,6 @@ from collections.abc import Callable
 from itertools import chain
 from typing import BinaryIO, NamedTuple
 
-
 INFLATED = 2**20  # bytes at a time
 # First column and row of each pass of an interlaced PNG, and its steps across and down (PNG specification, 8.2).
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))

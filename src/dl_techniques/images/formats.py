@@ -55,7 +55,14 @@ HEIC = rb".{4}ftyp(hei|hev|mif1|msf1)"
 TABLE = (
     ImageFormat("PNG", (".png",), rb"\x89PNG\r\n\x1a\n", PILLOW, ("uint8", "uint16"), palette=True, browser=True),
     ImageFormat(
-        "JPEG", (".jpg", ".jpeg", ".jfif", ".mpo"), rb"\xff\xd8\xff", PILLOW, alpha=False, browser=True, lossless=False, result=".png"
+        "JPEG",
+        (".jpg", ".jpeg", ".jfif", ".mpo"),
+        rb"\xff\xd8\xff",
+        PILLOW,
+        alpha=False,
+        browser=True,
+        lossless=False,
+        result=".png",
     ),
     ImageFormat("WEBP", (".webp",), rb"RIFF.{4}WEBP", PILLOW, browser=True),
     ImageFormat("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", TIFF, DEEP, pages=True, windows=True),

@@ -114,7 +114,6 @@ class Source(ImageSource):
         alpha = array.shape[2] - 1 if array.ndim == 3 and array.shape[2] % 2 == 0 else None
         return Decoded(array, tuple(notes), extras, alpha)
 
-
     def _decode_deep(self) -> np.ndarray | None:
         """Return the samples of an image of which Pillow gives 8 bits of more."""
         import imagecodecs
