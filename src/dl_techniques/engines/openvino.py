@@ -18,8 +18,8 @@ from dl_techniques.engines.formats import Precision
 from dl_techniques.errors import ArgumentError
 
 COMPILED, COMPILED_BYTES = 8, 2**28  # sizes compiled for, at most, and the weights of all of them
-# Kernels that the graph of any size keeps: those of one or two sizes. By default thousands, some MB for each new size.
-KERNELS = 128
+# Kernels that the graph of any size keeps beyond those of its last size; by default thousands, megabytes for each size.
+KERNELS = 0
 ALONE = 2**14  # pixels of an image from which on OpenVINO computes those of a batch one by one
 
 

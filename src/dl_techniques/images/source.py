@@ -160,7 +160,11 @@ class ImageSource(ABC):
             raise FileError(str(self.path), reason, remedy)
         with naming(self.path):
             indices = self._indices() if painted else None
-            return indices or _picture(self._decode(page or 0), channels)
+            picture = indices or _picture(self._decode(page or 0), channels)
+            found = picture.pixels.shape[:2]
+            if sorted(found) != sorted((height, width)):  # it may have been turned
+                raise ValueError(f"it declares {width}x{height} pixels and gives {found[1]}x{found[0]}")
+            return picture
 
     def _count(self) -> int:
         return 1
