@@ -38,7 +38,7 @@ from typing import Any
 from dl_techniques.errors import ConvUNextError
 from tables import replace_section
 
-SUBJECTS = ("files",)
+SUBJECTS = sorted(path.stem.removeprefix("fuzz_") for path in Path(__file__).parent.glob("fuzz_*.py"))
 DEFECTS = ("foreign error", "crash", "too slow", "too much memory", "wrong")
 NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 
