@@ -187,7 +187,7 @@ def test_learning_rate_rises_stays_and_falls():
 @pytest.mark.parametrize("steps", [5, 40, 4000])
 def test_cosine_without_branches_is_that_of_keras(steps):
     warmup = min(100, steps // 10)
-    theirs = keras.optimizers.schedules.CosineDecay(0, steps - warmup, 0.01, warmup_target=1.0, warmup_steps=warmup)
+    theirs = keras.optimizers.schedules.CosineDecay(0.0, steps - warmup, 0.01, warmup_target=1.0, warmup_steps=warmup)
     for step in map(float, (0, 1, warmup, steps // 2, steps, steps + 1)):
         ours, expected = (float(keras.ops.convert_to_numpy(rate(step))) for rate in (WarmupCosine(1.0, steps), theirs))
         assert ours == pytest.approx(expected, abs=1e-6)
