@@ -56,5 +56,5 @@ def test_broken_card_is_named(tmp_path):
     write_card(model, {"a": 1})
     assert read_card(model).details == {"a": 1}
     (tmp_path / "model.onnx.card.json").write_text("{")
-    with pytest.raises(FileError, match="model.onnx.card.json: holds a card that cannot be read"):
+    with pytest.raises(FileError, match="model.onnx.card.json: cannot be read"):
         read_card(model)

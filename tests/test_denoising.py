@@ -25,7 +25,7 @@ from dl_techniques.metrics import denoising_psnr, psnr
 from dl_techniques.training import callbacks, checkpoint
 from dl_techniques.training.callbacks import steps_done
 from dl_techniques.training.estimate import time_steps
-from dl_techniques.training.recipes.denoising.batches import DenoisingSample, choose_pairs, training_patches
+from dl_techniques.training.recipes.denoising.batches import DenoisingSample, pair_function, training_patches
 from dl_techniques.training.recipes.denoising.recipe import build_denoiser
 from dl_techniques.training.recipes.denoising.settings import DenoisingConfig, Phase
 from dl_techniques.training.run_folder import open_run, read_log, stored_config, task_of, trim_log
@@ -84,7 +84,7 @@ def test_run_leaves_a_model_that_explains_itself(finished):
     page = result.report.read_text()
     assert page.count("<img") == 4 and "worst: noisy: 0" in page and "psnr_50 on the validation images" in page
     assert (config.output / "split.csv").read_text().splitlines()[1:] == [
-        'training,"1"', 'training,"2"', 'validation,"0"',
+        "training,1", "training,2", "validation,0",
     ]  # fmt: skip
     assert tomllib.loads((config.output / "plan.toml").read_text())["settings"]["precision"] == "float32"
 
@@ -106,7 +106,7 @@ def test_validation_images_may_be_named(photos, tmp_path):
     training, validation = str(photos / "[01].png"), str(photos / "2.png")
     config = DenoisingConfig(images=training, val_images=validation, output=tmp_path / "run", **settings)
     train(config, Console(quiet=True))
-    assert (config.output / "split.csv").read_text().splitlines()[-1] == 'validation,"2"'
+    assert (config.output / "split.csv").read_text().splitlines()[-1] == "validation,2"
     both = DenoisingConfig(images=str(photos), val_images=validation, output=tmp_path / "other", **settings)
     with pytest.raises(FileError, match="2.png: is the same image as .*2.png, which is in the training set"):
         train(both, Console(quiet=True))
@@ -115,7 +115,7 @@ def test_validation_images_may_be_named(photos, tmp_path):
 def test_batches_depend_on_seed_and_position_alone(photos):
     images = [DenoisingSample("a", np.random.default_rng(1).uniform(size=(40, 48, 1)).astype("float32"), 0.0)]
     phase = Phase(first=10, last=16, patch=16, batch_size=2)
-    make_pair = choose_pairs(DenoisingConfig(images=str(photos), output=photos, sigma=25.0))
+    make_pair = pair_function(DenoisingConfig(images=str(photos), output=photos, sigma=25.0))
     batches = list(training_patches(images, phase, (0, 0), make_pair))
     later = next(training_patches(images, phase, (0, 0), make_pair, done=4))
     assert len(batches) == 6 and np.array_equal(batches[4][0], later[0])

@@ -177,7 +177,7 @@ def test_classes_are_those_of_keras(models):
 def test_a_network_on_another_engine_is_planned_like_that_of_keras(models):
     for kind in ("v2", "denoiser"):
         expected, found = (Network(load_engine(models[kind], name)) for name in ("keras", "openvino"))
-        for fact in ("halo", "multiple", "pools", "whole", "outputs", "smallest_tile"):
+        for fact in ("halo", "multiple", "pools", "whole_images_only", "outputs", "smallest_tile"):
             assert getattr(found, fact) == getattr(expected, fact)
 
 

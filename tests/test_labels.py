@@ -66,7 +66,7 @@ def test_labels_are_trained_measured_and_predicted_as_they_were_given(tmp_path, 
     assert Classes.from_card(card, "") == LABELS and card["labels"] is True and "sigmoid" in card["output"]
     assert [row["class"] for row in card["metrics"]["classes"]] == list(NAMES)
     page = (run / "report.html").read_text()
-    assert "<h2>Labels</h2>" in page and "Recall and precision" in page and page.count("<figure>") == 4
+    assert "<h2>Labels</h2>" in page and "Recall and precision" in page and page.count("<figure>") == 4 + 2 * 3
     model = keras.saving.load_model(run / "model.keras", compile=False, safe_mode=True)
     assert model.output_channels == 3 and model.final_activation is keras.activations.sigmoid
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from itertools import chain
 from typing import BinaryIO, NamedTuple
 
+from dl_techniques.images.formats import HEAD, format_that_begins
+
 INFLATED = 2**20  # bytes at a time
 # First column and row of each pass of an interlaced PNG, and its steps across and down (PNG specification, 8.2).
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -27,7 +29,8 @@ def declared_size(data: bytes) -> Declared | None:
     Raises:
         ValueError: It is broken.
     """
-    reader = next((reader for head, reader in READERS if data.startswith(head)), None)
+    form = format_that_begins(data[:HEAD])
+    reader = READERS.get(form.name) if form else next((read for head, read in OTHERS if data.startswith(head)), None)
     try:
         return None if reader is None else reader(data)
     except (struct.error, IndexError) as error:
@@ -150,14 +153,11 @@ def _lerc(data: bytes) -> Declared:
     return Declared(*struct.unpack_from("<ii", data, 14 if version >= 3 else 10))
 
 
-READERS: tuple[tuple[bytes, Callable[[bytes], Declared]], ...] = (
-    (b"\xff\xd8", _jpeg),
-    (b"\xff\x4f\xff\x51", _jpeg2000),
-    (b"\0\0\0\x0cjP  ", _jpeg2000),
-    (b"\xff\x0a", _jpeg_xl),
-    (b"\0\0\0\x0cJXL ", _jpeg_xl),
-    (b"II\xbc\x01", _jpeg_xr),
-    (b"RIFF", _webp),
-    (b"\x89PNG", _png),
-    (b"Lerc2 ", _lerc),
-)
+READERS: dict[str, Callable[[bytes], Declared]] = {
+    "JPEG": _jpeg,
+    "JPEG2000": _jpeg2000,
+    "JPEG XL": _jpeg_xl,
+    "WEBP": _webp,
+    "PNG": _png,
+}
+OTHERS = ((b"II\xbc\x01", _jpeg_xr), (b"Lerc2 ", _lerc))  # that are not files of their own here

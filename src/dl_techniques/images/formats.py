@@ -83,15 +83,19 @@ def format_of(path: Path) -> ImageFormat | None:
     return next((row for row in TABLE if path.suffix.lower() in row.suffixes), None)
 
 
+def format_that_begins(head: bytes) -> ImageFormat | None:
+    """Return the format of which these are the first bytes."""
+    return next((row for row in TABLE if re.match(row.head, head, re.DOTALL)), None)
+
+
 def recognize(head: bytes, path: Path) -> ImageFormat:
     """Return the format of a file by its first bytes, at least `HEAD` of them.
 
     Raises:
         FileError: It is of none.
     """
-    for row in TABLE:
-        if re.match(row.head, head, re.DOTALL):
-            return row
+    if row := format_that_begins(head):
+        return row
     if re.match(HEIC, head, re.DOTALL):
         raise FileError(str(path), "is a HEIC photograph, which is not read.", "Convert it to PNG or JPEG.")
     reason = f"is not an image in one of {', '.join(row.name for row in TABLE)}."

@@ -136,7 +136,7 @@ class Gate:
             paths = list(_paths(call))
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, "Not JSON.") from error
-        data = call.get("data", [None]) if isinstance(call, dict) else None
+        data = call.get("data", [] if "fn_index" in call else [None]) if isinstance(call, dict) else None
         if not isinstance(data, list) or not 0 < len(data) <= MOST_INPUTS:
             raise HTTPException(400, NO_CALL)
         for path in paths:

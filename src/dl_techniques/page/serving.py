@@ -93,6 +93,7 @@ def running_page(predictors: Sequence[Predictor], options: PageOptions, arrival:
                 prevent_thread_lock=True,
                 share=False,
                 quiet=True,
+                show_error=True,
                 footer_links=[],
                 run_history=False,
                 enable_monitoring=False,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dl_techniques.atomic import check_writable
 from dl_techniques.datasets.batches import AHEAD
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.training.plan import Estimate, describe_plan, pictures_of, write_plan
+from dl_techniques.training.plan import Estimate, describe_plan, write_plan
 from dl_techniques.training.progress import FEWEST, SECONDS, TIMED, WARMUP, peak_memory
 from dl_techniques.training.recipe import Recipe
 from dl_techniques.training.settings import TrainingConfig
@@ -77,7 +77,8 @@ def plan_run(config: TrainingConfig, console: Console) -> Estimate:
     output = config.output
     if output.suffix != ".toml":
         raise ArgumentError("output", "must be a file that ends in .toml", str(output))
-    for path in (output, pictures_of(output)):
+    pictures = output.with_name(f"{output.stem}-targets.png")
+    for path in (output, pictures):
         if path.exists():
             raise FileError(str(path), "exists already.", "Choose another --output.")
     check_writable(output.parent)
@@ -86,6 +87,10 @@ def plan_run(config: TrainingConfig, console: Console) -> Estimate:
     describe_plan(recipe, console, measured)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_plan(output, recipe, measured)
-    if pictures_of(output).exists():
-        console.print(f"how the {recipe.task.noun}s were understood: {pictures_of(output)}", markup=False)
+    if rows := recipe.understood():
+        from dl_techniques.images.display import contact_sheet
+        from dl_techniques.images.files import Picture, write_image
+
+        write_image(pictures, Picture(contact_sheet(rows)))
+        console.print(f"how the {recipe.task.noun}s were understood: {pictures}", markup=False)
     return measured

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 from dl_techniques.atomic import write_file
 from dl_techniques.data_files import checked_fields, read_toml
 from dl_techniques.errors import FileError
-from dl_techniques.images.display import contact_sheet
-from dl_techniques.images.files import write_image
-from dl_techniques.images.source import Picture
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,13 +81,6 @@ def write_plan(path: Path, recipe: Recipe, measured: Estimate | None = None) -> 
     if measured is not None:
         content["measured"] = _plain(asdict(measured))
     write_file(path, tomli_w.dumps(content).encode())
-    if rows := recipe.understood():
-        write_image(pictures_of(path), Picture(contact_sheet(rows)))
-
-
-def pictures_of(path: Path) -> Path:
-    """Return the file, beside a plan, with pictures of how the targets were understood."""
-    return path.with_name(f"{path.stem}-targets.png")
 
 
 def check_plan(path: Path, task: str, config: type) -> None:

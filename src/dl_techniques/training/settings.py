@@ -201,5 +201,5 @@ def moved(config: Config, data: MovedData, command: str) -> Config:
         place = getattr(config, field.name, None)
         if isinstance(place, str) and field.name not in given and not (set("*?[") & set(place) or Path(place).exists()):
             flag = f"--{field.name.replace('_', '-')}"
-            raise FileError(place, "does not exist.", f"If the data were moved, add {flag}: {command} {flag} FOLDER")
+            raise FileError(place, "does not exist.", f"If the data were moved, add {flag}: {command} {flag} FOLDER.")
     return replace(config, **given)
