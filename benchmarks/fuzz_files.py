@@ -149,7 +149,7 @@ def attempt(kind: str, seed: int, folder: Path) -> str:
             height, width, _ = source.shape(page)
             picture = source.read(page, rng.choice((None, "declared", 1, 3)))
             if rng.random() < 0.2:
-                source.read(page, painted=True)
+                source.read(page, raw_values=True)
             if sorted(picture.pixels.shape[:2]) != sorted((height, width)):
                 raise Wrong(f"{picture.pixels.shape[:2]} pixels were read of {height}x{width}")
             pictures.append(picture)

@@ -14,7 +14,7 @@ from dl_techniques.cli import main
 from dl_techniques.datasets.inspection import inspect_pairs
 from dl_techniques.datasets.pairs import find_pairs
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.images.files import Picture, read_image, read_images, write_image
+from dl_techniques.images.files import Picture, read_image, write_image
 from dl_techniques.inference.predictor import Predictor
 from dl_techniques.metrics import LabelConfusion
 from dl_techniques.page.applying import apply_model
@@ -232,5 +232,5 @@ def test_labels_of_images_larger_than_the_memory_are_written_in_parts(model, tmp
     flags = ["-o", str(tmp_path / "out"), "--max-memory=6MB", "--probabilities"]
     assert main(["predict", str(model), str(tmp_path / "large.tif"), *flags]) == 0
     assert "read and written in parts" in capfd.readouterr().out
-    (labels,) = read_images(tmp_path / "out" / "large.tif", channels="declared")
+    labels = read_image(tmp_path / "out" / "large.tif", channels="declared")
     assert np.mean(labels.pixels == Predictor(model)(image).pixels) > 0.9999

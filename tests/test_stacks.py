@@ -14,7 +14,7 @@ from dl_techniques.cli import main
 from dl_techniques.datasets.inspection import inspect_pairs
 from dl_techniques.datasets.pairs import Pair, find_pairs, split_pairs
 from dl_techniques.errors import ArgumentError, FileError
-from dl_techniques.images.files import read_image, read_images
+from dl_techniques.images.files import open_image, read_image
 from dl_techniques.tasks.segmentation.readers import MaskReader
 from dl_techniques.training.recipes.restoration.recipe import RestorationRecipe
 from dl_techniques.training.recipes.restoration.settings import RestorationConfig
@@ -61,8 +61,8 @@ def test_one_stack_is_trained_on_validated_by_a_block_measured_and_predicted(tmp
     assert main(["evaluate", str(run), *flags, "-o", str(tmp_path / "evaluation")]) == 0
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["images"] == 6
     assert main(["predict", str(run), flags[0].split("=")[1], "-o", str(tmp_path / "out")]) == 0
-    masks = [picture.pixels for picture in read_images(tmp_path / "out" / "em.tif")]
-    assert len(masks) == len(images) and masks[0].shape == (20, 24, 1)
+    with open_image(tmp_path / "out" / "em.tif") as masks:
+        assert masks.count == len(images) and masks.shape() == (20, 24, 1)
 
 
 def test_pages_are_pairs_and_read_one_by_one(tmp_path):

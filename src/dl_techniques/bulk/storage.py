@@ -210,7 +210,7 @@ def find_sources(sources: Sequence[str]) -> tuple[list[InputFile], list[str]]:
                 not_found.append(str(error))
     if local:
         inputs = find_inputs(local)
-        not_found += [result.error for result in inputs.lost]
+        not_found += [result.error for result in inputs.not_found]
         found += [_local_file(path) for path in inputs.files]
     if not found:
         reasons = " ".join(not_found[:10])

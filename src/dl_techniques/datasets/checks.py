@@ -9,7 +9,7 @@ import numpy as np
 
 from dl_techniques.datasets.pairs import Pair
 from dl_techniques.errors import SEPARATOR, FileError, first_of
-from dl_techniques.images.metadata import turned_upright
+from dl_techniques.images.metadata import apply_orientation
 from dl_techniques.images.source import Picture
 
 
@@ -69,4 +69,4 @@ def turned_alike(pair: Pair, image: Picture, target: np.ndarray, held: Picture) 
         reason = f"may be upright or turned against its image; EXIF orientation: {told}."
         remedy = "Save both upright and without orientation, or both with the same."
         raise FileError(pair.words(pair.target), reason, remedy)
-    return turned_upright(target, image.orientation) if swapped and held.orientation == 1 else target
+    return apply_orientation(target, image.orientation) if swapped and held.orientation == 1 else target

@@ -227,7 +227,7 @@ def _inspect_file(pair: Pair, reader: TargetReader, channels: Channels, decoded:
     try:
         with _opened(pair) as (image, target):
             count, others = image.count, target.count
-            if count != others and not (reader.parts and count == 1):
+            if count != others and not (reader.pages_are_channels and count == 1):
                 held, holds = (f"{pages} page{'s' * (pages > 1)}" for pages in (count, others))
                 problem = f"{pair.target}: holds {holds}, its image {pair.image} {held}. {reader.pages}"
                 return [PairFacts(pair, problem=problem)]

@@ -41,12 +41,12 @@ class TargetReader:
     """Reads targets from open files: those that are images, unless a task overrides it.
 
     Attributes:
-        parts: Whether the pages of a target are parts of one where its image has a single page.
+        pages_are_channels: Whether the pages of a target are its channels where its image has a single page.
         alpha: Whether targets are the alpha of their files.
         pages: What to do about a target that has not as many pages as its image.
     """
 
-    parts = False
+    pages_are_channels = False
     alpha = False
     pages = "A stack needs a target of as many pages."
 

@@ -14,7 +14,7 @@ import numpy as np
 from dl_techniques.atomic import staged_file
 from dl_techniques.errors import FileError, first_of, printable
 from dl_techniques.images.formats import HEAD, MAX_PIXELS, ImageFormat, first_suffix, format_of, recognize, suffixes
-from dl_techniques.images.source import Channels, ImageSource, Picture, Raster, naming
+from dl_techniques.images.source import Channels, ImageSource, Picture, Raster, reading_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,12 +93,12 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Iterato
         FileError: The file is missing, may not be read, or is no image.
     """
     path = Path(path)
-    with naming(path):
+    with reading_errors(path):
         if not (path.is_file() or path.is_dir()) and path.exists():
             raise FileError(str(path), "is a pipe, socket or device, not a file.", "Save its content as a file.")
         file = open(path, "rb")  # noqa: SIM115 - closed below, where errors are not those of opening
     with file:
-        with naming(path):
+        with reading_errors(path):
             row = recognize(file.read(HEAD), path)
             file.seek(0)
             source = import_module(row.module).Source(path, file, row, max_pixels)
@@ -128,13 +128,6 @@ def read_image(
         return source.read(page, channels)
 
 
-def read_images(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, channels: Channels = None) -> Iterator[Picture]:
-    """Yield the pages of an image file; see `read_image`."""
-    with open_image(path, max_pixels) as source:
-        for page in range(source.count):
-            yield source.read(page, channels)
-
-
 def read_pixels(path: str | os.PathLike, channels: int) -> np.ndarray:
     """Read an 8-bit image file that is grey (`channels=1`) or RGB (`channels=3`) already.
 
@@ -150,15 +143,6 @@ def read_pixels(path: str | os.PathLike, channels: int) -> np.ndarray:
         found = {1: "grey", 3: "RGB"}[picture.pixels.shape[2]] + (" with alpha" if picture.alpha is not None else "")
         raise FileError(str(path), f"is {picture.pixels.dtype} {found}, not {word}.", f"Convert it to {word}.")
     return picture.pixels
-
-
-def count_images(path: str | os.PathLike) -> int:
-    """Return the number of pages of an image file; 1 for what cannot be read."""
-    try:
-        with open_image(path) as source:
-            return source.count
-    except FileError:
-        return 1
 
 
 def image_shape(path: str | os.PathLike) -> tuple[int, int, int]:
@@ -192,7 +176,7 @@ def write_images(path: Path, pictures: Iterable[Picture], count: int | None = No
         count = len(pictures)
     row = _format_for(path, count)
     checked = (_checked(picture, row, path) for picture in pictures)
-    with naming(path, "written", "Choose another format."), staged_file(path) as file:
+    with reading_errors(path, "written", "Choose another format."), staged_file(path) as file:
         import_module(row.module).write(file, path, row.name, checked)
 
 

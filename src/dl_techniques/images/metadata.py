@@ -107,7 +107,7 @@ def _hidden(key: str) -> bool:
     return key.startswith("Raw profile type") or key == "XML:com.adobe.xmp"
 
 
-def turned_upright(array: np.ndarray, orientation: int) -> np.ndarray:
+def apply_orientation(array: np.ndarray, orientation: int) -> np.ndarray:
     """Return samples, `(height, width[, samples])`, turned as an EXIF orientation, 1 to 8, says; others as they are."""
     turns = {3: 2, 4: 2, 5: -1, 6: -1, 7: 1, 8: 1}
     turned = np.rot90(array, turns.get(orientation, 0))

@@ -16,10 +16,10 @@ from dl_techniques.images.codestreams import png_is_complete, sample_bits
 from dl_techniques.images.colours import cmyk_to_rgb
 from dl_techniques.images.metadata import (
     ORIENTATION,
+    apply_orientation,
     file_extras,
     mend_exif,
     save_options,
-    turned_upright,
     with_extras,
 )
 from dl_techniques.images.source import Decoded, ImageSource, Picture
@@ -118,7 +118,7 @@ class Source(ImageSource):
         if orientation != 1:
             notes.append("rotated upright according to EXIF")
         if (deep := self._decode_deep()) is not None:
-            array = turned_upright(deep, orientation)
+            array = apply_orientation(deep, orientation)
         elif upright.mode == "CMYK":
             array, note = cmyk_to_rgb(np.asarray(upright), extras.pop("icc_profile", None))
             notes.append(note)

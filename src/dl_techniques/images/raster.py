@@ -15,7 +15,7 @@ from dl_techniques.atomic import staged_file
 from dl_techniques.errors import FileError
 from dl_techniques.images.formats import DEEP
 from dl_techniques.images.metadata import tiff_extras, tiff_options
-from dl_techniques.images.source import naming
+from dl_techniques.images.source import reading_errors
 
 BLOCK = 256  # height and width of the tiles that are written, in pixels
 PLAIN = 2**22  # bytes of rows without compression that are read at once
@@ -93,7 +93,7 @@ class TiffRaster:
         if index in self._decoded:
             self._decoded.move_to_end(index)
             return self._decoded[index]
-        with naming(self.path):
+        with reading_errors(self.path):
             block = self._rows(index) if self._plain else self._decode(index)
         self._decoded[index] = block
         while sum(other.nbytes for other in self._decoded.values()) > self.cache and len(self._decoded) > 1:

@@ -35,7 +35,7 @@ class Picture:
         extras: Colour profile, resolution, EXIF and words; see `metadata`.
         palette: `(entries, 3)`, uint8, where the pixels are indices of it.
         orientation: EXIF orientation of the samples in the file, 2 to 8 where they were turned upright.
-        bits: Bits of a sample where those of painted values are fewer than 8; 0 elsewhere.
+        bits: Bits of a sample where raw values have fewer than 8; 0 elsewhere.
     """
 
     pixels: np.ndarray
@@ -111,7 +111,7 @@ class ImageSource(ABC):
         Raises:
             FileError: The file is broken.
         """
-        with naming(self.path):
+        with reading_errors(self.path):
             count = self._count()
             if count < 1:
                 raise ValueError("it holds no image")
@@ -128,7 +128,7 @@ class ImageSource(ABC):
         Raises:
             FileError: The file is broken, or cannot be read in parts.
         """
-        with naming(self.path):
+        with reading_errors(self.path):
             return self._windows(cache)
 
     def shape(self, page: int = 0) -> tuple[int, int, int]:
@@ -137,20 +137,20 @@ class ImageSource(ABC):
         Raises:
             FileError: The file is broken.
         """
-        with naming(self.path):
+        with reading_errors(self.path):
             shape = self._shape(page)
             if not all(isinstance(size, int) and size > 0 for size in shape):
                 raise ValueError(f"its size is {shape[1]}x{shape[0]} pixels of {shape[2]} samples")
             return shape
 
-    def read(self, page: int | None = None, channels: Channels = None, painted: bool = False) -> Picture:
+    def read(self, page: int | None = None, channels: Channels = None, raw_values: bool = False) -> Picture:
         """Read a page, upright.
 
         Args:
             page: From 0; if `None`, the file must have but one.
             channels: Where the file has as many samples a pixel, all are channels and none is alpha; `"declared"`: all
                 that the file does not call alpha, however many; `None`: grey or RGB, and alpha what is beyond.
-            painted: Give the values that masks are painted with: indices of a palette, samples of 1, 2 and 4 bits as
+            raw_values: Give the values that masks are painted with: indices of a palette, samples of 1, 2 and 4 bits as
                 they are.
 
         Raises:
@@ -167,8 +167,8 @@ class ImageSource(ABC):
             reason = f"has {width}x{height} pixels{each}, more than the {self.max_pixels} allowed."
             remedy = "Crop it, or allow more: --max-pixels of `convunext predict` and `denoise`."
             raise FileError(str(self.path), reason, remedy)
-        with naming(self.path):
-            if painted and (indices := self._indices(page or 0)):
+        with reading_errors(self.path):
+            if raw_values and (indices := self._indices(page or 0)):
                 picture = indices
             else:
                 decoded = self._decode(page or 0)
@@ -180,12 +180,12 @@ class ImageSource(ABC):
 
     def lossy(self, page: int = 0) -> str:
         """Return what the compression of a page is called where its samples are not those that were written."""
-        with naming(self.path):
+        with reading_errors(self.path):
             return self._lossy(page)
 
     def is_inverted(self, page: int = 0) -> bool:
         """Return whether a page is stored with 0 as white."""
-        with naming(self.path):
+        with reading_errors(self.path):
             return self._is_inverted(page)
 
     def _count(self) -> int:
@@ -212,7 +212,7 @@ class ImageSource(ABC):
 
 
 @contextlib.contextmanager
-def naming(path: Path, deed: str = "read", remedy: str = "Copy or export it again.") -> Iterator[None]:
+def reading_errors(path: Path, deed: str = "read", remedy: str = "Copy or export it again.") -> Iterator[None]:
     """Turn whatever is raised while a file is read, written or computed into a `FileError` that names it.
 
     The errors of decoders and writers have no class in common: what is meant for one file must not end a batch.

@@ -15,9 +15,9 @@ import numpy as np
 from dl_techniques.atomic import staged_file
 from dl_techniques.errors import FileError
 from dl_techniques.images.colours import cmyk_to_rgb
-from dl_techniques.images.metadata import tiff_extras, turned_upright
+from dl_techniques.images.metadata import apply_orientation, tiff_extras
 from dl_techniques.images.raster import TiffRaster, page_options
-from dl_techniques.images.source import Decoded, ImageSource, Picture, naming
+from dl_techniques.images.source import Decoded, ImageSource, Picture, reading_errors
 from dl_techniques.images.tiff_limits import check_directories, guard
 
 WIDER = {
@@ -68,11 +68,11 @@ class Source(ImageSource):
         if tags.photometric.name == "PALETTE":
             colours = np.moveaxis(tags.colormap, 0, -1)
             palette = (colours >> 8 if colours.max() > 255 else colours).astype("uint8")
-            indices = turned_upright(tags.asarray(), orientation)
+            indices = apply_orientation(tags.asarray(), orientation)
             return Picture(indices[..., None], palette=palette, orientation=orientation)
         bits = tags.bitspersample
         if tags.samplesperpixel == 1 and bits < 8 and tags.photometric.name in ("MINISBLACK", "MINISWHITE"):
-            values = turned_upright(tags.asarray().astype("uint8"), orientation)[..., None]
+            values = apply_orientation(tags.asarray().astype("uint8"), orientation)[..., None]
             values = 2**bits - 1 - values if self._is_inverted(page) else values
             return Picture(values, orientation=orientation, bits=bits)
         return None
@@ -107,7 +107,7 @@ class Source(ImageSource):
             raise FileError(str(self.path), f"is a {tags.photometric.name} TIFF.", "Convert it to grey or RGB.")
         orientation = self._orientation(page)
         if orientation > 1:
-            array = turned_upright(array, orientation)
+            array = apply_orientation(array, orientation)
             notes.append("rotated upright according to its orientation tag")
             if orientation > 4:
                 extras |= {key: extras[key][::-1] for key in ("dpi", "per_unit") if key in extras}
@@ -138,7 +138,7 @@ def page_writer(path: Path) -> Iterator[Callable[[Picture], None]]:
     with staged_file(path) as file, tifffile.TiffWriter(file) as writer:
 
         def add(picture: Picture) -> None:
-            with naming(path, "written", "Leave it out."):
+            with reading_errors(path, "written", "Leave it out."):
                 _write_page(writer, picture)
 
         yield add

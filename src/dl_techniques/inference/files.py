@@ -12,7 +12,7 @@ from dl_techniques.engines.selection import Model
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import open_image, print_left_out
 from dl_techniques.images.formats import first_suffix, format_of
-from dl_techniques.images.source import ImageSource, Picture, naming
+from dl_techniques.images.source import ImageSource, Picture, reading_errors
 from dl_techniques.images.tiff import page_writer
 from dl_techniques.inference.network import OnTile, Pass
 from dl_techniques.inference.pipeline import FileResult, find_inputs, plan_outputs, process_files, summarize
@@ -83,7 +83,7 @@ def predict_files(
         options.resumes,
     )
     print_left_out(console, *inputs)
-    results = process_files(pairs, work, describe, console, options.overwrite, found.lost)
+    results = process_files(pairs, work, describe, console, options.overwrite, found.not_found)
     console.print(summarize(results))
     return results
 
@@ -113,7 +113,7 @@ def predict_file(
     Raises:
         FileError: It is refused.
     """
-    with naming(source, "processed", "Leave it out."), open_image(source, options.max_pixels) as file:
+    with reading_errors(source, "processed", "Leave it out."), open_image(source, options.max_pixels) as file:
         try:
             if reads_in_parts(predictor, file):
                 return _stream(predictor, file, output, options, on_tile)
@@ -154,7 +154,7 @@ class _Pages:
                 beside = self.output.with_name(f"{self.output.stem}-uncertainty.tif")
                 add_uncertainty = stack.enter_context(page_writer(beside))
             for number in range(self.file.count):
-                with naming(self.file.path, "processed", "Leave it out."):
+                with reading_errors(self.file.path, "processed", "Leave it out."):
                     picture, prediction = self._predict(number)
                 if add_uncertainty is not None:
                     add_uncertainty(Picture(prediction.uncertainty))

@@ -39,7 +39,7 @@ class Inputs:
 
     files: list[Path]
     alone: bool
-    lost: list[FileResult]
+    not_found: list[FileResult]
 
 
 def find_inputs(sources: Sequence[str]) -> Inputs:
@@ -49,18 +49,18 @@ def find_inputs(sources: Sequence[str]) -> Inputs:
         FileError: There is none at all.
     """
     files: list[Path] = []
-    lost: list[FileResult] = []
+    not_found: list[FileResult] = []
     for source in sources:
         try:
             files += find_files(source)
         except FileError as error:
             if len(sources) == 1:
                 raise
-            lost.append(FileResult(Path(source), None, None, str(error), 0.0))
+            not_found.append(FileResult(Path(source), None, None, str(error), 0.0))
     if not files:
-        reasons = " ".join(result.error for result in lost[:SHOWN])
+        reasons = " ".join(result.error for result in not_found[:SHOWN])
         raise FileError("inputs", f"none of the {len(sources)} can be read: {reasons}", "Name image files or folders.")
-    return Inputs(files, len(files) == 1 and len(sources) == 1 and not Path(sources[0]).is_dir(), lost)
+    return Inputs(files, len(files) == 1 and len(sources) == 1 and not Path(sources[0]).is_dir(), not_found)
 
 
 def plan_outputs(
@@ -107,17 +107,17 @@ def process_files(
     describe: Callable[[Report], Sequence[str]],
     console: Console,
     overwrite: bool,
-    lost: Sequence[FileResult] = (),
+    not_found: Sequence[FileResult] = (),
 ) -> list[FileResult[Report]]:
     """Do the same for every file; one that is refused is named and the others go on.
 
     `work` writes the result of a file, whole or not at all, and returns a report; `describe` returns the end of the
-    file's line, then further lines. `lost` are inputs that do not exist, the first of the results.
+    file's line, then further lines. `not_found` are inputs that do not exist, the first of the results.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    results: list[FileResult[Report]] = list(lost)
-    for result in lost:
+    results: list[FileResult[Report]] = list(not_found)
+    for result in not_found:
         console.print(printable(f"refused  {result.error}"), markup=False)
     begin = time.perf_counter()
     columns = (
@@ -138,7 +138,7 @@ def process_files(
             result = _process(source, output, work, on_tile, overwrite)
             results.append(result)
             progress.remove_task(task)
-            done = sum(not result.skipped for result in results) - len(lost)
+            done = sum(not result.skipped for result in results) - len(not_found)
             rate = done / (time.perf_counter() - begin)
             progress.update(overall, advance=1, rate=f"{rate:.3g} images/s" if done else "")
             for line in _lines(result, describe):

@@ -11,7 +11,7 @@ import numpy as np
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import read_image
 from dl_techniques.images.formats import format_of
-from dl_techniques.images.source import naming
+from dl_techniques.images.source import reading_errors
 from dl_techniques.inference.files import fit_channels
 from dl_techniques.inference.pipeline import OnTile
 from dl_techniques.inference.predictor import Predictor
@@ -40,7 +40,7 @@ def apply_model(
     Raises:
         FileError: The file is no image, is too large, or does not fit the model.
     """
-    with naming(source, "processed", "Leave it out."):
+    with reading_errors(source, "processed", "Leave it out."):
         return _apply(predictor, source, folder, max_pixels, on_tile)
 
 

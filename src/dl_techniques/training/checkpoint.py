@@ -84,18 +84,18 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, np.ndarray], list[Path
     Raises:
         FileError: There is no checkpoint, or all are damaged.
     """
-    torn: list[Path] = []
+    damaged: list[Path] = []
     for path in list_checkpoints(folder):
         try:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest()[:16] != path.stem.split("-")[2]:
                 raise ValueError("the digest differs")
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                return step_of(path), dict(arrays), torn
+                return step_of(path), dict(arrays), damaged
         except UNREADABLE:
-            torn.append(path)
-    if torn:
-        names = ", ".join(path.name for path in torn)
+            damaged.append(path)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
         raise FileError(str(folder), f"holds no intact checkpoint: {names} are damaged.", "Restore one from a backup.")
     raise FileError(str(folder), "holds no checkpoint.", "Name the folder of a run that has started training.")
 

@@ -203,11 +203,11 @@ def _original_errors(make_batches: Callable[[], Iterator]) -> Iterator[Callable[
 def _restore(model: keras.Model, checkpoints: Path, steps_per_epoch: int, console: Console) -> tuple[keras.Model, int]:
     step, state = 0, model_state(model)
     if is_writer():
-        step, state, torn = load_checkpoint(checkpoints)
-        for path in torn:
+        step, state, damaged = load_checkpoint(checkpoints)
+        for path in damaged:
             lost = step_of(path) - step
             console.print(f"{path}: damaged, skipped; resuming from step {step}, {lost} steps are trained again")
-        found = next(path for path in list_checkpoints(checkpoints) if path not in torn)
+        found = next(path for path in list_checkpoints(checkpoints) if path not in damaged)
         trim_log(checkpoints.parent, step // steps_per_epoch, logged_digest(found))
     step, state = broadcast_from_writer((step, state))
     restore_model_state(model, state, checkpoints)

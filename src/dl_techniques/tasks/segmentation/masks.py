@@ -45,7 +45,7 @@ def mask_from(source: ImageSource, page: int | None = None, reading: Reading = "
             several images, fractions, or transparency beside colours.
     """
     _check_lossless(source, page or 0)
-    picture = source.read(page, "declared", painted=True)
+    picture = source.read(page, "declared", raw_values=True)
     if source.is_inverted(page or 0):
         picture = replace(picture, notes=(*picture.notes, INVERTED))
     pixels, name = picture.pixels, str(source.path)

@@ -148,7 +148,7 @@ class LabelReader(TargetReader):
     """
 
     ignored: tuple[int, ...] = ()
-    parts = True
+    pages_are_channels = True
 
     def read(
         self, source: ImageSource, page: int | None, channels: Channels, image: Picture | None
