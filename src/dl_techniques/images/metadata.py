@@ -11,17 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from dl_techniques.images import ome
+from dl_techniques.images.tiff_tags import carried_tags, imagej_tags, without_place, written_tags
+
 # Tags that TIFF and EXIF share, by PNG's keyword for them.
 TEXT_TAGS = {
     "Description": 270, "Make": 271, "Model": 272, "Software": 305, "Creation Time": 306, "Author": 315,
     "Copyright": 33432,
 }  # fmt: skip
+DECLARES = re.compile(r'ImageJ=|SCIFIO=|\{"shape":|shape=|<\?xml|<OME')  # descriptions of how samples lie in a file
 ORIENTATION = 0x0112
 ORIENTED_BY = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # Pillow takes the orientation from these
 LARGEST_EXIF = 65_533  # of one segment of a JPEG
@@ -114,6 +119,22 @@ def apply_orientation(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(turned[:, ::-1] if orientation in (2, 4, 5, 7) else turned)
 
 
+def turned_extras(extras: Mapping[str, Any], orientation: int) -> dict[str, Any]:
+    """Return what changes in extras where an image is turned as an EXIF orientation says."""
+    found: dict[str, Any] = {}
+    if orientation > 4:
+        found |= {key: extras[key][::-1] for key in ("dpi", "per_unit") if key in extras}
+    if tags := extras.get("tags"):
+        found["tags"] = without_place(tags)
+    return found
+
+
+def without_declarations(extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Return extras without what only the first page of a file says."""
+    text = {key: words for key, words in extras.get("text", {}).items() if key != "Description"}
+    return {**{key: value for key, value in extras.items() if key != "imagej"}, "text": text}
+
+
 def save_options(name: str, extras: Mapping[str, Any]) -> dict[str, Any]:
     """Return extras as Pillow's `save` takes them for a format."""
     options = {key: extras[key] for key in ("icc_profile", "dpi", "exif") if key in extras}
@@ -170,18 +191,24 @@ def tiff_extras(page: Any) -> dict[str, Any]:
 
     def text() -> dict[str, Any]:
         found = {key: str(page.tags.valueof(tag)) for key, tag in TEXT_TAGS.items() if page.tags.valueof(tag)}
-        if found.get("Description", "").startswith('{"shape":'):  # tifffile's own, true of the old file alone
-            del found["Description"]
+        if DECLARES.match(found.get("Description", "")):
+            del found["Description"]  # see `tiff_layout`
         return {"text": found} if found else {}
 
     def profile() -> dict[str, Any]:
         return _profile(page.tags.valueof("InterColorProfile"))
 
-    return _gather(resolution=resolution, profile=profile, text=text)
+    return _gather(
+        resolution=resolution,
+        profile=profile,
+        text=text,
+        tags=lambda: carried_tags(page),
+        labels=lambda: imagej_tags(page),
+    )
 
 
-def tiff_options(extras: Mapping[str, Any]) -> dict[str, Any]:
-    """Return extras as tifffile writes them; of EXIF the words that TIFF has tags for."""
+def tiff_options(extras: Mapping[str, Any], dtype: np.dtype | None = None) -> dict[str, Any]:
+    """Return extras as tifffile writes them with samples of a type; of EXIF the words that TIFF has tags for."""
     options: dict[str, Any] = {"iccprofile": extras.get("icc_profile"), "software": False, "metadata": None}
     if "dpi" in extras:
         options |= {"resolution": tuple(map(float, extras["dpi"])), "resolutionunit": 2}
@@ -190,12 +217,15 @@ def tiff_options(extras: Mapping[str, Any]) -> dict[str, Any]:
     text = {**_exif_text(extras.get("exif", b"")), **extras.get("text", {})}
     tags = [(ORIENTATION, 3, 1, extras["orientation"], True)] if "orientation" in extras else []
     for key, tag in TEXT_TAGS.items():
-        words = text.get(key, "").encode()
+        words = text.get(key, "")
+        if dtype is not None and key == "Description" and "OME>" in words[-10:]:
+            words = ome.of_type(words, dtype)
+        words = words.encode()
         if words and key == "Description":
             options["description"] = words
         elif words:
             tags.append((tag, 2, len(words) + 1, words + b"\0", True))
-    return {**options, "extratags": tags}
+    return {**options, "extratags": [*tags, *written_tags(extras)]}
 
 
 def _exif_text(content: bytes) -> dict[str, str]:

@@ -35,7 +35,9 @@ class TiffRaster:
         self._file: Any = page.parent.filehandle
         name = page.photometric.name
         samples = page.samplesperpixel
-        if name not in ("MINISBLACK", "MINISWHITE", "RGB") or (samples > 1 and page.planarconfig.name == "SEPARATE"):
+        self._jpeg = page.compression in (6, 7, 33007, 34892)
+        known = name in ("MINISBLACK", "MINISWHITE", "RGB") or (name == "YCBCR" and page.compression in (6, 7))
+        if not known or (samples > 1 and page.planarconfig.name == "SEPARATE"):
             self._refuse(f"is a {name} TIFF too large to be read whole, and is not read in parts.")
         if page.dtype is None or page.dtype.name not in DEEP:
             self._refuse(f"holds {page.dtype} samples.")
@@ -87,7 +89,7 @@ class TiffRaster:
                     begin - row * height : end - row * height, first - column * width : last - column * width
                 ]
         white = self.page.photometric.name == "MINISWHITE" and self.dtype.kind == "u"
-        return np.iinfo(self.dtype.name).max - result if white else result
+        return white_value(self.page) - result if white else result
 
     def _read(self, index: int) -> np.ndarray:
         if index in self._decoded:
@@ -103,9 +105,11 @@ class TiffRaster:
     def _decode(self, index: int) -> np.ndarray:
         file = self._file
         file.seek(self.page.dataoffsets[index])
-        decoded, _, shape = self.page.decode(file.read(self.page.databytecounts[index]), index)
+        data = file.read(self.page.databytecounts[index]) if self.page.databytecounts[index] else None
+        tables = {"jpegtables": self.page.jpegtables, "jpegheader": self.page.jpegheader} if self._jpeg else {}
+        decoded, _, shape = self.page.decode(data, index, **tables)
         if decoded is None:
-            decoded = np.zeros(shape, self.dtype)
+            decoded = np.full(shape, self.page.nodata, self.dtype)
         return np.array(decoded[0, : shape[1], : shape[2]])
 
     def _rows(self, index: int) -> np.ndarray:
@@ -126,14 +130,22 @@ class TiffRaster:
         return samples.astype(self.dtype, copy=False).reshape(-1, *self.shape[1:])
 
 
-def page_options(samples: int, colours: int, extras: Mapping[str, Any]) -> dict[str, Any]:
+def white_value(page: Any) -> np.integer:
+    """Return the value of white in a page that is stored with 0 as white, as its samples have it."""
+    return page.dtype.type(2**page.bitspersample - 1)
+
+
+def page_options(samples: int, colours: int, extras: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     """Return how tifffile writes a page: compressed without loss, the sample beyond the colours, if any, as alpha."""
+    shown = extras.get("colormap") if samples == 1 else None
+    shown = None if shown is None or shown.shape[1] != 2 ** (8 * np.dtype(dtype).itemsize) else shown
     return {
-        "photometric": "rgb" if colours == 3 else "minisblack",
+        "photometric": "rgb" if colours == 3 else "minisblack" if shown is None else "palette",
         "planarconfig": "contig" if samples > 1 else None,
         "compression": "zlib",
+        **({} if shown is None else {"colormap": shown}),
         **({"extrasamples": ["unassalpha"]} if samples > colours else {}),
-        **tiff_options(extras),
+        **tiff_options(extras, np.dtype(dtype)),
     }
 
 
@@ -152,7 +164,7 @@ class BandWriter:
         extras: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
-        self.options = page_options(shape[2], colours or shape[2], extras or {})
+        self.options = page_options(shape[2], colours or shape[2], extras or {}, self.dtype)
         self._bands: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
         self._abandoned = False

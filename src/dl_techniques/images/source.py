@@ -36,6 +36,7 @@ class Picture:
         palette: `(entries, 3)`, uint8, where the pixels are indices of it.
         orientation: EXIF orientation of the samples in the file, 2 to 8 where they were turned upright.
         bits: Bits of a sample where raw values have fewer than 8; 0 elsewhere.
+        valid: Of the shape of `pixels`, bool: whether the file says that a sample is one; `None` where all are.
     """
 
     pixels: np.ndarray
@@ -45,6 +46,7 @@ class Picture:
     palette: np.ndarray | None = None
     orientation: int = 1
     bits: int = 0
+    valid: np.ndarray | None = None
 
     @property
     def samples(self) -> np.ndarray:
@@ -55,7 +57,8 @@ class Picture:
 class Decoded(NamedTuple):
     """A page as its file has it: `(height, width[, samples])`, upright, and which of the samples is alpha, if any.
 
-    The orientation is that of the samples in the file.
+    The orientation is that of the samples in the file. Where `declared`, the file says that all samples but alpha are
+    channels; `valid`, of the array's shape, says which of them hold data.
     """
 
     array: np.ndarray
@@ -63,6 +66,8 @@ class Decoded(NamedTuple):
     extras: Mapping[str, Any] = {}
     alpha: int | None = None
     orientation: int = 1
+    declared: bool = False
+    valid: np.ndarray | None = None
 
 
 class Raster(Protocol):
@@ -99,10 +104,19 @@ class ImageSource(ABC):
         file: Its content, at the beginning.
         format: Its row in the table of formats.
         max_pixels: Larger images are refused before they are decoded.
+
+    Attributes:
+        channels_apart: Set before anything is asked: planes that are channels of one image count as images.
     """
 
     def __init__(self, path: Path, file: BinaryIO, format: ImageFormat, max_pixels: int = MAX_PIXELS) -> None:
         self.path, self.file, self.format, self.max_pixels = path, file, format, max_pixels
+        self.channels_apart = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the file its images are, in words, where that had to be chosen."""
+        return ()
 
     @cached_property
     def count(self) -> int:
@@ -236,7 +250,7 @@ def _picture(decoded: Decoded, channels: Channels) -> Picture:
     notes = (*decoded.notes, *broken_parts(extras))
     array = array[..., None] if array.ndim == 2 else array
     samples: int = array.shape[2] if array.ndim == 3 else 0
-    if channels != "declared":
+    if channels != "declared" and not decoded.declared:
         alpha = None  # a guess of the format, or of the file
     elif alpha is None:
         channels = samples
@@ -245,9 +259,12 @@ def _picture(decoded: Decoded, channels: Channels) -> Picture:
         wanted = "are neither grey nor RGB" + (f", nor of {channels} channels" if channels not in (None, 1, 3) else "")
         raise ValueError(f"{array.dtype.name} samples of shape {array.shape} {wanted}")
     if samples == channels:
-        return Picture(np.ascontiguousarray(array), None, notes, extras)
-    if alpha is not None:
-        return Picture(np.delete(array, alpha, axis=2), array[..., alpha], notes, extras)
-    colours = samples - (samples % 2 == 0)
-    beyond = array[..., colours] if samples > colours else None
-    return Picture(np.ascontiguousarray(array[..., :colours]), beyond, notes, extras)
+        chosen, beyond = list(range(samples)), None
+    elif alpha is not None:
+        chosen, beyond = [n for n in range(samples) if n != alpha], alpha
+    else:
+        colours = samples - (samples % 2 == 0)
+        chosen, beyond = list(range(colours)), colours if samples > colours else None
+    valid = None if decoded.valid is None else decoded.valid.reshape(array.shape)[..., chosen]
+    pixels = np.ascontiguousarray(array if len(chosen) == samples else array[..., chosen])
+    return Picture(pixels, None if beyond is None else array[..., beyond], notes, extras, valid=valid)
