@@ -90,9 +90,9 @@ class SharedPredictor(Predictor):
         self._taken = 0
         super().__init__(*arguments, **settings)
 
-    def __call__(self, pixels: np.ndarray, on_tile: OnTile = ignore) -> Prediction:
+    def __call__(self, pixels: np.ndarray, on_tile: OnTile = ignore, valid: np.ndarray | None = None) -> Prediction:
         with self._computing:
-            return super().__call__(pixels, on_tile)
+            return super().__call__(pixels, on_tile, valid)
 
     @contextlib.contextmanager
     def reserve_memory(self, source: Path) -> Iterator[None]:
@@ -116,6 +116,7 @@ class SharedPredictor(Predictor):
     def _reads_in_parts(self, source: Path) -> bool:
         try:
             with open_image(source) as file:
+                file.channels_apart = self.channels == 1
                 return reads_in_parts(self, file)
         except FileError:
             return False  # raised again when it is read

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import struct
 from collections.abc import Callable, Mapping
@@ -18,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from dl_techniques.errors import first_of
 from dl_techniques.images import ome
-from dl_techniques.images.tiff_tags import carried_tags, imagej_tags, without_place, written_tags
+from dl_techniques.images.tiff_tags import carried_tags, has_place, imagej_tags, mask_tags, without_place, written_tags
 
 # Tags that TIFF and EXIF share, by PNG's keyword for them.
 TEXT_TAGS = {
@@ -29,6 +31,7 @@ TEXT_TAGS = {
 DECLARES = re.compile(r'ImageJ=|SCIFIO=|\{"shape":|shape=|<\?xml|<OME')  # descriptions of how samples lie in a file
 ORIENTATION = 0x0112
 ORIENTED_BY = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # Pillow takes the orientation from these
+COLOUR_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP")
 LARGEST_EXIF = 65_533  # of one segment of a JPEG
 LARGEST_DPI = 2**16 - 1, 5e7  # that JPEG holds, and that the other formats do, half a nanometre a pixel
 
@@ -91,7 +94,24 @@ def file_extras(file: Any, upright: Any) -> dict[str, Any]:
         resolution=lambda: {"dpi": _resolution(file.info["dpi"])} if file.info.get("dpi") else {},
         EXIF=lambda: {"exif": exif.tobytes()} if (exif := upright.getexif()) else {},
         text=text,
+        colours=lambda: {"png": chunks} if file.format == "PNG" and (chunks := _colour_chunks(file.fp)) else {},
     )
+
+
+def _colour_chunks(file: Any) -> tuple[tuple[bytes, bytes], ...]:
+    """Return name and content of the chunks of a PNG that say what its samples look like, but for its profile."""
+    place, found = file.tell(), []
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        if name == b"IDAT":
+            break
+        content = file.read(length) if name in COLOUR_CHUNKS else None
+        if content is not None:
+            found.append((name, content))
+        file.seek(4 if content is not None else length + 4, os.SEEK_CUR)
+    file.seek(place)
+    return tuple(found)
 
 
 def _profile(found: Any) -> dict[str, Any]:
@@ -135,6 +155,34 @@ def without_declarations(extras: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in extras.items() if key != "imagej"}, "text": text}
 
 
+def placed_extras(extras: Mapping[str, Any], absent: int) -> dict[str, Any]:
+    """Return of the extras of an image what is true of its mask, too, of which `absent` is the value without data."""
+    found: dict[str, Any] = {key: extras[key] for key in ("dpi", "per_unit", "orientation") if key in extras}
+    if tags := mask_tags(extras.get("tags", ()), absent):
+        found["tags"] = tags
+    if DECLARES.match(words := _words(extras)) and "separate" not in extras:
+        found["text"] = {"Description": words}
+    return found
+
+
+def lost_extras(extras: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Return in words which extras a file of the format of that name cannot hold."""
+    lost = []
+    if left := extras.get("tags_left_out"):
+        lost.append(f"tags left out: {first_of(left)}")
+    if name != "TIFF":
+        lost += ["axes left out, which only .tif holds"] if DECLARES.match(_words(extras)) else []
+        lost += ["GeoTIFF tags left out, which only .tif holds"] if has_place(extras.get("tags", ())) else []
+        lost += ["colour table left out, which only .tif holds"] if "colormap" in extras else []
+    if name != "PNG" and (chunks := extras.get("png")):
+        lost.append(f"{', '.join(key.decode() for key, _ in chunks)} of PNG left out")
+    return tuple(lost)
+
+
+def _words(extras: Mapping[str, Any]) -> str:
+    return extras.get("text", {}).get("Description", "")
+
+
 def save_options(name: str, extras: Mapping[str, Any]) -> dict[str, Any]:
     """Return extras as Pillow's `save` takes them for a format."""
     options = {key: extras[key] for key in ("icc_profile", "dpi", "exif") if key in extras}
@@ -146,10 +194,12 @@ def save_options(name: str, extras: Mapping[str, Any]) -> dict[str, Any]:
             del options["exif"]
         if "Comment" in text:
             options["comment"] = text["Comment"].encode()[:LARGEST_EXIF]
-    elif name == "PNG" and text:
+    elif name == "PNG" and (text or "png" in extras):
         from PIL.PngImagePlugin import PngInfo
 
         options["pnginfo"] = PngInfo()
+        for key, content in extras.get("png", ()):
+            options["pnginfo"].add(key, content)
         for key, words in text.items():
             options["pnginfo"].add_itxt(key, words) if not words.isascii() else options["pnginfo"].add_text(key, words)
     return options

@@ -291,10 +291,10 @@ def _ome(path: Path, file: Any, planes: list[Plane]) -> Layout:
             path, file, planes[: len(held)] if len(held) < len(pages) else planes, len(pages), "in OME-XML"
         )
     axes, shape = series[0].get_axes(squeeze=False), series[0].get_shape(squeeze=False)
-    lead: tuple[int, ...] = shape[: len(axes.rstrip("S")) - 2] if axes.rstrip("S").endswith("YX") else ()
+    lead = [int(size) for size in shape[: len(axes.rstrip("S")) - 2]] if axes.rstrip("S").endswith("YX") else []
     text = ome.in_order(text)
     place = axes.find("C")
     separate = len(series) == 1 and math.prod(lead) == len(ordered) and 0 <= place < len(lead) and lead[place] > 1
     if not separate or file.pages.first.samplesperpixel > 1:
         return _plain(ordered, text)
-    return _grouped(ordered, lead, place, (text, ome.in_order(text, channels_first=True)))
+    return _grouped(ordered, tuple(lead), place, (text, ome.in_order(text, channels_first=True)))

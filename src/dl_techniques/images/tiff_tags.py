@@ -60,6 +60,20 @@ def without_place(tags: Sequence[tuple]) -> list[tuple]:
     return [tag for tag in tags if tag[0] not in PLACE]
 
 
+def has_place(tags: Sequence[tuple]) -> bool:
+    """Return whether tags say where each pixel lies on Earth."""
+    return any(tag[0] in PLACE for tag in tags)
+
+
+def mask_tags(tags: Sequence[tuple], absent: int) -> list[tuple]:
+    """Return the tags of an image that are true of a mask of it, whose value is `absent` where there is no data."""
+    found = [tag for tag in tags if tag[0] in PLACE]
+    if any(tag[0] == GDAL_NODATA for tag in tags):
+        words = f"{absent}".encode() + b"\0"
+        found.append((GDAL_NODATA, 2, len(words), words, True))
+    return found
+
+
 def valid_samples(page: Any, array: np.ndarray) -> np.ndarray | None:
     """Return which samples hold data, of the array's shape, as GDAL's tag or ImageJ's NaN say; `None` if all do."""
     if GDAL_NODATA in page.tags:

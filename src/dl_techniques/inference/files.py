@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dl_techniques.engines.selection import Model
 from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.files import open_image, print_left_out
 from dl_techniques.images.formats import first_suffix, format_of
+from dl_techniques.images.metadata import lost_extras
 from dl_techniques.images.source import ImageSource, Picture, reading_errors
 from dl_techniques.images.tiff import page_writer
 from dl_techniques.inference.network import OnTile, Pass
@@ -99,6 +102,7 @@ def result_name(predictor: Predictor, source: Path) -> str:
     if len(names) > 1:
         try:
             with open_image(source) as file:
+                file.channels_apart = predictor.channels == 1
                 return names[-1] if file.count > 1 or reads_in_parts(predictor, file) else names[0]
         except FileError:
             pass  # raised again when it is read
@@ -114,6 +118,7 @@ def predict_file(
         FileError: It is refused.
     """
     with reading_errors(source, "processed", "Leave it out."), open_image(source, options.max_pixels) as file:
+        file.channels_apart = predictor.channels == 1
         try:
             if reads_in_parts(predictor, file):
                 return _stream(predictor, file, output, options, on_tile)
@@ -164,14 +169,19 @@ class _Pages:
         name = str(self.file.path) if number == 0 else f"{self.file.path}, page {number + 1}"
         picture = fit_channels(self.file.read(number, self.predictor.channels), self.predictor, name)
         try:
-            prediction = self.predictor(picture.pixels, self.on_tile)
+            prediction = self.predictor(picture.pixels, self.on_tile, picture.valid)
         except ArgumentError as error:
             raise FileError(name, str(error)) from error
         if number == 0 and self.options.inspect:
             self.first = picture
-        self.notes |= dict.fromkeys(picture.notes)
+        self.notes |= dict.fromkeys((*picture.notes, *lost_extras(picture.extras, self._format)))
         self.passes = prediction.passes
         return picture, prediction
+
+    @property
+    def _format(self) -> str:
+        row = format_of(self.output)
+        return "" if row is None else row.name
 
 
 def reads_in_parts(predictor: Predictor, file: ImageSource) -> bool:
@@ -195,9 +205,12 @@ def fit_channels(picture: Picture, predictor: Predictor, source: str) -> Picture
         (source, predictor.engine.source),
     )
     (run, *others) = layout.runs
+    valid = picture.valid
     if not others and run != tuple(range(pixels.shape[2])):
         pixels = pixels[..., list(run)]
-    return replace(picture, pixels=pixels, notes=(*picture.notes, *layout.notes))
+        valid = None if valid is None else valid[..., list(run)]
+    holes = () if valid is None else (f"{np.count_nonzero(~valid)} samples without data left as they are",)
+    return replace(picture, pixels=pixels, valid=valid, notes=(*picture.notes, *holes, *layout.notes))
 
 
 def describe(report: PredictionReport) -> list[str]:
@@ -226,4 +239,4 @@ def _stream(
         raise FileError(str(output), reason, f"Choose {first_suffix(lambda row: row.windows)}.")
     beside = output.with_name(f"{output.stem}-probabilities.tif") if options.probabilities else None
     passes, notes = stream_file(predictor.network, predictor.task, file.path, output, beside, predictor.memory, on_tile)
-    return PredictionReport(("read and written in parts", *notes), passes)
+    return PredictionReport(("read and written in parts", *file.notes, *notes), passes)

@@ -76,22 +76,28 @@ class Predictor:
         """Channels of the model's input."""
         return self.engine.channels
 
-    def __call__(self, pixels: np.ndarray, on_tile: OnTile = ignore) -> Prediction:
+    def __call__(self, pixels: np.ndarray, on_tile: OnTile = ignore, valid: np.ndarray | None = None) -> Prediction:
         """Return what the model makes of an image.
+
+        Pixels without data do not count in statistics. The network sees in their place the nearest pixel of their row
+        with data, so that pixels closer to them than the receptive radius depend on a guess, but never on a marker.
 
         Args:
             pixels: `(height, width, channels)`, integers or floats, as they come from a file. Samples that are NaN or
-                infinite stay so in restored images, and count as the median of the others.
+                infinite stay so in restored images.
             on_tile: Called with the number of tiles done and their total after each.
+            valid: Which samples hold data, bool, of the shape of `pixels`; `None` where all do. Others stay as they are
+                in restored images, and become `IGNORED` in masks.
 
         Raises:
             ArgumentError: The image has other channels than the model, or samples that are not finite where they
                 cannot be left as they are, or it does not fit the memory.
         """
         tile = self.plan(pixels.shape)
-        finite = self._check(pixels)
-        filled = pixels if finite.all() else np.where(finite, pixels, np.median(pixels[finite]))
-        scaling = self.task.scaling(Statistics.of(filled, self.task.standardizes), self.engine.largest)
+        finite = self._check(pixels, valid)
+        known = pixels if finite.all() else pixels[finite]
+        scaling = self.task.scaling(Statistics.of(known, self.task.standardizes), self.engine.largest)
+        filled = pixels if finite.all() else fill(pixels, finite)
         scaled = scaling.apply(filled)
         planes = [scaled[..., c : c + 1] for c in range(scaled.shape[2])] if self._per_colour else [scaled]
         total, rounds, passes = len(planes) * self.tta, itertools.count(), ()
@@ -109,8 +115,8 @@ class Predictor:
         if not np.isfinite(output).all():
             raise ArgumentError("model", "must return finite values for finite images", self.engine.source)
         result = self.task.decode(output, scaling, pixels.dtype)
-        if self.task.restores and result.shape == pixels.shape and pixels.dtype.kind == "f":
-            result = np.where(finite, result, pixels)
+        if not finite.all():
+            result = self.task.with_holes(result, pixels, finite)
         unit = scaling.divisor if self.task.restores else 1.0
         uncertainty = (unit * np.concatenate(deviations, axis=-1).max(axis=2, keepdims=True)).astype("float32")
         probabilities = None if self.task.restores or output.dtype.kind != "f" else output
@@ -144,14 +150,46 @@ class Predictor:
     def _per_colour(self) -> bool:
         return self.task.restores and self.channels == 1
 
-    def _check(self, pixels: np.ndarray) -> np.ndarray:
-        """Return where samples are finite; raise `ArgumentError` for an image that does not fit."""
+    def _check(self, pixels: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+        """Return where samples are finite and hold data; raise `ArgumentError` for an image that does not fit."""
         if pixels.shape[2] != self.channels and not self._per_colour:
             raise ArgumentError("pixels", f"must have {self.channels} channels for {self.engine.source}", pixels.shape)
         self.engine.check_size(pixels)
         finite = np.isfinite(pixels) if pixels.dtype.kind == "f" else np.ones(pixels.shape, bool)
-        if not finite.any():
-            raise ArgumentError("pixels", "must have at least one finite sample", pixels.shape)
-        if not self.task.restores and (bad := int(finite.size - np.count_nonzero(finite))):
+        given = finite if valid is None else finite | ~valid
+        if not self.task.restores and (bad := int(given.size - np.count_nonzero(given))):
             raise ArgumentError("pixels", "must be finite; NaN or infinite samples", bad)
+        finite = finite if valid is None else finite & valid
+        if not finite.any():
+            raise ArgumentError("pixels", "must have at least one finite sample that holds data", pixels.shape)
         return finite
+
+
+def fill(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Return an image whose samples without data are those of the nearest pixel with data in their row.
+
+    Rows without any are those of the nearest row with some.
+
+    Args:
+        pixels: `(height, width, channels)`.
+        valid: Bool, of the same shape; true somewhere.
+    """
+    result = pixels.copy()
+    columns = np.arange(pixels.shape[1])
+    for channel in range(pixels.shape[2]):
+        plane, known = result[..., channel], valid[..., channel]
+        rows = np.flatnonzero(known.any(axis=1))
+        if len(rows) == 0:
+            plane[:] = pixels[valid].mean()
+            continue
+        for row in rows[~known[rows].all(axis=1)]:
+            plane[row] = plane[row, _nearest(np.flatnonzero(known[row]), columns)]
+        plane[:] = plane[_nearest(rows, np.arange(len(plane)))]
+    return result
+
+
+def _nearest(known: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return for each place the nearest of the sorted, known places."""
+    after = np.searchsorted(known, places).clip(0, len(known) - 1)
+    before = (after - 1).clip(0)
+    return np.where(np.abs(known[before] - places) <= np.abs(known[after] - places), known[before], known[after])

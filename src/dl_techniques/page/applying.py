@@ -49,7 +49,7 @@ def _apply(predictor: Predictor, source: Path, folder: Path, max_pixels: int, on
     task, pixels = predictor.task, picture.pixels
     start = time.perf_counter()
     try:
-        prediction = predictor(pixels, on_tile)
+        prediction = predictor(pixels, on_tile, picture.valid)
     except ArgumentError as error:
         raise FileError(str(source), str(error)) from error
     seconds = time.perf_counter() - start

@@ -217,6 +217,16 @@ class Task(ABC):
             dtype: Of the image.
         """
 
+    def with_holes(self, result: np.ndarray, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Return a result with the samples of the image, `(height, width, channels)`, that hold no data as they were.
+
+        Args:
+            result: From `decode`.
+            pixels: The image.
+            valid: Which of its samples hold data, bool.
+        """
+        return np.where(valid, result, pixels) if result.shape == pixels.shape else result
+
     def result_dtype(self, dtype: np.dtype) -> np.dtype:
         """Return the type of a result's samples, given that of the image's."""
         return dtype

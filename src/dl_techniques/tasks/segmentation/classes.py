@@ -253,8 +253,8 @@ def overlay(pixels: np.ndarray, indices: np.ndarray, classes: Classes) -> np.nda
     """
     low, high = np.percentile(visible(pixels), (0.5, 99.5))
     shown = as_rgb(to_display(pixels, float(low), float(high)))
-    inside = (indices == 1).any(axis=2) if classes.labels else indices > 0
-    colours = (paint(indices) if classes.labels else np.array(classes.colours)[indices]).astype("uint16")
+    inside = (indices == 1).any(axis=2) if classes.labels else (indices > 0) & (indices != IGNORED)
+    colours = (paint(indices) if classes.labels else np.array(classes.colours)[indices * inside]).astype("uint16")
     return np.where(inside[..., None], (shown + colours) // 2, shown).astype("uint8")
 
 

@@ -166,7 +166,7 @@ def _check_integers(source: ImageSource, pixels: np.ndarray) -> None:
             raise FileError(str(source.path), "holds fractions, not classes.", "Save masks as integers.")
 
 
-def write_masks(path: Path, masks: Iterable[np.ndarray], classes: Classes, count: int | None = None) -> None:
+def write_masks(path: Path, masks: Iterable[np.ndarray | Picture], classes: Classes, count: int | None = None) -> None:
     """Write class indices with the colours of the classes as a palette, or as the pages of a file.
 
     Labels, `(height, width, labels)`, become a page each; where there are several masks, each becomes a page with a
@@ -174,7 +174,7 @@ def write_masks(path: Path, masks: Iterable[np.ndarray], classes: Classes, count
 
     Args:
         path: Where to.
-        masks: Each is taken when those before it are written.
+        masks: Each is taken when those before it are written; as a `Picture` where the file shall say more.
         classes: Of the pixels.
         count: How many there are, where `masks` has no length.
 
@@ -184,13 +184,19 @@ def write_masks(path: Path, masks: Iterable[np.ndarray], classes: Classes, count
     if count is None:
         masks = list(masks)
         count = len(masks)
+    pictures = (mask if isinstance(mask, Picture) else Picture(mask.reshape(*mask.shape[:2], -1)) for mask in masks)
     if classes.labels and count == 1:
-        masks, count = (label for mask in masks for label in np.moveaxis(mask, 2, 0)), classes.count
+        pictures = (
+            replace(one, pixels=one.pixels[..., n : n + 1]) for one in pictures for n in range(one.pixels.shape[2])
+        )
+        count = classes.count
     row = format_of(path)
     if row is None or not (row.pages or row.palette):
         raise FileError(str(path), "is not a format for masks.", "Choose .png or .tif.")
     if count > 1 and not row.pages:
         raise FileError(str(path), f"cannot hold {count} masks.", "Choose .tif.")
-    palette = np.array(classes.colours, "uint8") if row.palette else None
-    pictures = (Picture(mask if mask.ndim == 3 else mask[..., None], palette=palette) for mask in masks)
+    if row.palette:
+        palette = np.array(classes.colours, "uint8")
+        ignored = np.concatenate([palette, np.full((IGNORED + 1 - len(palette), 3), 64, "uint8")])
+        pictures = (replace(one, palette=ignored if (one.pixels == IGNORED).any() else palette) for one in pictures)
     write_images(path, pictures, count)

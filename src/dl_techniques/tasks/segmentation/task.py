@@ -15,6 +15,7 @@ from dl_techniques.errors import ArgumentError, FileError
 from dl_techniques.images.display import thumbnail, to_display, visible
 from dl_techniques.images.files import write_image
 from dl_techniques.images.formats import first_suffix
+from dl_techniques.images.metadata import placed_extras
 from dl_techniques.images.source import Picture
 from dl_techniques.images.tiff import page_writer
 from dl_techniques.metrics import Confusion
@@ -89,6 +90,10 @@ class SegmentationTask(Task):
         indices = self.classes.decide(output)[0] if output.dtype.kind == "f" else output.astype("uint8")
         return indices.reshape(*output.shape[:2], -1)
 
+    def with_holes(self, result: np.ndarray, pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Return class indices, `IGNORED` where no channel of the image holds data."""
+        return np.where(valid.any(axis=2, keepdims=True), result, np.uint8(IGNORED))
+
     def result_dtype(self, dtype: np.dtype) -> np.dtype:
         return np.dtype("uint8")
 
@@ -102,8 +107,11 @@ class SegmentationTask(Task):
     def write(self, output: Path, pages: Iterable[Page], count: int, extras: frozenset[str]) -> None:
         write_masks(output, self._masks(output, pages, count, extras), self.classes, count)
 
-    def _masks(self, output: Path, pages: Iterable[Page], count: int, extras: frozenset[str]) -> Iterator[np.ndarray]:
-        """Yield the masks, and write what else was asked for; that is complete when the last mask was taken."""
+    def _masks(self, output: Path, pages: Iterable[Page], count: int, extras: frozenset[str]) -> Iterator[Picture]:
+        """Yield the masks, with what their images say of their place, and write what else was asked for.
+
+        That is complete when the last mask was taken.
+        """
         with contextlib.ExitStack() as stack:
             add_probabilities = None
             if "probabilities" in extras:
@@ -120,7 +128,7 @@ class SegmentationTask(Task):
                     page = f"-{number}" if count > 1 else ""
                     shown = Picture(overlay(picture.pixels, mask, self.classes))
                     write_image(output.with_name(f"{output.stem}-overlay{page}.png"), shown)
-                yield mask
+                yield Picture(prediction.pixels, extras=placed_extras(picture.extras, IGNORED))
 
     def facts(self) -> dict[str, str]:
         return {"classes": ", ".join(self.classes.names)}
@@ -128,7 +136,8 @@ class SegmentationTask(Task):
     def preview(self, pixels: np.ndarray, result: np.ndarray) -> Preview:
         labels, count = self.classes.labels, self.classes.count
         mask = result if labels else result[..., 0]
-        pixels_of = mask.sum(axis=(0, 1)) if labels else np.bincount(mask.ravel(), minlength=count)
+        known = mask[mask != IGNORED]
+        pixels_of = (mask == 1).sum(axis=(0, 1)) if labels else np.bincount(known, minlength=count)
         shares = pixels_of / (mask.shape[0] * mask.shape[1])
         named = zip(self.classes.colours, self.classes.names, shares, strict=True)
         legend = tuple((f"#{bytes(colour).hex()}", name, float(share)) for colour, name, share in named)
