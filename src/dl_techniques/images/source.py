@@ -132,6 +132,11 @@ class ImageSource(ABC):
             return count
 
     @property
+    def is_coloured(self) -> bool:
+        """Whether the first page holds red, green and blue, not channels of any other kind."""
+        return self.shape()[2] > 2  # with alpha, or the fourth ink
+
+    @property
     def can_read_windows(self) -> bool:
         """Whether `windows` reads parts of the image."""
         return self.format.windows and self.count == 1

@@ -78,6 +78,11 @@ class Source(ImageSource):
             return (*self._layout.notes, *(("channels taken one by one",) if apart else ()))
 
     @property
+    def is_coloured(self) -> bool:
+        with reading_errors(self.path):
+            return super().is_coloured and self._page(0).photometric.name not in ("MINISBLACK", "MINISWHITE")
+
+    @property
     def can_read_windows(self) -> bool:
         return super().can_read_windows and len(self._images[0]) == 1
 

@@ -46,9 +46,13 @@ def check_directories(path: Path, file: BinaryIO) -> None:
         if place in seen:
             raise FileError(str(path), "has pages that form a loop.", COPY)
         seen.add(place)
+        if place >= size:
+            raise FileError(str(path), f"is cut off: page {len(seen)} would begin behind its end.", COPY)
         if len(seen) > MAX_PAGES:
             raise FileError(str(path), f"has more than {MAX_PAGES} pages.", "Split it.")
         count = number(counted, place)
+        if not count:
+            raise FileError(str(path), f"has nothing where page {len(seen)} begins: it was not copied completely.", COPY)
         begin, length = place + struct.calcsize(counted), each * count
         file.seek(min(begin, size))
         entries = file.read(min(length, size))
@@ -65,6 +69,8 @@ def guard(page: Any) -> Any:
     Raises:
         ValueError: Its tiles are far larger than the image, or it is a volume.
     """
+    if not hasattr(page.photometric, "name"):
+        raise ValueError("it does not say what its samples mean (PhotometricInterpretation)")
     if page.imagedepth > 1:
         raise ValueError(f"it is a volume of {page.imagedepth} planes in one page")
     tile = page.tiledepth * page.tilelength * page.tilewidth if page.is_tiled else 0

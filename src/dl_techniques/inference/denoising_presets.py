@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dl_techniques.engines.selection import Model
 from dl_techniques.errors import FileError
-from dl_techniques.images.files import image_shape
+from dl_techniques.images.files import open_image
 from dl_techniques.inference.files import create_predictor
 from dl_techniques.inference.pipeline import find_inputs
 from dl_techniques.inference.predictor import Predictor
@@ -66,6 +66,6 @@ def presets_for(inputs: Sequence[str]) -> list[str]:
 
 
 def _preset_for(source: Path) -> str:
-    samples = image_shape(source)[2]
-    colours = samples - (samples % 2 == 0)  # alpha, or the fourth ink
-    return GRAY if colours == 1 or COLOUR not in shipped_presets() else COLOUR
+    with open_image(source) as file:
+        grey = not file.is_coloured
+    return GRAY if grey or COLOUR not in shipped_presets() else COLOUR
