@@ -151,6 +151,19 @@ def eager():
         yield
 
 
+@pytest.fixture
+def traced(eager):
+    """A training of so many steps that tracing pays, among others that are not traced."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.run_functions_eagerly(False)
+        yield
+        tf.config.run_functions_eagerly(True)
+    else:
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     random.seed(7)

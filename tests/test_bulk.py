@@ -30,7 +30,7 @@ from dl_techniques.bulk.cluster import connected, share_out
 from dl_techniques.bulk.credentials import Credentials
 from dl_techniques.bulk.running import predict_bulk
 from dl_techniques.bulk.shipping import Shipment
-from dl_techniques.bulk.status import SCHEMA
+from dl_techniques.bulk.status import SCHEMA, refused_before
 from dl_techniques.bulk.storage import Folder, find_sources, folder_of, is_address
 from dl_techniques.bulk.work import DEATHS, Job, Journal, SharedPredictor, Worker
 from dl_techniques.cli import main
@@ -125,46 +125,42 @@ def wait_for_results(folder: Path, process: subprocess.Popen) -> None:
 
 
 def test_results_are_those_of_the_local_command_and_every_image_has_a_row(cluster, model, images, expected, tmp_path):
-    first = bulk(model, images, tmp_path)
-    assert content(tmp_path) == expected and len(expected) == 2 * (COUNT - len(BROKEN))
+    scans, output = shutil.copytree(images, tmp_path / "in"), tmp_path / "out"
+    first = bulk(model, scans, output)
+    assert content(output) == expected and len(expected) == 2 * (COUNT - len(BROKEN))
     assert first.states == Counter(done=COUNT - len(BROKEN), refused=len(BROKEN)) and first.refused == len(BROKEN)
-    rows = table_of(tmp_path)
-    assert sorted(rows) == sorted(path.name for path in images.iterdir())
+    rows = table_of(output)
+    assert sorted(rows) == sorted(path.name for path in scans.iterdir())
     for name, row in rows.items():
         broken = name in [f"{index:03}.png" for index in BROKEN]
-        assert row["state"] == ("refused" if broken else "done") and row["path"] == str(images / name)
-        assert row["bytes"] == (images / name).stat().st_size and row["seconds"] > 0
+        assert row["state"] == ("refused" if broken else "done") and row["path"] == str(scans / name)
+        assert row["bytes"] == (scans / name).stat().st_size and row["seconds"] > 0
         if broken:
-            assert row["error"].startswith(str(images / name)) and row["output"] is None
+            assert row["error"].startswith(str(scans / name)) and row["output"] is None
         else:
             assert Path(row["output"]).name in expected and row["error"] == ""
     assert (rows["001.png"]["height"], rows["001.png"]["width"]) == (28, 28)
     assert Path(rows["stack.tif"]["output"]).name == "stack.tif"
 
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.[pt]*[gf]")}
-    again = bulk(model, images, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in output.glob("*.[pt]*[gf]")}
+    again = bulk(model, scans, output)
     assert not again.states and (again.existing, again.refused_earlier) == (COUNT - len(BROKEN), len(BROKEN))
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert table_of(tmp_path) == rows
+    assert table_of(output) == rows
 
-    (tmp_path / "005.png").unlink()
-    third = bulk(model, images, tmp_path, max_pixels=10**6)  # may change what was refused
-    assert third.states == Counter(done=1, refused=len(BROKEN))
-    assert content(tmp_path) == expected
+    (output / "005.png").unlink()
+    shutil.copy(scans / "006.png", scans / "007.png")  # what was refused is tried again when it changed
+    third = bulk(model, scans, output)
+    assert third.states == Counter(done=2) and third.refused_earlier == len(BROKEN) - 1
+    mended = {name: expected[name.replace("007", "006")] for name in ("007.png", "007-probabilities.tif")}
+    assert content(output) == {**expected, **mended}
+    assert table_of(output)["007.png"]["state"] == "done"
 
 
-def test_a_refused_image_is_tried_again_when_it_changed(cluster, model, tmp_path):
-    (tmp_path / "in").mkdir()
-    for name in "ab":
-        (tmp_path / "in" / f"{name}.png").write_bytes(b"no image")
-    assert bulk(model, tmp_path / "in", tmp_path / "out").refused == 2
-    Image.fromarray(samples(20, 20)).save(tmp_path / "in" / "a.png")
-    outcome = bulk(model, tmp_path / "in", tmp_path / "out")
-    assert outcome.states == Counter(done=1) and outcome.refused_earlier == 1
-    assert {name: row["state"] for name, row in table_of(tmp_path / "out").items()} == {
-        "a.png": "done",
-        "b.png": "refused",
-    }
+def test_refused_images_are_tried_again_under_other_settings():
+    row = {"path": "a.png", "bytes": 1, "modified": 2, "state": "refused", "settings": "digest"}
+    table = pa.Table.from_pylist([row, {**row, "path": "b.png", "state": "done"}], SCHEMA)
+    assert list(refused_before(table, "digest")) == [("a.png", 1, 2)] and not list(refused_before(table, "other"))
 
 
 def test_workers_compute_on_the_backend_of_the_command(cluster, model, tmp_path):
