@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from PIL import Image
 from pyarrow.fs import S3FileSystem
 
 from bad_images import samples
+from dl_techniques.atomic import is_temporary
 from dl_techniques.bulk.cluster import connected, share_out
 from dl_techniques.bulk.credentials import Credentials
 from dl_techniques.bulk.running import predict_bulk
@@ -81,9 +83,35 @@ def expected(model, images, tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def bucket():
+    """An S3 server on this machine, with a bucket, and the environment that leads to it."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # Ray's settings would show each request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    told = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in told.items():
+            patch.setenv(name, value)
+        files = S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
+        files.create_dir("bucket")
+        yield files
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket) -> Iterator[str]:
+    """A cluster whose workers know the bucket; its address."""
     with connected(None):
-        yield
+        yield ray.get_runtime_context().gcs_address
 
 
 def options(output, **kwargs) -> PredictionOptions:
@@ -93,6 +121,11 @@ def options(output, **kwargs) -> PredictionOptions:
 def content(folder: Path) -> dict[str, bytes]:
     """Return the images of a folder; what is hidden or half written would show."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "status.parquet"}
+
+
+def complete(folder: Path) -> dict[str, bytes]:
+    """Return the images of a folder, without what a worker was writing when it was killed."""
+    return {name: stored for name, stored in content(folder).items() if not is_temporary(folder / name)}
 
 
 def bulk(model, inputs, output, **kwargs):
@@ -194,14 +227,14 @@ def test_a_worker_that_is_killed_costs_nothing(cluster, model, images, tmp_path)
     assert killed
     predict_files(model, [str(images)], options(tmp_path / "local", tta=8), QUIET)
     assert outcome.states == Counter(done=COUNT - len(BROKEN), refused=len(BROKEN))
-    assert content(tmp_path / "out") == content(tmp_path / "local")
+    assert complete(tmp_path / "out") == content(tmp_path / "local")
     assert len(table_of(tmp_path / "out")) == COUNT
 
 
-def test_a_run_that_is_killed_is_completed_by_the_next(model, images, expected, tmp_path):
+def test_a_run_that_is_killed_is_completed_by_the_next(cluster, model, images, expected, tmp_path):
     output, told = tmp_path / "out", tmp_path / "told.txt"
     command = [sys.executable, "-m", "dl_techniques.cli", "predict", str(model), str(images), "-o", str(output)]
-    command += ["--engine", "openvino", "--probabilities", "--ray"]
+    command += ["--engine", "openvino", "--probabilities", "--ray", cluster]
     with open(told, "w") as stream:  # a pipe would stay open as long as what Ray started
         with subprocess.Popen(command, stdout=stream, stderr=stream) as process:
             wait_for_results(output, process)
@@ -209,7 +242,7 @@ def test_a_run_that_is_killed_is_completed_by_the_next(model, images, expected, 
         there = {path: path.stat().st_mtime_ns for path in output.glob("*.png")}
         done = subprocess.run(command, stdout=stream, stderr=stream, timeout=300)
     assert done.returncode == 1 and f"{len(BROKEN)} of {COUNT} images refused" in told.read_text()
-    assert content(output) == expected
+    assert complete(output) == expected
     assert len(table_of(output)) == COUNT and not (output / "status").exists()
     assert {path: path.stat().st_mtime_ns for path in there} == there
 
@@ -269,39 +302,14 @@ def test_an_image_that_kills_its_process_is_a_row_in_the_end(model, tmp_path, mo
 # === F7: a bucket ===
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """An S3 server on this machine, with a bucket, and the environment that leads to it."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # Ray's settings would show each request
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    told = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in told.items():
-            patch.setenv(name, value)
-        files = S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-        files.create_dir("bucket")
-        yield files
-    server.stop()
-
-
-def test_a_bucket_is_as_a_folder_and_its_password_is_told_nowhere(bucket, model, images, expected, tmp_path, capfd):
+def test_a_bucket_is_as_a_folder_and_its_password_is_told_nowhere(
+    cluster, bucket, model, images, expected, tmp_path, capfd
+):
     for path in images.iterdir():
         with bucket.open_output_stream(f"bucket/scans/{path.name}") as file:
             file.write(path.read_bytes())
     scans, masks = (f"s3://test:hush%2Fhush@bucket/{name}/" for name in ("scans", "masks"))
     arguments = ["predict", str(model), scans, "-o", masks, "--engine", "openvino", "--probabilities", "--ray"]
-    if ray.is_initialized():
-        ray.shutdown()  # workers of a cluster begun before do not know the server
     assert main(arguments) == 1
     folder = Folder("s3://bucket/masks")
     stored = {info.base_name: folder.read(info.base_name) for info in folder.list()}
@@ -401,9 +409,8 @@ def test_outputs_that_would_mix_are_refused(model, images, tmp_path):
 
 
 @pytest.mark.parametrize("address, told", [("127.0.0.1:1", "no cluster answers"), ("somewhere", "must be HOST:PORT")])
-def test_a_cluster_that_is_not_there_is_named(address, told, model, images, tmp_path):
-    if ray.is_initialized():
-        ray.shutdown()
+def test_a_cluster_that_is_not_there_is_named(address, told, model, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     choice = select_engine(model, "openvino")
     with pytest.raises(ConvUNextError, match=told):
         predict_bulk(choice, [str(images)], options(tmp_path), QUIET, address)
