@@ -1,9 +1,10 @@
 """The command: a demo that leaves a model and a report, clear refusals, nothing left behind when interrupted."""
 
+import contextlib
+import io
 import signal
 import subprocess
 import sys
-import time
 
 import keras
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 from dl_techniques.cli import main
 from dl_techniques.datasets.samples import NUCLEI
 from dl_techniques.images.files import read_image
+from dl_techniques.training import callbacks
 from models import image, run
+
+pytestmark = pytest.mark.usefixtures("eager")
 
 TINY_DEMO = ["demo", "--steps", "2", "--batch-size", "2", "--crop", "64", "--filters", "4", "--epochs"]
 
@@ -24,31 +28,33 @@ def command(*arguments: str, cwd) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """Run a very short demo as a user would, beside one of before; return the folder that it made and what it said."""
+def demo(tmp_path_factory, eager):
+    """Run a very short demo beside one of before; return the folder that it made, its status and what it said."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "convunext-demo").mkdir()
     (folder / "convunext-demo" / "report.html").write_text("of before")
-    return folder / "convunext-demo-2", command(*TINY_DEMO, "2", cwd=folder)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as output:
+        status = main([*TINY_DEMO, "2"])
+    return folder / "convunext-demo-2", status, output.getvalue()
 
 
 def test_demo_prints_scores_and_ends_with_the_report(demo):
-    folder, result = demo
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.strip().splitlines()
+    folder, status, output = demo
+    assert status == 0
+    lines = output.strip().splitlines()
     assert lines[-1] == str((folder / "report.html").resolve())
     assert any(line.startswith("held-out images: Dice 0.") and "IoU 0." in line for line in lines)
-    assert [line for line in lines if line.startswith("epoch ")] and "epoch 2/2" in result.stdout
+    assert [line for line in lines if line.startswith("epoch ")] and "epoch 2/2" in output
 
 
 def test_demo_overwrites_nothing(demo):
-    folder, _ = demo
+    folder, *_ = demo
     assert sorted(path.name for path in folder.parent.iterdir()) == ["convunext-demo", "convunext-demo-2"]
     assert (folder.parent / "convunext-demo" / "report.html").read_text() == "of before"
 
 
 def test_demo_model_works_on_images_of_any_size(demo):
-    folder, _ = demo
+    folder, *_ = demo
     import dl_techniques.models.convunext.model  # noqa: F401 - registers the model
 
     model = keras.saving.load_model(folder / "model.keras", safe_mode=True)
@@ -57,7 +63,7 @@ def test_demo_model_works_on_images_of_any_size(demo):
 
 
 def test_demo_report_is_self_contained(demo):
-    folder, _ = demo
+    folder, *_ = demo
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4 * 6 + 6  # image, truth, prediction, error of six; masks
     assert "http" not in page.replace("http://www.w3.org", "") and "<script" not in page
@@ -65,7 +71,7 @@ def test_demo_report_is_self_contained(demo):
 
 
 def test_demo_is_a_run_whose_folder_predict_takes(demo, tmp_path):
-    folder, _ = demo
+    folder, *_ = demo
     assert main(["predict", str(folder), str(NUCLEI / "image"), "-o", str(tmp_path)]) == 0
     assert len(list(tmp_path.glob("*.png"))) == 24
     assert read_image(folder / "preview.png").pixels.shape == (3 * 264, 4 * 264, 3)
@@ -97,25 +103,21 @@ def test_misspelt_commands_are_usage_errors(arguments, capfd):
     assert "Error" in "".join(capfd.readouterr())
 
 
-def test_interrupted_demo_can_be_resumed(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dl_techniques.cli", *TINY_DEMO, "5000"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for line in process.stdout:
-        if line.startswith("epoch 1/"):
-            break
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130
+def test_interrupted_demo_can_be_resumed(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    log = callbacks.EpochLog.on_epoch_end
+    monkeypatch.setattr(
+        callbacks.EpochLog, "on_epoch_end", lambda *args: log(*args) or signal.raise_signal(signal.SIGINT)
+    )
+    assert main([*TINY_DEMO, "5000"]) == 130
+    errors = capfd.readouterr().err
     assert "Traceback" not in errors
     assert "resume with: convunext train --resume convunext-demo" in errors
     assert list((tmp_path / "convunext-demo" / "checkpoints").iterdir())
 
 
 def test_losses_of_the_demo_fall(demo):
-    folder, _ = demo
+    folder, *_ = demo
     losses = np.genfromtxt(folder / "log.csv", delimiter=",", names=True)["loss"]
     assert losses[-1] < losses[0]
 
