@@ -476,7 +476,7 @@ def test_a_model_that_was_shipped_is_the_same(model, tmp_path, monkeypatch):
 
 def test_threads_that_share_a_predictor_change_nothing(model):
     shared = SharedPredictor(select_engine(model, "keras"), max_memory="200MB", tile=48)
-    images = [samples(50 + 9 * index, 40, 1) for index in range(4)]
+    images = [samples(50 + 9 * (index % 2), 40, 1) + index for index in range(4)]
     alone = [shared(pixels).probabilities for pixels in images]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda pixels: shared(pixels).probabilities, images))
