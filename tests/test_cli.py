@@ -65,7 +65,7 @@ def test_demo_model_works_on_images_of_any_size(demo):
 def test_demo_report_is_self_contained(demo):
     folder, *_ = demo
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 4 * 6 + 6  # image, truth, prediction, error of six; masks
+    assert page.count("data:image/png;base64,") == 4 * 6 + 2 * 3  # of six held-out images; three masks
     assert "http" not in page.replace("http://www.w3.org", "") and "<script" not in page
     assert "mean Dice" in page and "<polyline" in page
 
