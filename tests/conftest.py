@@ -41,18 +41,19 @@ settings.load_profile("convunext")
 # first, so that both processes end at about the same time.
 PROCESSES = ("test_devices", "test_bulk", "test_page", "test_browser")
 LONGEST = (
-    "processes", "test_denoising", "test_run_folder", "test_engines", "test_export", "test_lifecycle", "test_saving",
-    "test_cli", "test_large_exports", "test_speed", "test_docs", "test_segmentation", "test_runtime",
-    "test_equivariance", "test_layers", "test_training", "test_predict", "test_model",
+    "processes", "test_engines", "test_denoising", "test_export", "test_docs", "test_run_folder", "test_speed",
+    "test_saving", "test_lifecycle", "test_predict", "test_runtime", "test_training", "test_equivariance",
+    "test_large_exports", "test_custom_gradients", "test_parts", "test_trained_tiles", "test_segmentation",
+    "test_artifact", "test_toy_format", "test_cli", "test_model", "test_inference", "test_toy_task", "test_toy_export",
 )  # fmt: skip
 # What `make check` has no time for (`--quick`), beside the tests marked slow: left out before anything is imported.
 SLOW = {
-    "test_artifact", "test_bad_models", "test_benchmarks", "test_browser", "test_bulk", "test_cli",
+    "test_artifact", "test_bad_models", "test_benchmarks", "test_browser", "test_bulk", "test_certify", "test_cli",
     "test_custom_gradients", "test_denoising", "test_devices", "test_docs", "test_engines", "test_equivariance",
     "test_export", "test_inference", "test_large", "test_large_exports", "test_lifecycle", "test_one_open",
-    "test_page", "test_parts", "test_predict", "test_quantize", "test_restoration", "test_run_folder",
-    "test_runtime", "test_saving", "test_segmentation", "test_specification", "test_speed", "test_toy_export",
-    "test_toy_format", "test_toy_task", "test_trained_tiles", "test_training",
+    "test_page", "test_parts", "test_precision", "test_predict", "test_quantize", "test_restoration",
+    "test_run_folder", "test_runtime", "test_saving", "test_segmentation", "test_specification", "test_speed",
+    "test_toy_export", "test_toy_format", "test_toy_task", "test_trained_tiles", "test_training", "test_trust",
 }  # fmt: skip
 
 
@@ -147,6 +148,19 @@ def eager():
         tf.config.run_functions_eagerly(True)
         yield
         tf.config.run_functions_eagerly(False)
+    else:
+        yield
+
+
+@pytest.fixture
+def traced(eager):
+    """A training of so many steps that tracing pays, among others that are not traced."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.run_functions_eagerly(False)
+        yield
+        tf.config.run_functions_eagerly(True)
     else:
         yield
 

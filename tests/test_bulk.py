@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,11 +27,12 @@ from PIL import Image
 from pyarrow.fs import S3FileSystem
 
 from bad_images import samples
+from dl_techniques.atomic import is_temporary
 from dl_techniques.bulk.cluster import connected, share_out
 from dl_techniques.bulk.credentials import Credentials
 from dl_techniques.bulk.running import predict_bulk
 from dl_techniques.bulk.shipping import Shipment
-from dl_techniques.bulk.status import SCHEMA
+from dl_techniques.bulk.status import SCHEMA, refused_before
 from dl_techniques.bulk.storage import Folder, find_sources, folder_of, is_address
 from dl_techniques.bulk.work import DEATHS, Job, Journal, SharedPredictor, Worker
 from dl_techniques.cli import main
@@ -81,9 +83,35 @@ def expected(model, images, tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def bucket():
+    """An S3 server on this machine, with a bucket, and the environment that leads to it."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # Ray's settings would show each request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    told = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in told.items():
+            patch.setenv(name, value)
+        files = S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
+        files.create_dir("bucket")
+        yield files
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket) -> Iterator[str]:
+    """A cluster whose workers know the bucket; its address."""
     with connected(None):
-        yield
+        yield ray.get_runtime_context().gcs_address
 
 
 def options(output, **kwargs) -> PredictionOptions:
@@ -93,6 +121,11 @@ def options(output, **kwargs) -> PredictionOptions:
 def content(folder: Path) -> dict[str, bytes]:
     """Return the images of a folder; what is hidden or half written would show."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "status.parquet"}
+
+
+def complete(folder: Path) -> dict[str, bytes]:
+    """Return the images of a folder, without what a worker was writing when it was killed."""
+    return {name: stored for name, stored in content(folder).items() if not is_temporary(folder / name)}
 
 
 def bulk(model, inputs, output, **kwargs):
@@ -125,46 +158,42 @@ def wait_for_results(folder: Path, process: subprocess.Popen) -> None:
 
 
 def test_results_are_those_of_the_local_command_and_every_image_has_a_row(cluster, model, images, expected, tmp_path):
-    first = bulk(model, images, tmp_path)
-    assert content(tmp_path) == expected and len(expected) == 2 * (COUNT - len(BROKEN))
+    scans, output = shutil.copytree(images, tmp_path / "in"), tmp_path / "out"
+    first = bulk(model, scans, output)
+    assert content(output) == expected and len(expected) == 2 * (COUNT - len(BROKEN))
     assert first.states == Counter(done=COUNT - len(BROKEN), refused=len(BROKEN)) and first.refused == len(BROKEN)
-    rows = table_of(tmp_path)
-    assert sorted(rows) == sorted(path.name for path in images.iterdir())
+    rows = table_of(output)
+    assert sorted(rows) == sorted(path.name for path in scans.iterdir())
     for name, row in rows.items():
         broken = name in [f"{index:03}.png" for index in BROKEN]
-        assert row["state"] == ("refused" if broken else "done") and row["path"] == str(images / name)
-        assert row["bytes"] == (images / name).stat().st_size and row["seconds"] > 0
+        assert row["state"] == ("refused" if broken else "done") and row["path"] == str(scans / name)
+        assert row["bytes"] == (scans / name).stat().st_size and row["seconds"] > 0
         if broken:
-            assert row["error"].startswith(str(images / name)) and row["output"] is None
+            assert row["error"].startswith(str(scans / name)) and row["output"] is None
         else:
             assert Path(row["output"]).name in expected and row["error"] == ""
     assert (rows["001.png"]["height"], rows["001.png"]["width"]) == (28, 28)
     assert Path(rows["stack.tif"]["output"]).name == "stack.tif"
 
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.[pt]*[gf]")}
-    again = bulk(model, images, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in output.glob("*.[pt]*[gf]")}
+    again = bulk(model, scans, output)
     assert not again.states and (again.existing, again.refused_earlier) == (COUNT - len(BROKEN), len(BROKEN))
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert table_of(tmp_path) == rows
+    assert table_of(output) == rows
 
-    (tmp_path / "005.png").unlink()
-    third = bulk(model, images, tmp_path, max_pixels=10**6)  # may change what was refused
-    assert third.states == Counter(done=1, refused=len(BROKEN))
-    assert content(tmp_path) == expected
+    (output / "005.png").unlink()
+    shutil.copy(scans / "006.png", scans / "007.png")  # what was refused is tried again when it changed
+    third = bulk(model, scans, output)
+    assert third.states == Counter(done=2) and third.refused_earlier == len(BROKEN) - 1
+    mended = {name: expected[name.replace("007", "006")] for name in ("007.png", "007-probabilities.tif")}
+    assert content(output) == {**expected, **mended}
+    assert table_of(output)["007.png"]["state"] == "done"
 
 
-def test_a_refused_image_is_tried_again_when_it_changed(cluster, model, tmp_path):
-    (tmp_path / "in").mkdir()
-    for name in "ab":
-        (tmp_path / "in" / f"{name}.png").write_bytes(b"no image")
-    assert bulk(model, tmp_path / "in", tmp_path / "out").refused == 2
-    Image.fromarray(samples(20, 20)).save(tmp_path / "in" / "a.png")
-    outcome = bulk(model, tmp_path / "in", tmp_path / "out")
-    assert outcome.states == Counter(done=1) and outcome.refused_earlier == 1
-    assert {name: row["state"] for name, row in table_of(tmp_path / "out").items()} == {
-        "a.png": "done",
-        "b.png": "refused",
-    }
+def test_refused_images_are_tried_again_under_other_settings():
+    row = {"path": "a.png", "bytes": 1, "modified": 2, "state": "refused", "settings": "digest"}
+    table = pa.Table.from_pylist([row, {**row, "path": "b.png", "state": "done"}], SCHEMA)
+    assert list(refused_before(table, "digest")) == [("a.png", 1, 2)] and not list(refused_before(table, "other"))
 
 
 def test_workers_compute_on_the_backend_of_the_command(cluster, model, tmp_path):
@@ -198,14 +227,14 @@ def test_a_worker_that_is_killed_costs_nothing(cluster, model, images, tmp_path)
     assert killed
     predict_files(model, [str(images)], options(tmp_path / "local", tta=8), QUIET)
     assert outcome.states == Counter(done=COUNT - len(BROKEN), refused=len(BROKEN))
-    assert content(tmp_path / "out") == content(tmp_path / "local")
+    assert complete(tmp_path / "out") == content(tmp_path / "local")
     assert len(table_of(tmp_path / "out")) == COUNT
 
 
-def test_a_run_that_is_killed_is_completed_by_the_next(model, images, expected, tmp_path):
+def test_a_run_that_is_killed_is_completed_by_the_next(cluster, model, images, expected, tmp_path):
     output, told = tmp_path / "out", tmp_path / "told.txt"
     command = [sys.executable, "-m", "dl_techniques.cli", "predict", str(model), str(images), "-o", str(output)]
-    command += ["--engine", "openvino", "--probabilities", "--ray"]
+    command += ["--engine", "openvino", "--probabilities", "--ray", cluster]
     with open(told, "w") as stream:  # a pipe would stay open as long as what Ray started
         with subprocess.Popen(command, stdout=stream, stderr=stream) as process:
             wait_for_results(output, process)
@@ -213,7 +242,7 @@ def test_a_run_that_is_killed_is_completed_by_the_next(model, images, expected, 
         there = {path: path.stat().st_mtime_ns for path in output.glob("*.png")}
         done = subprocess.run(command, stdout=stream, stderr=stream, timeout=300)
     assert done.returncode == 1 and f"{len(BROKEN)} of {COUNT} images refused" in told.read_text()
-    assert content(output) == expected
+    assert complete(output) == expected
     assert len(table_of(output)) == COUNT and not (output / "status").exists()
     assert {path: path.stat().st_mtime_ns for path in there} == there
 
@@ -273,39 +302,14 @@ def test_an_image_that_kills_its_process_is_a_row_in_the_end(model, tmp_path, mo
 # === F7: a bucket ===
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """An S3 server on this machine, with a bucket, and the environment that leads to it."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # Ray's settings would show each request
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    told = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in told.items():
-            patch.setenv(name, value)
-        files = S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True)
-        files.create_dir("bucket")
-        yield files
-    server.stop()
-
-
-def test_a_bucket_is_as_a_folder_and_its_password_is_told_nowhere(bucket, model, images, expected, tmp_path, capfd):
+def test_a_bucket_is_as_a_folder_and_its_password_is_told_nowhere(
+    cluster, bucket, model, images, expected, tmp_path, capfd
+):
     for path in images.iterdir():
         with bucket.open_output_stream(f"bucket/scans/{path.name}") as file:
             file.write(path.read_bytes())
     scans, masks = (f"s3://test:hush%2Fhush@bucket/{name}/" for name in ("scans", "masks"))
     arguments = ["predict", str(model), scans, "-o", masks, "--engine", "openvino", "--probabilities", "--ray"]
-    if ray.is_initialized():
-        ray.shutdown()  # workers of a cluster begun before do not know the server
     assert main(arguments) == 1
     folder = Folder("s3://bucket/masks")
     stored = {info.base_name: folder.read(info.base_name) for info in folder.list()}
@@ -405,9 +409,8 @@ def test_outputs_that_would_mix_are_refused(model, images, tmp_path):
 
 
 @pytest.mark.parametrize("address, told", [("127.0.0.1:1", "no cluster answers"), ("somewhere", "must be HOST:PORT")])
-def test_a_cluster_that_is_not_there_is_named(address, told, model, images, tmp_path):
-    if ray.is_initialized():
-        ray.shutdown()
+def test_a_cluster_that_is_not_there_is_named(address, told, model, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     choice = select_engine(model, "openvino")
     with pytest.raises(ConvUNextError, match=told):
         predict_bulk(choice, [str(images)], options(tmp_path), QUIET, address)
@@ -473,7 +476,7 @@ def test_a_model_that_was_shipped_is_the_same(model, tmp_path, monkeypatch):
 
 def test_threads_that_share_a_predictor_change_nothing(model):
     shared = SharedPredictor(select_engine(model, "keras"), max_memory="200MB", tile=48)
-    images = [samples(50 + 9 * index, 40, 1) for index in range(4)]
+    images = [samples(50 + 9 * (index % 2), 40, 1) + index for index in range(4)]
     alone = [shared(pixels).probabilities for pixels in images]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda pixels: shared(pixels).probabilities, images))

@@ -32,6 +32,8 @@ from dl_techniques.training.run_folder import open_run, read_log, stored_config,
 from dl_techniques.training.schedule import WarmupCosine, WarmupStableDecay
 from dl_techniques.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 SMALL = {
     "patch": 12, "final_patch": 16, "batch_size": 2, "steps": 6, "steps_per_epoch": 3, "held_out": 1,
     "depth": 2, "initial_filters": 4, "blocks_per_level": 1,
@@ -153,7 +155,7 @@ def test_recorrupted_images_have_independent_noise(rng):
     )
 
 
-def test_noisy_images_alone_teach_a_denoiser(tmp_path):
+def test_noisy_images_alone_teach_a_denoiser(traced, tmp_path):
     rng = np.random.default_rng(0)
     smooth = [np.kron(rng.uniform(0.2, 0.8, (6, 5)), np.ones((8, 8)))[..., None] for _ in range(4)]
     for index, image in enumerate(smooth):

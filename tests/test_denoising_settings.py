@@ -14,6 +14,8 @@ from dl_techniques.training.recipes.denoising.settings import DenoisingConfig
 from dl_techniques.training.run_folder import read_log
 from dl_techniques.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 QUIET = Console(quiet=True)
 SMALL = {
     "patch": 12, "final_patch": 12, "batch_size": 2, "steps": 8, "steps_per_epoch": 2, "held_out": 2,

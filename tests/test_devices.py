@@ -24,7 +24,7 @@ from dl_techniques.training.settings import DeviceSettings
 BACKEND = keras.backend.backend()
 JAX = pytest.mark.only_backend("jax")  # has several processes, and weights in parts
 DEVICES = 8 if BACKEND == "jax" else 2  # TensorFlow traces every one of them
-SIZE = {"steps": 6, "steps-per-epoch": 3, "batch-size": 8, "patch": 16, "initial-filters": 4}
+SIZE = {"steps": 6, "steps-per-epoch": 3, "batch-size": 8, "patch": 16, "initial-filters": 4, "blocks-per-level": 1}
 SETTINGS = {
     "denoise": {"held-out": 2, "final-patch": 16, "depth": 2},
     "segment": {"depth": 3},  # three supervised outputs

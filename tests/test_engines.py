@@ -202,6 +202,24 @@ def test_cached_conversion_needs_no_framework(models, tmp_path, monkeypatch):
     assert [entry.name[:9] for entry in (tmp_path / "cache").iterdir()] == ["openvino-"]
 
 
+def test_conversions_import_only_what_they_use():
+    code = """
+import sys
+from dl_techniques.engines.subprocess import exit_status_of
+
+def work():
+    import keras
+    assert not {"jax", "matplotlib", "pandas", "scipy.stats", "tensorflow", "torch"} & sys.modules.keys()
+    import scipy.signal
+    assert len(scipy.signal.get_window("hann", 8)) == 8  # there once it is used
+
+sys.exit(exit_status_of(work))
+"""
+    environment = {**os.environ, "KERAS_BACKEND": "openvino"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 LISTENER = """
 import os, sys
 

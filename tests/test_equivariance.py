@@ -21,7 +21,8 @@ pytestmark = pytest.mark.each_backend
 ALPHAS = np.array([0.013, 0.37, 1.7, 73.0], dtype="float32")  # no powers of two: floats scale by those exactly
 # Wider than tiny, which no backend sees a difference in: once.
 WIDER = [pytest.param(net, marks=pytest.mark.only_backend("tensorflow")) for net in ("small", "base")]
-SIZES = ((64, 64), (97, 61))
+SIZES = {"small": ((32, 32), (49, 31)), "base": ((32, 32), (49, 31))}  # and of these, fewer pixels
+ANY_NET = ((64, 64), (97, 61))
 DEPTH_5 = {"depth": 5, "initial_filters": 8, "blocks_per_level": 1, "drop_path_rate": 0.0}
 
 
@@ -51,7 +52,7 @@ def build(net: str, **kwargs) -> ConvUNextModel:
 def test_bias_free_output_scales_with_input(net, block, version):
     supervised = build(net, use_bias=False, equivariant_block=block, convnext_version=version)
     plain = create_inference_model_from_training_model(supervised)
-    for model, size in itertools.product((supervised, plain), SIZES):
+    for model, size in itertools.product((supervised, plain), SIZES.get(net, ANY_NET)):
         errors = scale_errors(model, *size)
         assert errors.shape[0] == (supervised.depth if model is supervised else 1)
         assert errors.max() <= 1e-5, (size, errors)
@@ -61,7 +62,7 @@ def test_bias_free_output_scales_with_input(net, block, version):
 @pytest.mark.parametrize("net", ["tiny", "depth 5"])
 def test_biased_output_does_not_scale_with_input(net, version):
     model = build(net, use_bias=True, convnext_version=version)
-    for size in SIZES:
+    for size in ANY_NET:
         assert scale_errors(model, *size).min() > 1e-2
 
 

@@ -61,21 +61,22 @@ def reference(source: Path) -> keras.Model:
     return keras.saving.load_model(source)
 
 
-# What artifacts of biased models of a fixed size end in; all others have no activation.
-ACTIVATIONS = {"v1": "argmax", "v2": "softmax"}
+# Half of all combinations: of each format, every pair of version, bias and size, and each activation. What one format
+# lacks of the three together, two others have: a graph is made of a model before a format writes it.
 CASES = [
     pytest.param((form, version, bias, fixed), id=f"{form}-{version}-{'bias' if bias else 'free'}-{fixed or 'any'}")
-    for form in SUFFIXES
+    for number, form in enumerate(SUFFIXES)
     for version in ("v1", "v2")
     for bias in (True, False)
     for fixed in (None, FIXED)
+    if ((version == "v1") + bias + bool(fixed) + number) % 2
 ]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_artifact_matches_keras_at_every_size(case, sources, tmp_path):
     form, version, bias, fixed = case
-    activation = ACTIVATIONS[version] if bias and fixed else "none"
+    activation = ("argmax" if fixed else "softmax") if bias else "none"
     source, path = sources[version, bias], tmp_path / f"model{SUFFIXES[form]}"
     options = ExportOptions(output=path, size=fixed, activation=activation)
     artifact = export_model(source, options, QUIET)

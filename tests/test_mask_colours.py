@@ -9,7 +9,7 @@ from rich.console import Console
 from dl_techniques.card import read_card
 from dl_techniques.cli import main
 from dl_techniques.images.files import open_image
-from dl_techniques.tasks.segmentation.classes import COLOURS, Classes
+from dl_techniques.tasks.segmentation.classes import COLOURS, Classes, value_names
 from dl_techniques.tasks.segmentation.readers import MaskReader
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
 from dl_techniques.training.recipes.segmentation.settings import SegmentationConfig
@@ -93,3 +93,8 @@ def test_masks_without_colours_get_ours_and_palettes_that_differ_are_read_by_col
     save_palette(tmp_path / "mixed" / "masks" / "1.png")
     classes = SegmentationRecipe(config, Console(quiet=True)).task.classes
     assert classes.colours == list(PALETTE) and Classes.from_card(classes.as_card(), "") == classes
+
+
+def test_values_are_named_as_colours_where_one_is():
+    assert value_names([0, 0xC800, 0xFF0000]) == ["#000000", "#00c800", "#ff0000"]
+    assert value_names([0, 128, 51200]) == ["0", "128", "51200"]

@@ -310,7 +310,7 @@ def test_three_pictures_show_how_masks_were_understood(tmp_path):
     rows = recipe.understood()
     assert len(rows) == 3
     for (caption, mask), (_, image) in rows:
-        number = int(caption.removeprefix("mask as understood: "))
+        number = int(caption.removeprefix("mask: "))
         assert mask.shape == image.shape == (256, 256, 3)
         assert (mask[:SIZE, :SIZE].any(axis=2) == (indices(number, 3) > 0)).all()
 

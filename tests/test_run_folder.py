@@ -295,10 +295,21 @@ def test_damaged_best_weights_of_a_stopped_run_are_found_again(data, finished, t
 # === signals, locks, and sets that are nearly empty ===
 
 
+# Eager, as the trainings of this process are.
+PROGRAM = """
+import sys, keras
+if keras.backend.backend() == "tensorflow":
+    import tensorflow
+    tensorflow.config.run_functions_eagerly(True)
+from dl_techniques.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize("sent, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_to_a_training_saves_and_prints_how_to_resume(sent, status, data, tmp_path):
     flags = {**SMALL, "steps": 40_000, "steps_per_epoch": 20_000}
-    command = [sys.executable, "-m", "dl_techniques.cli", "train", "segment", "--output=run"]
+    command = [sys.executable, "-c", PROGRAM, "train", "segment", "--output=run"]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     command += [f"--images={data / 'images'}", f"--masks={data / 'masks'}"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -77,6 +77,7 @@ def test_compiled_model_loads_and_continues_training(tmp_path):
     model.fit(x, y, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    loaded.run_eagerly = eager  # which the file does not tell
     assert int(ops.convert_to_numpy(loaded.optimizer.iterations)) == 1
     losses = [m.fit(x, y, epochs=2, verbose=0).history["loss"] for m in (model, loaded)]
     assert np.allclose(*losses, rtol=1e-5)

@@ -23,6 +23,7 @@ from dl_techniques.models.convunext.function import keras_function
 from dl_techniques.tasks.base import Sample
 from dl_techniques.tasks.segmentation.classes import IGNORED, Classes
 from dl_techniques.tasks.segmentation.evaluation import evaluate
+from dl_techniques.training import auto_settings
 from dl_techniques.training.auto_settings import choose_augmentation, resolve_settings
 from dl_techniques.training.recipes.segmentation.batches import segmentation_batches
 from dl_techniques.training.recipes.segmentation.recipe import SegmentationRecipe
@@ -153,7 +154,14 @@ def test_evaluate_measures_any_labelled_folder(finished, data, tmp_path, capfd):
 # === plans ===
 
 
-def test_a_plan_is_chosen_measured_and_followed(data, tmp_path, capfd):
+def test_batches_have_about_as_many_pixels_whatever_the_crops(data, tmp_path):
+    facts = Inspection((PairFacts(Pair(data, data)),), ())
+    for patch, batch in ((20, 328), (256, 2), (512, 1)):
+        assert resolve_settings(settings(data, tmp_path, patch=patch, batch_size=None), facts).batch_size == batch
+
+
+def test_a_plan_is_chosen_measured_and_followed(data, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(auto_settings, "PIXELS_IN_A_STEP", 4000)  # or each step would take a second
     path, output = tmp_path / "plan.toml", tmp_path / "run"
     sources = [f"--images={data / 'images'}", f"--masks={data / 'masks'}", "--ignore=11"]
     small = ["--steps=4", "--steps-per-epoch=2", "--initial-filters=4", "--depth=2", "--convnext-version=v1"]
@@ -161,7 +169,7 @@ def test_a_plan_is_chosen_measured_and_followed(data, tmp_path, capfd):
     captured = capfd.readouterr().out
     assert "5 to train on, 1 to validate on" in captured and "s a step" in captured
     plan = tomllib.loads(path.read_text())
-    assert plan["settings"]["patch"] == 20 and plan["settings"]["batch_size"] == 328
+    assert plan["settings"]["patch"] == 20 and plan["settings"]["batch_size"] == 10
     assert plan["measured"]["step_seconds"] > 0 and 0 <= plan["measured"]["waiting"] <= 1
 
     assert main(["train", "segment", f"--plan={path}", "--batch-size=1", f"--output={output}"]) == 0

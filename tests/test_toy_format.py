@@ -61,17 +61,17 @@ def test_a_format_is_a_module_and_a_line(package, preset, tmp_path):
             np.save(tmp_path / name / f"{index}.npy", array)
             write_image(tmp_path / f"png-{name}" / f"{index}.png", Picture(array[..., None]))
 
-    sources, keras = ["--images=images", "--masks=masks"], "--engine=keras"
+    sources, engine = ["--images=images", "--masks=masks"], "--engine=openvino"
     trained, *done = run_commands(
         package,
         tmp_path,
         ["train", "segment", *sources, *SMALL, "--convnext-version=v1", "--output=run"],
         ["evaluate", "run", *sources, "--output=evaluation"],
         ["evaluate", "run", "--images=png-images", "--masks=png-masks", "--output=png-evaluation"],
-        ["predict", "run", "images", keras, "--output=masks-found"],
-        ["predict", str(preset), "images", keras, "--output=restored"],
-        ["predict", str(preset), "png-images", keras, "--output=png-restored"],
-        ["predict", "run", "images", keras, "--output=bulk", "--ray"],
+        ["predict", "run", "images", engine, "--output=masks-found"],
+        ["predict", str(preset), "images", engine, "--output=restored"],
+        ["predict", str(preset), "png-images", engine, "--output=png-restored"],
+        ["predict", "run", "images", engine, "--output=bulk", "--ray"],
     )
     assert [result.status for result in (trained, *done)] == [0] * 7, (trained, *done)
     assert "3 images (3 of 24x20), 1 channels, uint8" in trained.output
@@ -82,7 +82,7 @@ def test_a_format_is_a_module_and_a_line(package, preset, tmp_path):
     assert first["images"] == 3 and first == second
 
     # Masks are written in a format of masks, restored images in their own.
-    predictor = Predictor(tmp_path / "run", engine="keras")
+    predictor = Predictor(tmp_path / "run", engine="openvino")
     for number in range(3):
         expected = predictor(np.load(tmp_path / "images" / f"{number}.npy")[..., None]).pixels[..., 0]
         assert np.mean(read_mask(tmp_path / "masks-found" / f"{number}.png") == expected) > 0.99
@@ -94,7 +94,7 @@ def test_a_format_is_a_module_and_a_line(package, preset, tmp_path):
 
     code = "from pathlib import Path\nfrom dl_techniques.inference.predictor import Predictor\n"
     code += "from dl_techniques.page.applying import apply_model\n"
-    code += "print(apply_model(Predictor('run', engine='keras'), Path('images/1.npy'), Path(), 10_000).download)"
+    code += "print(apply_model(Predictor('run', engine='openvino'), Path('images/1.npy'), Path(), 10_000).download)"
     shown = tmp_path / run_script(package, tmp_path, code).splitlines()[-1]
     assert np.array_equal(read_mask(shown), read_mask(tmp_path / "masks-found" / "1.png"))
 

@@ -13,7 +13,7 @@ import dl_techniques
 PACKAGE = Path(dl_techniques.__file__).parent
 # Several commands share a process, and what it takes to start one; steps are few, and not traced.
 SCRIPT = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 import tensorflow
 from dl_techniques.cli import main
 
@@ -21,6 +21,9 @@ tensorflow.config.run_functions_eagerly(True)
 
 results = []
 for words in json.loads(sys.argv[1]):
+    if words[0] == "rm":
+        os.remove(words[1])
+        continue
     with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as errors:
         status = main(words)
     results.append([status, output.getvalue(), errors.getvalue()])
@@ -52,6 +55,9 @@ def run_script(copy: Path, folder: Path, script: str, *arguments: str) -> str:
 
 
 def run_commands(copy: Path, folder: Path, *commands: list[str]) -> list[Result]:
-    """Run commands of a copy of the package, one after the other in one process, and return their results."""
+    """Run commands of a copy of the package, one after the other in one process, and return their results.
+
+    `["rm", FILE]` among them removes a file, and has no result.
+    """
     run_script(copy, folder, SCRIPT, json.dumps(commands))
     return [Result(*result) for result in json.loads((folder / "results.json").read_text())]

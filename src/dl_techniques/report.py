@@ -55,7 +55,8 @@ class Table:
 class Report:
     """A page: title, lead, headline numbers, tables, curves over epochs, facts, and rows of captioned pictures.
 
-    `key` is colour and meaning of what pictures show; pictures are uint8, grey or RGB.
+    `key` is colour and meaning of what pictures show; pictures are uint8, grey or RGB. `targets` is how targets were
+    understood.
     """
 
     title: str
@@ -66,6 +67,7 @@ class Report:
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     key: Sequence[tuple[str, str]] = ()
     rows: Sequence[Sequence[tuple[str, np.ndarray]]] = ()
+    targets: Sequence[tuple[str, np.ndarray]] = ()
 
     def to_html(self) -> str:
         """Return the page, pictures inside."""
@@ -75,12 +77,6 @@ class Report:
         )
         facts = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in self.facts.items())
         key = "".join(f'<i style="background:{escape(colour)}"></i>{escape(meaning)}' for colour, meaning in self.key)
-        rows = "".join(
-            f'<div class="row" style="--columns:{len(row)}">'
-            + "".join(_figure(caption, image) for caption, image in row)
-            + "</div>"
-            for row in self.rows
-        )
         curves = "".join(
             f"<h2>{escape(name)}</h2>{curve_svg(values, name)}"
             for name, values in self.curves.items()
@@ -90,7 +86,8 @@ class Report:
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(self.title)}</title>',
             f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>',
             f'<h1>{escape(self.title)}</h1><p class="lead">{escape(self.lead)}</p><div class="numbers">{numbers}</div>',
-            f'<h2>Pictures</h2><p class="key">{key}</p>{rows}' if self.rows else "",
+            f'<h2>Pictures</h2><p class="key">{key}</p>{"".join(map(_row, self.rows))}' if self.rows else "",
+            f"<h2>Targets as they were understood</h2>{_row(self.targets)}" if self.targets else "",
             *(table.to_html() for table in self.tables),
             curves,
             f"<h2>Facts</h2><table>{facts}</table></html>\n",
@@ -134,6 +131,11 @@ def worst_and_best(scores: Sequence[float], count: int = 3) -> list[tuple[str, i
     worst = order[:count]
     best = [index for index in reversed(order) if index not in worst][:count]
     return [("worst", index) for index in worst] + [("best", index) for index in best]
+
+
+def _row(pictures: Sequence[tuple[str, np.ndarray]]) -> str:
+    figures = "".join(_figure(caption, image) for caption, image in pictures)
+    return f'<div class="row" style="--columns:{len(pictures)}">{figures}</div>'
 
 
 def _figure(caption: str, image: np.ndarray) -> str:

@@ -6,11 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import LazyLoader
 from pathlib import Path
 
 import dl_techniques
 from dl_techniques.engines.openvino import import_openvino
 from dl_techniques.errors import ConvUNextError
+
+# What Keras and TensorFlow import if it is there and conversions do not use: most of the seconds of a small one.
+NEEDLESS = ("jax", "matplotlib", "pandas", "torch")
+LAZY = "scipy.signal"  # what Keras on OpenVINO cannot be imported without
 
 
 class ConversionError(ConvUNextError):
@@ -43,10 +49,10 @@ def module_environment(**changes: str) -> dict[str, str]:
 
 def exit_status_of(work: Callable[[], None]) -> int:
     """Do the work of a subprocess; return its exit status, and print why it failed as the last line of stderr."""
-    if os.environ.get("KERAS_BACKEND") == "openvino":
-        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # Keras would look for it, which takes seconds
+    on_openvino = os.environ.get("KERAS_BACKEND") == "openvino"
+    sys.meta_path.insert(0, _Needless((*NEEDLESS, "tensorflow") if on_openvino else NEEDLESS))
     try:
-        if os.environ.get("KERAS_BACKEND") == "openvino":
+        if on_openvino:
             import_openvino()  # before Keras imports it
         work()
         return 0
@@ -58,3 +64,21 @@ def exit_status_of(work: Callable[[], None]) -> int:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     print(reason, file=sys.stderr)
     return 1
+
+
+class _Needless:
+    """Lets modules count as not installed, and one be loaded when it is used.
+
+    `None` in `sys.modules` would do for the former, but SciPy takes that for the module.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
+        if name in self._names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        spec = PathFinder.find_spec(name, path) if name == LAZY else None
+        if spec and spec.loader:
+            spec.loader = LazyLoader(spec.loader)
+        return spec

@@ -66,7 +66,8 @@ def _sort_out(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 def _other_kinds(others: Sequence[Path]) -> str:
     kinds = list(dict.fromkeys(path.suffix.lower() or path.name for path in others))
-    return f"{len(others)} files of other kinds left out: {first_of(kinds)}"
+    count = "1 file of another kind" if len(others) == 1 else f"{len(others)} files of other kinds"
+    return f"{count} left out: {first_of(kinds)}"
 
 
 def print_left_out(console: Console, *sources: str | os.PathLike | None) -> None:

@@ -120,6 +120,7 @@ def write_evaluation(
         curves=curves or {},
         facts=facts,
         key=evaluation.legend(),
-        rows=[*shown, *understood],
+        rows=shown,
+        targets=[picture for row in understood for picture in row],
     )
     write_file(folder / REPORT, report.to_html().encode())

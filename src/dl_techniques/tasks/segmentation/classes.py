@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -210,7 +210,7 @@ def choose_classes(
     if names and len(names) != len(values):
         rule = f"must name {len(values)} classes, one for each of the values {describe_values(values)}"
         raise ArgumentError("classes", rule, names, "Exclude values with --ignore.")
-    return Classes(tuple(values), names or tuple(map(value_name, values)), ignored)
+    return Classes(tuple(values), names or tuple(value_names(values)), ignored)
 
 
 def choose_labels(count: int, names: tuple[str, ...] = (), ignored: tuple[int, ...] = ()) -> Classes:
@@ -232,14 +232,15 @@ def choose_labels(count: int, names: tuple[str, ...] = (), ignored: tuple[int, .
     return Classes(tuple(range(count)), names or tuple(map(str, range(count))), ignored, labels=True)
 
 
-def value_name(value: int) -> str:
-    """Return a mask's value as people write it: a number, or a colour as #rrggbb."""
-    return str(value) if value < 2**16 else f"#{value:06x}"
+def value_names(values: Collection[int]) -> list[str]:
+    """Return the values of a mask as people write them: numbers or, if one is beyond 16 bits, colours as #rrggbb."""
+    form = "d" if max(values, default=0) < 2**16 else "06x"
+    return [("" if form == "d" else "#") + format(value, form) for value in values]
 
 
 def describe_values(values) -> str:
     """Return the first values of a list in words."""
-    shown = [value_name(value) for value in values]
+    shown = value_names(values)
     return ", ".join(shown[:12]) + (f" … ({len(shown)} in all)" if len(shown) > 12 else "")
 
 

@@ -18,7 +18,7 @@ from dl_techniques.tasks.segmentation.classes import (
     choose_classes,
     choose_labels,
     describe_values,
-    value_name,
+    value_names,
 )
 from dl_techniques.tasks.segmentation.readers import are_instances, is_full_scale, soft_values
 
@@ -155,7 +155,8 @@ def check_names(inspection: Inspection, names: Sequence[str], ignored: Sequence[
         return
     rarest = sorted(within, key=lambda value: (within[value], -value))[:surplus]
     found = [
-        f"{value_name(value)} is in {first_of([path for path, counts in masks if value in counts])}" for value in rarest
+        f"{name} is in {first_of([path for path, counts in masks if value in counts])}"
+        for value, name in zip(rarest, value_names(rarest), strict=True)
     ]
     rule = f"must name {len(within)} classes, one for each of the values {describe_values(sorted(within))}"
     remedy = f"In the fewest masks: {first_of(found, '; ')}. Correct them, or exclude values with --ignore."

@@ -12,7 +12,7 @@ import numpy as np
 from dl_techniques.datasets.targets import PairFacts, TargetReader
 from dl_techniques.errors import FileError, first_of
 from dl_techniques.images.source import Channels, ImageSource, Picture
-from dl_techniques.tasks.segmentation.classes import IGNORED, Classes, value_name
+from dl_techniques.tasks.segmentation.classes import IGNORED, Classes, value_names
 from dl_techniques.tasks.segmentation.masks import INVERTED, Reading, alpha_from, grey_factor, labels_from, mask_from
 
 READINGS: tuple[Reading, ...] = ("stored", "grey", "colours")
@@ -290,7 +290,7 @@ def _check_agreement(facts: Sequence[PairFacts], reading: Reading) -> None:
     for (kind, (values, name)), (other, (others, place)) in itertools.combinations(groups.items(), 2):
         inside = (values - others, others - values)
         if all(inside) and values & others <= {0} and not (values | others) <= {0, *FULL_SCALE}:
-            told = [first_of([value_name(value) for value in sorted(found)]) for found in inside]
+            told = [first_of(value_names(sorted(found))) for found in inside]
             reason = f"({kind}) holds the values {told[0]}; {place} ({other}) holds {told[1]} instead."
             raise FileError(name, reason, "Save all masks in one way.")
 
@@ -317,8 +317,9 @@ def _apart(facts: Sequence[PairFacts]) -> list[str]:
             names.setdefault(value, []).append(entry.pair.words(entry.pair.target.name))
     if len(names) < 2 or set(names) <= FULL_SCALE:
         return []
-    told = "; ".join(f"{value_name(value)} in {first_of(found)}" for value, found in sorted(names.items()))
-    return [f"no mask holds two of the values: {told}"]
+    held = sorted(names)
+    told = [f"{name} in {first_of(names[value])}" for value, name in zip(held, value_names(held), strict=True)]
+    return [f"no mask holds two of the values: {'; '.join(told)}"]
 
 
 def _empty(facts: Sequence[PairFacts], held: str, test: Callable[[Mapping[int, int]], bool]) -> list[str]:

@@ -162,7 +162,7 @@ class SegmentationTask(Task):
         """Return an image of a data set and its mask in the colours of the legend, `(SHOWN, SHOWN, 3)` each."""
         mask = self.classes.encode(target if self.classes.labels else target[..., 0], pair.words(pair.target))
         low, high = np.percentile(visible(pixels), (0.5, 99.5))
-        pictures = (f"mask as understood: {pair.name}", paint(mask)), ("its image", to_display(pixels, low, high))
+        pictures = (f"mask: {pair.name}", paint(mask)), ("its image", to_display(pixels, low, high))
         return [(caption, thumbnail(picture, SHOWN)) for caption, picture in pictures]
 
     def evaluate(self, function: Function, samples: Iterable[Sample]) -> SegmentationEvaluation:
