@@ -103,7 +103,7 @@ def pillow(mode: str, **options: Any) -> Write:
 
 def vips(dtype: str = "uint8", last: int = 0, pages: int = 1, **options: Any) -> Write:
     def write(path: Path) -> None:
-        import pyvips
+        import pyvips  # pyright: ignore[reportMissingImports]
 
         array = planes(pages, dtype=dtype, last=last)
         array = array.reshape(pages * HEIGHT, WIDTH, max(last, 1))
@@ -120,8 +120,8 @@ def vips(dtype: str = "uint8", last: int = 0, pages: int = 1, **options: Any) ->
 
 def gdal(bands: int, dtype: str, driver: str = "GTiff", nodata: float | None = None, **options: Any) -> Write:
     def write(path: Path) -> None:
-        import rasterio
-        from rasterio.transform import from_origin
+        import rasterio  # pyright: ignore[reportMissingImports]
+        from rasterio.transform import from_origin  # pyright: ignore[reportMissingImports]
 
         array = planes(bands, dtype=dtype)
         if nodata is not None:
@@ -137,47 +137,123 @@ def gdal(bands: int, dtype: str, driver: str = "GTiff", nodata: float | None = N
 
 UNITS: dict[str, Any] = {"resolution": (4.0, 4.0), "metadata": {"axes": "ZYX", "unit": "um", "spacing": 0.5}}
 PHYSICAL = {"PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm", "PhysicalSizeZ": 0.5, "PhysicalSizeZUnit": "µm"}
-COMPOSITE = {"axes": "TZCYX", "mode": "composite", "unit": "um", "finterval": 0.5, "Labels": [f"p{n}" for n in range(12)]}
+COMPOSITE = {
+    "axes": "TZCYX",
+    "mode": "composite",
+    "unit": "um",
+    "finterval": 0.5,
+    "Labels": [f"p{n}" for n in range(12)],
+}
 LUT = np.stack([np.zeros(256), np.arange(256) * 257, np.zeros(256)]).astype("uint16")
 RGB, STACK = planes(last=3), planes(6)
 KINDS = (
     Kind("tifffile", "grey, 8 bits", tiff(planes(1)[0], resolution=(300, 200), resolutionunit=2)),
-    Kind("tifffile", "grey, 16 bits, big-endian, LZW", tiff(planes(1, dtype="uint16")[0], byteorder=">", compression="lzw")),
-    Kind("tifffile", "grey, float32, floating-point predictor", tiff(planes(1, dtype="float32")[0], compression="zlib", predictor=3)),
+    Kind(
+        "tifffile",
+        "grey, 16 bits, big-endian, LZW",
+        tiff(planes(1, dtype="uint16")[0], byteorder=">", compression="lzw"),
+    ),
+    Kind(
+        "tifffile",
+        "grey, float32, floating-point predictor",
+        tiff(planes(1, dtype="float32")[0], compression="zlib", predictor=3),
+    ),
     Kind("tifffile", "grey, int16", tiff(planes(1, dtype="int16")[0]), ("dtype",), "int16 read as float32"),
-    Kind("tifffile", "RGB, planes apart", tiff(np.moveaxis(RGB, -1, 0), photometric="rgb", planarconfig="separate"), ("storage",)),
-    Kind("tifffile", "BigTIFF, tiles, zstd", tiff(planes(1, dtype="uint16")[0], bigtiff=True, tile=(32, 32), compression="zstd")),
+    Kind(
+        "tifffile",
+        "RGB, planes apart",
+        tiff(np.moveaxis(RGB, -1, 0), photometric="rgb", planarconfig="separate"),
+        ("storage", "axes", "shape"),
+    ),
+    Kind(
+        "tifffile",
+        "BigTIFF, tiles, zstd",
+        tiff(planes(1, dtype="uint16")[0], bigtiff=True, tile=(32, 32), compression="zstd"),
+    ),
     Kind("tifffile", "stack", tiff(STACK, photometric="minisblack")),
     Kind("tifffile", "stack behind one page", tiff(STACK, photometric="minisblack", truncate=True)),
-    Kind("tifffile", "axes TZYX", tiff(planes(2, 3), photometric="minisblack", metadata={"axes": "TZYX", "name": "series"})),
+    Kind(
+        "tifffile",
+        "axes TZYX",
+        tiff(planes(2, 3), photometric="minisblack", metadata={"axes": "TZYX", "name": "series"}),
+    ),
     Kind("tifffile", "axes ZCYX", tiff(planes(3, 2), photometric="minisblack", metadata={"axes": "ZCYX"})),
-    Kind("tifffile", "shape (height, width, 2)", tiff(planes(last=2))),
-    Kind("tifffile", "boolean", tiff(planes(1)[0] > 120), ("dtype",)),
-    Kind("tifffile", "0 as white, 16 bits", tiff(65535 - planes(1, dtype="uint16")[0], photometric="miniswhite"), ("inverted",)),
+    Kind("tifffile", "shape (height, width, 2)", tiff(planes(last=2)), ("storage", "axes")),
+    Kind("tifffile", "boolean", tiff(planes(1)[0] > 120), ("dtype", "inverted", "storage")),
+    Kind(
+        "tifffile",
+        "0 as white, 16 bits",
+        tiff(65535 - planes(1, dtype="uint16")[0], photometric="miniswhite"),
+        ("inverted", "storage"),
+    ),
     Kind("ImageJ", "stack with units", tiff(STACK, imagej=True, **UNITS)),
     Kind("ImageJ", "stack behind one page", tiff(STACK, imagej=True, truncate=True, **UNITS)),
-    Kind("ImageJ", "composite hyperstack, labels", tiff(planes(2, 3, 2, dtype="uint16"), imagej=True, metadata=COMPOSITE)),
+    Kind(
+        "ImageJ", "composite hyperstack, labels", tiff(planes(2, 3, 2, dtype="uint16"), imagej=True, metadata=COMPOSITE)
+    ),
     Kind("ImageJ", "stack of RGB", tiff(planes(3, last=3), imagej=True, metadata={"axes": "ZYXS"})),
     Kind("ImageJ", "float32 with NaN", holes),
     Kind("ImageJ", "green table of colours", tiff(planes(1)[0], imagej=True, colormap=LUT)),
-    Kind("OME", "Z stack with sizes", tiff(STACK, ome=True, photometric="minisblack", metadata={"axes": "ZYX", **PHYSICAL})),
-    Kind("OME", "TCZYX, 16 bits", tiff(planes(2, 2, 3, dtype="uint16"), ome=True, photometric="minisblack", metadata={"axes": "TCZYX", "Channel": {"Name": ["DAPI", "GFP"]}, **PHYSICAL})),
+    Kind(
+        "OME",
+        "Z stack with sizes",
+        tiff(STACK, ome=True, photometric="minisblack", metadata={"axes": "ZYX", **PHYSICAL}),
+    ),
+    Kind(
+        "OME",
+        "TCZYX, 16 bits",
+        tiff(
+            planes(2, 2, 3, dtype="uint16"),
+            ome=True,
+            photometric="minisblack",
+            metadata={"axes": "TCZYX", "Channel": {"Name": ["DAPI", "GFP"]}, **PHYSICAL},
+        ),
+    ),
     Kind("OME", "RGB", tiff(RGB, ome=True, photometric="rgb", metadata={"axes": "YXS", "PhysicalSizeX": 0.5})),
     Kind("OME", "pyramid in SubIFDs", pyramid, ("levels",), "smaller copies"),
     Kind("Aperio's order", "levels without a flag", aperio, ("levels",), "smaller copies"),
     Kind("Pillow", "grey with dpi", pillow("L", dpi=(300, 200), compression="tiff_lzw")),
     Kind("Pillow", "pages, 16 bits", pillow("I;16", pages=4)),
-    Kind("Pillow", "1 bit, CCITT group 4", pillow("1", compression="group4"), ("dtype", "inverted")),
+    Kind("Pillow", "1 bit, CCITT group 4", pillow("1", compression="group4"), ("dtype", "inverted", "storage")),
     Kind("Pillow", "RGB with alpha", pillow("RGBA", compression="tiff_deflate")),
-    Kind("libvips", "RGB, JPEG tiles, pyramid", vips(last=3, tile=True, pyramid=True, compression="jpeg", tile_width=64, tile_height=64), ("levels", "storage"), "smaller copies"),
-    Kind("libvips", "float, tiles, zstd", vips("float32", tile=True, compression="zstd", tile_width=64, tile_height=64)),
+    Kind(
+        "libvips",
+        "RGB, JPEG tiles, pyramid",
+        vips(last=3, tile=True, pyramid=True, compression="jpeg", tile_width=64, tile_height=64),
+        ("levels", "storage"),
+        "smaller copies",
+    ),
+    Kind(
+        "libvips",
+        "float, tiles, deflate",
+        vips("float32", tile=True, compression="deflate", tile_width=64, tile_height=64),
+    ),
     Kind("libvips", "pages, LZW with predictor", vips("uint16", pages=3, compression="lzw", predictor="horizontal")),
     Kind("GDAL", "float32 with nodata", gdal(1, "float32", nodata=-9999.0, compress="deflate")),
     Kind("GDAL", "uint16 with nodata 0, tiles", gdal(1, "uint16", nodata=0, tiled=True, blockxsize=64, blockysize=64)),
-    Kind("GDAL", "RGB, JPEG as YCbCr", gdal(3, "uint8", photometric="YCBCR", compress="jpeg", interleave="pixel", tiled=True, blockxsize=64, blockysize=64), ("storage",)),
-    Kind("GDAL", "4 bands, planes apart", gdal(4, "uint16", interleave="band"), ("storage",)),
-    Kind("GDAL", "cloud-optimized, overviews", gdal(1, "uint16", "COG", blocksize=128, overview_count=2, overviews="AUTO"), ("levels",)),
-)  # fmt: skip
+    Kind(
+        "GDAL",
+        "RGB, JPEG as YCbCr",
+        gdal(
+            3,
+            "uint8",
+            photometric="YCBCR",
+            compress="jpeg",
+            interleave="pixel",
+            tiled=True,
+            blockxsize=64,
+            blockysize=64,
+        ),
+        ("storage",),
+    ),
+    Kind("GDAL", "4 bands, planes apart", gdal(4, "uint16", interleave="band"), ("storage", "axes", "shape")),
+    Kind(
+        "GDAL",
+        "cloud-optimized, overviews",
+        gdal(1, "uint16", "COG", blocksize=128, overview_count=2, overviews="AUTO"),
+        ("levels",),
+    ),
+)
 
 
 # === Comparison ===
@@ -206,6 +282,8 @@ def facts(path: Path) -> dict[str, Any]:
         }
         if page.photometric == 0:
             found["inverted"] = True
+        if found["resolution"] == (1.0, 1.0) and found["unit"] == 1:  # what TIFF demands where nothing is known
+            found |= {"resolution": (), "unit": 2}
         return found
 
 
@@ -216,8 +294,8 @@ def pixels(path: Path) -> np.ndarray:
         if file.pages.first.photometric == 0:
             array = ~array
     array = np.moveaxis(array, axes.index("S"), -1) if "S" in axes else array[..., None]
-    if array.ndim == 4 and array.shape[1:] == (HEIGHT, 2, 1):
-        array = array[..., 0]
+    if array.ndim == 4 and array.shape[1:] == (WIDTH, 2, 1):
+        array = array[..., 0]  # of narrow pages
     array = array.reshape(-1, HEIGHT, WIDTH, array.shape[-1])
     return np.moveaxis(array, -1, 1).reshape(-1, HEIGHT * WIDTH).astype("float64")
 
@@ -235,7 +313,9 @@ def compare(kind: Kind, source: Path, result: Path, notes: str) -> list[str]:
     if (np.nan_to_num(old[gone], nan=-1.0) != np.nan_to_num(new[gone], nan=-1.0)).any():
         wrong.append("samples without data")
     varied = [n for n in range(len(old)) if old[n][~gone[n]].std() > 0]
-    match = np.corrcoef(*(np.where(gone, 0.0, x)[varied] for x in (old, new)))[len(varied) :, : len(varied)]
+    match = np.corrcoef(np.where(gone, 0.0, old)[varied], np.where(gone, 0.0, new)[varied])[
+        len(varied) :, : len(varied)
+    ]
     if (match.argmax(axis=1) != np.arange(len(varied))).any() or np.diag(match).min() < 0.95:
         wrong.append("order of planes or their samples")
     if (old[varied] == new[varied]).all(axis=1).any():

@@ -52,7 +52,9 @@ def check_directories(path: Path, file: BinaryIO) -> None:
             raise FileError(str(path), f"has more than {MAX_PAGES} pages.", "Split it.")
         count = number(counted, place)
         if not count:
-            raise FileError(str(path), f"has nothing where page {len(seen)} begins: it was not copied completely.", COPY)
+            raise FileError(
+                str(path), f"has nothing where page {len(seen)} begins: it was not copied completely.", COPY
+            )
         begin, length = place + struct.calcsize(counted), each * count
         file.seek(min(begin, size))
         entries = file.read(min(length, size))
