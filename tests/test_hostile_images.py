@@ -103,7 +103,7 @@ class Computer:
     def plan(self, shape):
         return 64
 
-    def __call__(self, pixels, on_tile=None):
+    def __call__(self, pixels, on_tile=None, valid=None):
         if pixels.shape[0] == self.fails_at:
             raise ZeroDivisionError("division by zero")
         self.alive += 1
@@ -256,9 +256,12 @@ def test_what_a_tiff_asks_for_is_counted_before_it_is_allocated(content, said, t
 
 
 def test_more_pages_than_can_be_meant_are_refused(tmp_path):
-    one, count = directory([]), 100_002
+    width = [(256, 3, 1, 1)]
+    one, count = directory(width), 100_002
     links = (8 + len(one) * number for number in range(1, count))
-    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + b"".join(directory([], link) for link in links))
+    (tmp_path / "a.tif").write_bytes(
+        b"II*\0" + struct.pack("<I", 8) + b"".join(directory(width, link) for link in links)
+    )
     with pytest.raises(FileError, match="has more than 100000 pages"), open_image(tmp_path / "a.tif") as source:
         source.count  # noqa: B018
 

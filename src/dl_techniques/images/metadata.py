@@ -15,7 +15,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -79,8 +79,14 @@ def _gather(**parts: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return {**extras, **({"broken": broken} if broken else {})}
 
 
-def file_extras(file: Any, upright: Any) -> dict[str, Any]:
-    """Return the extras of a file that Pillow opened; `upright` is its image turned, which says so no longer."""
+def file_extras(file: Any, upright: Any, content: BinaryIO) -> dict[str, Any]:
+    """Return the extras of a file that Pillow opened.
+
+    Args:
+        file: What Pillow gave.
+        upright: Its image turned, which says so no longer.
+        content: The open file itself, which Pillow lets go when it has decoded the image.
+    """
 
     def text() -> dict[str, Any]:
         # What Pillow itself turns into EXIF, or has turned, is no text.
@@ -94,13 +100,13 @@ def file_extras(file: Any, upright: Any) -> dict[str, Any]:
         resolution=lambda: {"dpi": _resolution(file.info["dpi"])} if file.info.get("dpi") else {},
         EXIF=lambda: {"exif": exif.tobytes()} if (exif := upright.getexif()) else {},
         text=text,
-        colours=lambda: {"png": chunks} if file.format == "PNG" and (chunks := _colour_chunks(file.fp)) else {},
+        colours=lambda: {"png": chunks} if file.format == "PNG" and (chunks := _colour_chunks(content)) else {},
     )
 
 
-def _colour_chunks(file: Any) -> tuple[tuple[bytes, bytes], ...]:
+def _colour_chunks(file: BinaryIO) -> tuple[tuple[bytes, bytes], ...]:
     """Return name and content of the chunks of a PNG that say what its samples look like, but for its profile."""
-    place, found = file.tell(), []
+    found = []
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, name = struct.unpack(">I4s", head)
@@ -110,7 +116,6 @@ def _colour_chunks(file: Any) -> tuple[tuple[bytes, bytes], ...]:
         if content is not None:
             found.append((name, content))
         file.seek(4 if content is not None else length + 4, os.SEEK_CUR)
-    file.seek(place)
     return tuple(found)
 
 

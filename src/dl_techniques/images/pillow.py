@@ -113,7 +113,7 @@ class Source(ImageSource):
     def _decode(self, page: int) -> Decoded:
         file = self._still
         upright, orientation = self._upright(file), self._orientation
-        extras = file_extras(file, upright)
+        extras = file_extras(file, upright, self.file)
         notes = list(self._notes)
         if orientation != 1:
             notes.append("rotated upright according to EXIF")

@@ -255,13 +255,14 @@ def _picture(decoded: Decoded, channels: Channels) -> Picture:
     notes = (*decoded.notes, *broken_parts(extras))
     array = array[..., None] if array.ndim == 2 else array
     samples: int = array.shape[2] if array.ndim == 3 else 0
+    asked = channels
     if channels != "declared" and not decoded.declared:
         alpha = None  # a guess of the format, or of the file
     elif alpha is None:
         channels = samples
-    known = samples > 0 and (samples in (channels, 1, 2, 3, 4) or alpha is not None)
+    known = samples in (asked, 1, 2, 3, 4) or alpha is not None or (samples == channels and not isinstance(asked, int))
     if array.dtype.name not in DEEP or array.size == 0 or not known:
-        wanted = "are neither grey nor RGB" + (f", nor of {channels} channels" if channels not in (None, 1, 3) else "")
+        wanted = "are neither grey nor RGB" + (f", nor of {asked} channels" if asked not in (None, 1, 3) else "")
         raise ValueError(f"{array.dtype.name} samples of shape {array.shape} {wanted}")
     if samples == channels:
         chosen, beyond = list(range(samples)), None
