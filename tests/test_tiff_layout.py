@@ -216,6 +216,10 @@ def test_nodata_and_places_go_from_input_to_output(tmp_path):
     hole = terrain == -9999
     assert (found[hole] == -9999).all() and "100 samples without data left as they are" in said
     assert np.abs(found[~hole] - terrain[~hole]).max() < 30  # nothing of the hole is in its neighbours
+    options = PredictionOptions(output=output, inspect=True)
+    predictor = Predictor(smoothing_engine(), task="denoise")
+    report = predict_file(predictor, tmp_path / "dem.tif", tmp_path / "b.tif", options, lambda *_: None)
+    assert 4 < float(str(report.remarks.facts["noise"].split()[-1])) < 12  # of samples from 500 to 525
 
 
 def test_holes_of_an_image_are_ignored_in_its_mask(tmp_path):

@@ -19,7 +19,7 @@ from dl_techniques.images.source import ImageSource, Picture, reading_errors
 from dl_techniques.images.tiff import page_writer
 from dl_techniques.inference.network import OnTile, Pass
 from dl_techniques.inference.pipeline import FileResult, find_inputs, plan_outputs, process_files, summarize
-from dl_techniques.inference.predictor import Predictor
+from dl_techniques.inference.predictor import Predictor, fill
 from dl_techniques.inference.settings import PredictionOptions
 from dl_techniques.inference.streaming import stream_file
 from dl_techniques.tasks.base import Page, Remarks
@@ -128,8 +128,9 @@ def predict_file(
         pages = _Pages(predictor, file, options, output, on_tile)
         predictor.task.write(output, pages, file.count, options.extras)
         remarks = Remarks()
-        if pages.first is not None:
-            remarks = predictor.task.inspect(pages.first.pixels, lambda x: predictor(x).pixels)
+        if (first := pages.first) is not None:
+            pixels = first.pixels if first.valid is None else fill(first.pixels, first.valid)
+            remarks = predictor.task.inspect(pixels, lambda x: predictor(x).pixels)
     notes = tuple(pages.notes)
     if predictor.engine.model is None and predictor.engine.tiling is None:
         notes += ("the card does not state the network's memory: --max-memory limited images and results only",)
