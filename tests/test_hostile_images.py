@@ -255,6 +255,14 @@ def test_what_a_tiff_asks_for_is_counted_before_it_is_allocated(content, said, t
         read_image(path)
 
 
+def test_strips_without_rows_are_not_read_in_parts(tmp_path):
+    rows, none = (struct.pack("<HHII", 278, 4, 1, count) for count in (3, 0))
+    path = tmp_path / "a.tif"
+    path.write_bytes(patched(tiff(samples(9, 8), rowsperstrip=3, metadata=None), rows, none))
+    with open_image(path) as source, pytest.raises(FileError, match="strips or tiles without pixels"):
+        source.windows(2**20)
+
+
 def test_more_pages_than_can_be_meant_are_refused(tmp_path):
     width = [(256, 3, 1, 1)]
     one, count = directory(width), 100_002

@@ -48,6 +48,8 @@ class TiffRaster:
             if page.is_tiled
             else (min(page.rowsperstrip, self.shape[0]), self.shape[1])
         )
+        if min(self._block) < 1:
+            self._refuse("has strips or tiles without pixels.")
         whole = page.fillorder == 1 and page.bitspersample == 8 * self.dtype.itemsize
         self._plain = whole and page.compression == 1 and not page.is_tiled
         if self._plain and self.block_bytes > cache:
