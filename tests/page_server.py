@@ -19,11 +19,11 @@ OPTIONS = PageOptions(max_megabytes=1, max_pixels=4000, queue=2)
 class Slow(Predictor):
     """A model that takes as long as it is told to."""
 
-    def __call__(self, pixels, on_tile=lambda done, total: None):
+    def __call__(self, *arguments):
         end = time.monotonic() + 600
         while not Path(sys.argv[1]).exists() and time.monotonic() < end:
             time.sleep(0.05)
-        return super().__call__(pixels, on_tile)
+        return super().__call__(*arguments)
 
 
 if __name__ == "__main__":
